@@ -1,0 +1,130 @@
+"""The record that flows everywhere: a dialogue whose parts are text or media items."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Modality(StrEnum):
+    """The three media that go in and out beside text."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A place in a turn where one medium stands; in an assistant turn it is to be generated.
+
+    `name` is the medium's path below the dataset's media folder as a reader yields it, and the tar member's
+    suffix (`jpg`, or `0.jpg` where a sample holds several) once prepared; it is empty where no medium exists.
+    """
+
+    modality: Modality
+    name: str = ""
+    caption: str = ""
+
+
+Part = str | Item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one speaker says: text and items in the order they stand."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """Encoded bytes of one medium; `format` is the file suffix without a dot (`jpg`, `mp4`, `wav`)."""
+
+    modality: Modality
+    data: bytes
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A decoded image: uint8 (H, W, 3), RGB."""
+
+    pixels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """Decoded frames: uint8 (T, H, W, 3), RGB; `fps` in frames per second."""
+
+    frames: npt.NDArray[np.uint8]
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audio:
+    """A decoded sound: float32 (C, T) in [-1, 1]; `sample_rate` in Hz."""
+
+    waveform: npt.NDArray[np.float32]
+    sample_rate: int
+
+
+Decoded = Image | Video | Audio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One dialogue with its media. `key` matches `[a-z0-9_-]+`; `source` says which row of which file it was."""
+
+    key: str
+    source: str
+    turns: tuple[Turn, ...]
+    media: Mapping[str, Media] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def items(self, role: Role | None = None) -> Iterator[Item]:
+        """Yields the items of all turns, or of one role's turns, in the order they stand."""
+        for turn in self.turns:
+            if role is None or turn.role == role:
+                yield from (part for part in turn.parts if isinstance(part, Item))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A row that was left out: where it stood, at which stage it failed, and why."""
+
+    source: str
+    key: str
+    stage: str
+    reason: str
+
+
+def turns_to_json(turns: tuple[Turn, ...]) -> str:
+    """Writes turns as compact JSON; equal turns give equal bytes."""
+
+    def part(value: Part) -> str | dict[str, str]:
+        if isinstance(value, str):
+            return value
+        return {"modality": value.modality.value, "name": value.name, "caption": value.caption}
+
+    rows = [{"role": turn.role, "parts": [part(p) for p in turn.parts]} for turn in turns]
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+
+
+def turns_from_json(text: str | bytes) -> tuple[Turn, ...]:
+    """Reads what `turns_to_json` wrote."""
+
+    def part(value: str | dict[str, str]) -> Part:
+        if isinstance(value, str):
+            return value
+        return Item(modality=Modality(value["modality"]), name=value["name"], caption=value["caption"])
+
+    return tuple(Turn(role=row["role"], parts=tuple(part(p) for p in row["parts"])) for row in json.loads(text))
