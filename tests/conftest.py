@@ -1,14 +1,27 @@
 """Fixtures every test may use."""
 
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real samples and golden numbers beside the checkout; tests that need it skip where it is absent."""
-    path = Path(__file__).resolve().parents[2] / "shared"
+    path = ROOT.parent / "shared"
     if not path.is_dir():
         pytest.skip("../shared is not beside this checkout")
     return path
@@ -18,3 +31,76 @@ def shared() -> Path:
 def sample_root(shared: Path) -> Path:
     """NExT-GPT's own sample: 14 images, 14 sounds, 11 videos with captions."""
     return shared / "data" / "nextgpt-sample"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A real Ray cluster of this test session: its job server, and the environment that reaches it."""
+
+    job_server: str
+    environment: Mapping[str, str]
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- ENTRYPOINT`, from the checkout, to its end."""
+        command = [str(BIN / "ray"), "job", "submit", "--address", self.job_server, "--working-dir", ".", "--"]
+        return subprocess.run(
+            [*command, *entrypoint], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=500
+        )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of `jobs/` from the checkout as a driver of this cluster."""
+        environment = {**self.environment, "RAY_ADDRESS": self.environment["TEST_RAY_ADDRESS"]}
+        return subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Starts a head with a job server on ports and in a folder of its own, with token authentication; ends it by its id."""
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
+    # A short path: Ray's sockets live below it, and the length of a socket's path is limited.
+    with tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "TEST_RAY_ADDRESS": f"127.0.0.1:{port}",
+        }
+        environment.pop("RAY_ADDRESS", None)
+        command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--disable-usage-stats"]
+        with (Path(folder) / "head.log").open("w") as log:
+            head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait_for(dashboard, head)
+            yield Cluster(job_server=f"http://127.0.0.1:{dashboard}", environment=environment)
+        finally:
+            _end(head)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError("the Ray head did not open its job server")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

@@ -1,0 +1,121 @@
+"""What every command shares: exit codes, one-line errors, and a Ray to run on."""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+# Workers share the driver's environment already; Ray's own hook would rebuild one with `uv run` in each of them.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Keeps a laptop's run quiet: no usage reports, no dashboard metrics export, no warnings meant for clusters.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+FAILED = 1
+USAGE = 2
+
+Main = Callable[[Sequence[str] | None], None]
+
+
+class UsageError(ValueError):
+    """The command line or the configuration is wrong; one line a mistake."""
+
+
+def parser(description: str) -> ArgumentParser:
+    """An argument parser whose help shows every default."""
+    return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+
+
+def start_ray() -> None:
+    """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        return
+    level = logging.WARNING
+    ray.init(log_to_driver=True, logging_level=level, configure_logging=True)
+    for name in ("ray.data", "ray.train", "ray.util"):
+        logging.getLogger(name).setLevel(level)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def run(main: Main) -> None:
+    """Runs a command and ends the process: 0 done, 1 failed, 2 usage; the reason is the last line of the log."""
+    try:
+        main(None)
+    except UsageError as error:
+        _fail(error, USAGE)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        cause = root_cause(error)
+        if not isinstance(cause, ValueError | OSError):
+            traceback.print_exc()
+        _fail(cause, FAILED)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error behind what Ray wraps around it."""
+    seen = set[int]()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = list(getattr(error, "worker_failures", {}).values())
+        inner = [getattr(error, "cause", None), *failures, error.__cause__]
+        error = next((cause for cause in inner if isinstance(cause, BaseException)), error)
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person: the message, or the kind of error where there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    message = lines[-1] if lines and isinstance(error, RuntimeError) else (lines[0] if lines else type(error).__name__)
+    return name + re.sub(r"^\[Errno \d+\] ", "", message)
+
+
+def existing_folder(value: str) -> Path:
+    """The absolute path of a folder that must exist."""
+    path = Path(value).expanduser().resolve()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{value}: no such folder")
+    return path
+
+
+def existing_file(value: str) -> Path:
+    """The absolute path of a file that must exist."""
+    path = Path(value).expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"{value}: no such file")
+    return path
+
+
+def new_folder(value: str) -> Path:
+    """The absolute path of a folder to write to."""
+    path = Path(value).expanduser().resolve()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{value}: is a file; give a folder")
+    return path
+
+
+def note_untrained(names: Iterable[str]) -> None:
+    """Says which frozen parts hold random weights, so that nobody takes their output for more."""
+    distinct = list(dict.fromkeys(names))
+    if distinct:
+        print(f"note: untrained (random weights, for trying the way alone): {', '.join(distinct)}")
+
+
+def _fail(error: BaseException, code: int) -> None:
+    sys.stdout.flush()
+    lines = str(error).splitlines() if isinstance(error, UsageError) else [describe(error)]
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,57 @@
+"""Makes the frozen encoders inside the actors that use them: model parts behind the protocol of pipelines.embed."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.devices import best_device
+from model.parts import is_untrained
+from pipelines.embed import Embeddings, Encoder
+from pipelines.sample import Modality
+from pipelines.sidecars import ENCODER
+
+
+def encoder_factory(config: ModelConfig, kind: str, name: str | None = None) -> Callable[[], Encoder]:
+    """What makes the encoder of a sidecar kind: the preset's, or the one named."""
+    if kind == ENCODER:
+        return partial(FeatureEncoder, name or config.encoder.name)
+    return partial(CaptionTextEncoder, Modality(kind), name or config.outputs[Modality(kind)].decoder)
+
+
+class CaptionTextEncoder:
+    """A decoder's own text encoder; see model.decoders.CaptionEncoder."""
+
+    def __init__(self, modality: Modality, name: str) -> None:
+        device = best_device()
+        from model.decoders import CaptionEncoder
+
+        self._encoder = CaptionEncoder(modality, name, device=device)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{modality.value}-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Caption embeddings (N, L, D) and how many of the L positions are each caption's own."""
+        result = self._encoder(inputs)
+        return result.embeddings, result.lengths
+
+
+class FeatureEncoder:
+    """ImageBind on decoded media; see model.imagebind_inputs.ImageBindEncoder."""
+
+    def __init__(self, name: str) -> None:
+        device = best_device()
+        from model.imagebind_inputs import ImageBindEncoder
+
+        self._encoder = ImageBindEncoder(name, device=device)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{ENCODER}-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Features (N, E); a feature has no positions."""
+        features = self._encoder(inputs)
+        return features, np.ones(len(features), np.int32)

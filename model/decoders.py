@@ -1,0 +1,302 @@
+"""The diffusion decoders of the three modalities, and their own text encoders, behind one interface.
+
+Shape suffixes: N captions, L condition positions, D condition width.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from model.parts import quiet, resolve
+from model.weights import weights_hash
+from pipelines.sample import Audio, Decoded, Image, Modality, Video
+
+VIDEO_FPS = 8.0
+FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
+_SMALL = {"num_inference_steps": 20, "guidance_scale": 3.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionEmbeddings:
+    """What the decoder's text encoder makes of N captions.
+
+    `embeddings` is float32 (N, L, D). `lengths` is int32 (N,): how many of the L positions are the caption's own, begin
+    and end token included; what follows is padding, which the decoder attends to all the same.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What differs between modalities; classes are named, as importing them costs seconds."""
+
+    pipeline: str
+    tokenizer: str
+    text_encoder: str
+    text_config: str
+    pooled: bool  # the condition is one L2-normalised vector, not one vector a position
+    native: Callable[[Any], dict[str, Any]]  # the size the UNet's own configuration names
+    full_size: Mapping[str, Any]  # what released weights want instead
+    decoded: Callable[[Any, Any], Decoded]
+
+
+def _square(pipe: Any) -> dict[str, Any]:
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return {"height": side, "width": side}
+
+
+def _square_clip(pipe: Any) -> dict[str, Any]:
+    return {**_square(pipe), "num_frames": 8}
+
+
+def _seconds(pipe: Any) -> dict[str, Any]:
+    frames = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    vocoder = pipe.vocoder.config
+    return {"audio_length_in_s": frames * float(np.prod(vocoder.upsample_rates)) / vocoder.sampling_rate}
+
+
+def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return (np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _image(pipe: Any, output: Any) -> Image:
+    return Image(pixels=_pixels(output.images[0]))
+
+
+def _video(pipe: Any, output: Any) -> Video:
+    return Video(frames=_pixels(output.frames[0]), fps=VIDEO_FPS)
+
+
+def _audio(pipe: Any, output: Any) -> Audio:
+    waveform = np.nan_to_num(output.audios[:1]).clip(-1, 1).astype(np.float32)
+    return Audio(waveform=waveform, sample_rate=int(pipe.vocoder.config.sampling_rate))
+
+
+_CLIP = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel", "text_config": "CLIPTextConfig"}
+_FAMILIES = {
+    Modality.IMAGE: _Family(
+        **_CLIP,
+        pipeline="StableDiffusionPipeline",
+        pooled=False,
+        native=_square,
+        full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
+        decoded=_image,
+    ),
+    Modality.VIDEO: _Family(
+        **_CLIP,
+        pipeline="TextToVideoSDPipeline",
+        pooled=False,
+        native=_square_clip,
+        # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
+        full_size={
+            "height": 320,
+            "width": 576,
+            "num_frames": 16,
+            "num_inference_steps": 40,
+            "guidance_scale": 9.0,
+        },
+        decoded=_video,
+    ),
+    Modality.AUDIO: _Family(
+        pipeline="AudioLDMPipeline",
+        tokenizer="RobertaTokenizer",
+        text_encoder="ClapTextModelWithProjection",
+        text_config="ClapTextConfig",
+        pooled=True,
+        native=_seconds,
+        full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
+        decoded=_audio,
+    ),
+}
+
+
+def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
+    """Returns the condition's shape (L, D) from configuration files alone, without weights.
+
+    Raises FileNotFoundError or ValueError as `CaptionEncoder` does.
+    """
+    family, path = _FAMILIES[modality], _locate(modality, name)
+    config = getattr(transformers, family.text_config).from_pretrained(path, subfolder="text_encoder")
+    return (1, config.projection_dim) if family.pooled else (config.max_position_embeddings, config.hidden_size)
+
+
+class CaptionEncoder:
+    """The text encoder of a diffusion decoder, loaded without its UNet and VAE.
+
+    `shape` is (L, D): (77, 768) for Stable Diffusion v1-5, (77, 1024) for ZeroScope, (1, 512) for AudioLDM. `id` names
+    the encoder by its weights, tokenizer and maximum length. Raises FileNotFoundError where `name` (built-in part,
+    directory or hub id) holds no diffusers pipeline, ValueError where it is another modality's or lacks weights.
+    """
+
+    def __init__(
+        self, modality: Modality, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.modality = modality
+        self._family = _FAMILIES[modality]
+        path = _locate(modality, name)
+        with _quiet_if_local(path):
+            self.tokenizer = getattr(transformers, self._family.tokenizer).from_pretrained(path, subfolder="tokenizer")
+            self.text_encoder = _load_text_encoder(self._family, path, dtype).to(device)
+        config = self.text_encoder.config
+        self._max_length = _max_length(self.tokenizer, config, self._family)
+        self.shape = (1, config.projection_dim) if self._family.pooled else (self._max_length, config.hidden_size)
+        self.id = f"{_readable(name)}-{self._hash()}"
+
+    @torch.inference_mode()
+    def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
+        """Embeds captions as the pipeline's own `encode_prompt` does; longer ones are cut at the maximum length."""
+        if not captions:
+            return CaptionEmbeddings(embeddings=np.zeros((0, *self.shape), np.float32), lengths=np.zeros(0, np.int32))
+        tokens = self.tokenizer(
+            list(captions),
+            # A pooled vector does not depend on padding, so 512 positions of it would be wasted work.
+            padding="longest" if self._family.pooled else "max_length",
+            max_length=self._max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.text_encoder.device)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", self._family.pooled)
+        output = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)
+        if self._family.pooled:
+            embeddings_NLD = normalize(output.text_embeds.float(), dim=-1)[:, None]
+            lengths_N = torch.ones(len(captions))
+        else:
+            embeddings_NLD, lengths_N = output.last_hidden_state.float(), tokens.attention_mask.sum(dim=1)
+        return CaptionEmbeddings(
+            embeddings=embeddings_NLD.cpu().numpy(), lengths=lengths_N.cpu().numpy().astype(np.int32)
+        )
+
+    def _hash(self) -> str:
+        # Parameters only: which buffers a module keeps changes between versions of transformers.
+        weights = weights_hash(dict(self.text_encoder.named_parameters()))
+        vocab = sorted(self.tokenizer.get_vocab().items())
+        special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
+        facts = json.dumps([weights, vocab, special, self._max_length, self._family.text_encoder])
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+class Decoder:
+    """A diffusion pipeline that renders conditions; a copy serves one thread at a time.
+
+    `condition_shape` is (L, D) and `id` its text encoder's. Raises FileNotFoundError and ValueError as
+    `CaptionEncoder` does.
+    """
+
+    def __init__(
+        self, modality: Modality, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.modality, self.name = modality, name
+        self._family = _FAMILIES[modality]
+        encoder = CaptionEncoder(modality, name, device, dtype)
+        path = _locate(modality, name)
+        with _quiet_if_local(path):
+            self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
+                path, tokenizer=encoder.tokenizer, text_encoder=encoder.text_encoder, dtype=dtype
+            )
+        self.pipe.to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.id, self.condition_shape = encoder.id, encoder.shape
+        self._negative_NLD = encoder([""]).embeddings
+        self.defaults = self._defaults()
+
+    def generate(
+        self,
+        condition_LD: npt.NDArray[Any] | Tensor,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        **sizes: Any,
+    ) -> Decoded:
+        """Renders one condition; on one machine the same seed gives the same bytes.
+
+        `sizes` overrides `defaults`: `height` and `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds.
+        Raises ValueError for a condition of another shape or a size this modality does not have.
+        """
+        settings = {**self.defaults, **sizes}
+        if unknown := settings.keys() - self.defaults.keys():
+            known = ", ".join(sorted(self.defaults))
+            raise ValueError(f"{self.modality} has no setting {', '.join(sorted(unknown))}; it has {known}")
+        if steps is not None:
+            settings["num_inference_steps"] = steps
+        if guidance is not None:
+            settings["guidance_scale"] = guidance
+        output = self.pipe(
+            prompt_embeds=self._prompt_embeds(torch.as_tensor(condition_LD)),
+            negative_prompt_embeds=self._prompt_embeds(torch.from_numpy(self._negative_NLD[0])),
+            # On the CPU, so that the noise does not depend on the device.
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="np",
+            **settings,
+        )
+        return self._family.decoded(self.pipe, output)
+
+    def _prompt_embeds(self, condition_LD: Tensor) -> Tensor:
+        if tuple(condition_LD.shape) != self.condition_shape:
+            raise ValueError(
+                f"{self.name}: the {self.modality} condition has shape {tuple(condition_LD.shape)}, this decoder takes "
+                f"{self.condition_shape}; use the output projection trained for it"
+            )
+        batch = condition_LD if self._family.pooled else condition_LD[None]
+        return batch.detach().to(self.pipe.device, self.pipe.dtype)
+
+    def _defaults(self) -> dict[str, Any]:
+        native = self._family.native(self.pipe)
+        if self.pipe.unet.config.block_out_channels[0] < FULL_SIZE_CHANNELS:
+            return {**_SMALL, **native}
+        return {**native, **self._family.full_size}
+
+
+def _locate(modality: Modality, name: str) -> str:
+    """Resolves a name and checks that a pipeline of the modality's kind stands there."""
+    path, wanted = resolve(name), _FAMILIES[modality].pipeline
+    try:
+        found = diffusers.DiffusionPipeline.load_config(path)["_class_name"]
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: no diffusers pipeline (model_index.json) there; give a directory or hub id of a {wanted}"
+        ) from error
+    if found != wanted:
+        raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted}")
+    return path
+
+
+def _load_text_encoder(family: _Family, path: str, dtype: torch.dtype) -> Any:
+    text_encoder, info = getattr(transformers, family.text_encoder).from_pretrained(
+        path, subfolder="text_encoder", dtype=dtype, output_loading_info=True
+    )
+    # transformers only warns, and goes on with random values.
+    if missing := sorted(info["missing_keys"] & dict(text_encoder.named_parameters()).keys()):
+        raise ValueError(f"{path}/text_encoder: {len(missing)} weights are missing, {missing[0]} first; fetch it anew")
+    return text_encoder.requires_grad_(False).eval()
+
+
+def _max_length(tokenizer: Any, config: Any, family: _Family) -> int:
+    # RoBERTa numbers positions from the padding id on, so CLAP's 514 rows serve 512 tokens.
+    unused = config.pad_token_id + 1 if family.pooled else 0
+    return min(tokenizer.model_max_length, config.max_position_embeddings - unused)
+
+
+def _quiet_if_local(path: str) -> Any:
+    """A download keeps its progress bar."""
+    return quiet() if Path(path).is_dir() else nullcontext()
+
+
+def _readable(name: str) -> str:
+    """Makes a name fit for a directory: the last folder of a path, all of a hub id."""
+    short = Path(name).resolve().name if Path(name).is_dir() else name.removeprefix("builtin:")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")

@@ -1,0 +1,100 @@
+"""The trained bridges: encoder to LLM, and LLM to the decoders' conditions.
+
+Shape suffixes: N items, E encoder embedding, Q queries or tokens, G signal tokens of a group, D LLM width,
+H inner width, O width of a decoder's condition.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class InputProjection(nn.Module):
+    """An item's embedding to the LLM's input tokens.
+
+    `kind="linear"` is NExT-GPT's (Wu et al. 2023, arXiv:2309.05519, section 3): one linear layer, one token.
+    `kind="query"` lets `num_input_tokens` learned queries read the embedding through two cross-attention layers.
+    Raises ValueError for a kind that does not exist and for several tokens from the linear one.
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        llm_dim: int,
+        *,
+        kind: Literal["linear", "query"] = "linear",
+        num_input_tokens: int = 1,
+        hidden: int = 512,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        if kind not in ("linear", "query"):
+            raise ValueError(f"input projection: kind is {kind!r}; use 'linear' or 'query'")
+        if num_input_tokens < 1 or (kind == "linear" and num_input_tokens > 1):
+            raise ValueError(
+                f"input projection: num_input_tokens is {num_input_tokens}; use 1, or more with kind 'query'"
+            )
+        self.kind = kind
+        self.num_input_tokens = num_input_tokens
+        if kind == "query":
+            self.query_embs = nn.Parameter(torch.randn(1, num_input_tokens, hidden))
+            self.fc = nn.Linear(encoder_dim, hidden)
+            layer = nn.TransformerDecoderLayer(
+                hidden, num_heads, 4 * hidden, dropout=0.0, norm_first=True, batch_first=True
+            )
+            self.decoder = nn.TransformerDecoder(layer, 2, norm=nn.LayerNorm(hidden))
+            # The layers are copies of one; draw each anew.
+            for weight in self.decoder.parameters():
+                if weight.ndim > 1:
+                    nn.init.xavier_uniform_(weight)
+        self.linear = nn.Linear(encoder_dim if kind == "linear" else hidden, llm_dim)
+
+    def forward(self, features_NE: Tensor) -> Tensor:
+        """Maps (N, E) to (N, num_input_tokens, llm_dim)."""
+        x_NQH = features_NE[:, None]
+        if self.kind == "query":
+            x_NQH = self.decoder(self.query_embs.expand(len(features_NE), -1, -1), self.fc(x_NQH))
+        return self.linear(x_NQH)
+
+
+class OutputProjection(nn.Module):
+    """Signal tokens' states to a decoder's condition (Wu et al. 2023, arXiv:2309.05519, section 3).
+
+    An encoder-decoder transformer without positions, whose decoder reads `num_queries` learned queries. The tensor
+    names are those of NExT-GPT's released weights.
+    """
+
+    def __init__(
+        self,
+        llm_dim: int,
+        out_dim: int,
+        *,
+        num_queries: int,
+        hidden: int = 512,
+        ffn: int = 2048,
+        num_layers: int = 4,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.query_embs = nn.Parameter(torch.randn(1, num_queries, hidden))
+        self.fc = nn.Linear(llm_dim, hidden)
+        layer = nn.TransformerEncoderLayer(hidden, num_heads, ffn, dropout=0.0, norm_first=True, batch_first=True)
+        # Built here because nn.Transformer's own encoder warns of nested tensors, which pre-norm never uses.
+        encoder = nn.TransformerEncoder(layer, num_layers, norm=nn.LayerNorm(hidden), enable_nested_tensor=False)
+        self.tfm = nn.Transformer(
+            hidden,
+            num_heads,
+            num_decoder_layers=num_layers,
+            dim_feedforward=ffn,
+            dropout=0.0,
+            custom_encoder=encoder,
+            norm_first=True,
+            batch_first=True,
+        )
+        self.model = nn.Linear(hidden, out_dim)
+
+    def forward(self, signal_states_NGD: Tensor) -> Tensor:
+        """Maps hidden state + input embedding of the signal tokens, (N, G, D), to (N, num_queries, out_dim)."""
+        queries_NQH = self.query_embs.expand(len(signal_states_NGD), -1, -1)
+        return self.model(self.tfm(self.fc(signal_states_NGD), queries_NQH))

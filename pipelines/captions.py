@@ -1,0 +1,72 @@
+"""Embeds a captions file alone, into one `.npy` a row named after the row's medium: what NExT-GPT's own code reads."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.data
+
+from pipelines.catalog import Entry
+from pipelines.embed import Encoder, Pool
+from pipelines.files import atomic_path
+from pipelines.progress import track
+from pipelines.readers import READERS
+from pipelines.sample import Modality, Reject, Sample
+from pipelines.sidecars import to_npy
+
+
+class CaptionWriter:
+    """The actor: embeds a batch of captions and writes each to its file."""
+
+    def __init__(self, factory: Callable[[], Encoder], out: Path, dtype: str) -> None:
+        self._encoder = factory()
+        self._out = out
+        self._dtype = dtype
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Writes the batch's embeddings; (L, D), or (D,) where a caption has a single vector."""
+        embeddings, _ = self._encoder([str(caption) for caption in batch["caption"]])
+        for name, embedding in zip(batch["name"], embeddings, strict=True):
+            array = (embedding[0] if len(embedding) == 1 else embedding).astype(self._dtype)
+            with atomic_path(self._out / f"{name}.npy") as temporary:
+                temporary.write_bytes(to_npy(array))
+        return {"name": batch["name"]}
+
+
+def embed_captions(
+    source: Path, kind: str, out: Path, factory: Callable[[], Encoder], pool: Pool, dtype: str, batch_size: int
+) -> tuple[int, list[Reject]]:
+    """Embeds every readable row; returns how many files were written and the rejects."""
+    entry = Entry(name=source.stem, reader="pairs", paths=[source.name], media=None, modality=Modality(kind), views={})
+    rows, rejects, seen = [], [], set[str]()
+    for row in READERS[entry.reader](entry, source):
+        if isinstance(row, Sample):
+            row = _checked(row, seen)
+        if isinstance(row, Reject):
+            rejects.append(row)
+            continue
+        (item,) = row.items()
+        rows.append({"name": item.name, "caption": item.caption})
+    if not rows:
+        return 0, rejects
+    blocks = -(-len(rows) // batch_size)
+    written = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+        CaptionWriter,
+        fn_constructor_args=(factory, out, dtype),
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.actors, blocks)),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+    )
+    with track(f"embed {source.name}", len(rows), "captions") as bar:
+        for batch in written.iter_batches(batch_size=None):
+            bar.advance(len(batch["name"]))
+    return len(rows), rejects
+
+
+def _checked(row: Sample, seen: set[str]) -> Sample | Reject:
+    """A file name may neither repeat nor hold a folder: every row gets its own file below the output folder."""
+    (item,) = row.items()
+    reason = "duplicate name" if item.name in seen else "bad name" if Path(item.name).name != item.name else ""
+    seen.add(item.name)
+    return Reject(source=row.source, key=row.key, stage="read", reason=f"{reason}: {item.name}") if reason else row

@@ -1,0 +1,53 @@
+"""Progress a person can read: a bar on a terminal, a line every few seconds in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty())
+        self._title, self._total, self._unit = title, total, unit
+        self._done = 0
+        self._counts: dict[str, int] = {}
+        self._started = self._shown = time.monotonic()
+
+    def advance(self, amount: int = 1, **counts: int) -> None:
+        """Moves on by `amount`, and adds to the named counters."""
+        self._done += amount
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+        self._bar.set_postfix(self._counts, refresh=False)
+        self._bar.update(amount)
+        if self._bar.disable and time.monotonic() - self._shown > LOG_SECONDS:
+            self._print_line()
+
+    def close(self) -> None:
+        """Removes the bar; what it showed is in the command's summary."""
+        self._bar.close()
+
+    def _print_line(self) -> None:
+        self._shown = time.monotonic()
+        rate = self._done / (self._shown - self._started)
+        left = (self._total - self._done) / rate if rate else float("inf")
+        counts = "".join(f", {count} {name}" for name, count in self._counts.items())
+        done = f"{self._done} of {self._total} {self._unit}"
+        print(f"{self._title}: {done}{counts}, {rate:.1f}/s, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def track(title: str, total: int, unit: str) -> Iterator[Progress]:
+    """Progress with rate and estimate on standard error."""
+    progress = Progress(title, total, unit)
+    try:
+        yield progress
+    finally:
+        progress.close()

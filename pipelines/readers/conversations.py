@@ -1,0 +1,37 @@
+"""Conversations about given media, or that ask for media: the newer files of NExT-GPT, and LLaVA-Instruct."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.readers import dialogue, rows
+from pipelines.readers.keys import make_key, row_key, stem_of
+from pipelines.sample import Item, Reject, Sample, Turn
+
+if TYPE_CHECKING:
+    from pipelines.catalog import Entry
+
+
+def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+    """Yields each conversation; placeholders such as `<image>` become the items the row names.
+
+    A row's input media are in `input_image` (newer files), `image` (LLaVA) or `image_name` (LLaVA as NExT-GPT's older
+    code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
+    """
+    return rows.read(path, _key, _turns)
+
+
+def _key(row: rows.Row, index: int) -> str:
+    inputs = _inputs(row)
+    if inputs:  # Many rows may speak about one medium.
+        return row_key(index, stem_of(inputs[0].name))
+    outputs = dialogue.items(row, ["output_{}"])
+    return make_key(stem_of(outputs[0].name)) if outputs else row_key(index)
+
+
+def _turns(row: rows.Row) -> tuple[Turn, ...]:
+    return dialogue.turns(row, _inputs(row), dialogue.captioned_items(row))
+
+
+def _inputs(row: rows.Row) -> list[Item]:
+    return dialogue.items(row, ["input_{}", "{}", "{}_name"])

@@ -1,0 +1,88 @@
+"""Dialogues that change modality (MosIT), as JSON of both generations or as the text its authors work with."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.readers import dialogue, rows
+from pipelines.readers.keys import row_key
+from pipelines.sample import Item, Modality, Part, Reject, Sample, Turn
+
+if TYPE_CHECKING:
+    from pipelines.catalog import Entry
+
+_TAG = re.compile(r"<(image|video|audio)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
+_LOOSE_TAG = re.compile(r"</?(image|video|audio)>", re.IGNORECASE)
+_FILE_NAME = re.compile(r"\S+\.(jpe?g|png|webp|gif|mp4|webm|wav|mp3|flac)", re.IGNORECASE)
+_SPEAKER = re.compile(r"(Human|GPT)[:\uff1a]\s*(.*)", re.DOTALL)  # Some colons in the public files are full-width.
+
+
+def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+    """Yields each dialogue: `<Image>...</Image>` is an input in a user's turn and to be generated in an assistant's.
+
+    A tag holds the caption of its item, or (older JSON) the name of a medium in `image_list`; newer JSON has
+    `image_captions` and placeholders instead. A `.txt` file holds turns `Human: ...` and `GPT: ...`, dialogues
+    between lines of dashes. Named media lie in `images/`, `videos/` and `audios/`.
+    """
+    if path.suffix == ".txt":
+        return rows.samples(path, _written(path), _key, _turns)
+    return rows.read(path, _key, _turns)
+
+
+def _key(row: rows.Row, index: int) -> str:
+    return row_key(index)
+
+
+def _turns(row: rows.Row) -> tuple[Turn, ...]:
+    if any(f"{modality}_captions" in row for modality in Modality):
+        return dialogue.turns(row, outputs=dialogue.captioned_items(row))
+    media = _listed(row)
+
+    def parts(text: str) -> list[Part]:
+        return dialogue.split(text, _TAG, lambda match: _item(match, media))
+
+    said = [(role, parts(text)) for role, text in dialogue.speeches(row)]
+    loose = (_LOOSE_TAG.search(part) for _, turn in said for part in turn if isinstance(part, str))
+    if tag := next(filter(None, loose), None):
+        raise ValueError(f"bad tag: {tag[0]} has no partner")
+    return dialogue.finished(said)
+
+
+def _listed(row: rows.Row) -> dict[str, Item]:
+    """The media of a row's lists, by the names its tags use."""
+    media = {}
+    for modality in Modality:
+        for entry in rows.listed(row, f"{modality}_list"):
+            if not isinstance(entry, dict):
+                raise ValueError(f"bad field: {modality}_list is no list of media")
+            name = rows.name(rows.field(entry, f"{modality}_name"), f"{modality} name")
+            caption = rows.caption(rows.field(entry, "caption"))
+            media[name] = Item(modality=modality, name=f"{modality}s/{name}", caption=caption)
+    return media
+
+
+def _item(match: re.Match[str], media: Mapping[str, Item]) -> Item | None:
+    content = match[2].strip()
+    if content in media:
+        return media[content]
+    if _FILE_NAME.fullmatch(content):
+        raise ValueError(f"missing field: caption of {content}")
+    if media and match[1].islower():  # There it describes in words the medium that the next tag names.
+        return None
+    return Item(modality=Modality(match[1].lower()), caption=rows.caption(content))
+
+
+def _written(path: Path) -> Iterator[dict[str, Any]]:
+    """The dialogues of a text file as rows of JSON."""
+    said: list[tuple[str, list[str]]] = []
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for line in [*file, "---"]:
+            if line.startswith("---"):
+                if said:
+                    yield {"conversation": [{"from": who, "value": "".join(lines)} for who, lines in said]}
+                said = []
+            elif speaker := _SPEAKER.match(line):
+                said.append(({"Human": "human", "GPT": "gpt"}[speaker[1]], [speaker[2]]))
+            elif said:
+                said[-1][1].append(line)

@@ -1,0 +1,45 @@
+"""VideoChat's questions: `[{"video" | "image": "dir/name.mp4", "QA": [{"i": instruction, "q", "a"}]}]`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.readers import dialogue, rows
+from pipelines.readers.keys import row_key, stem_of
+from pipelines.sample import Item, Part, Reject, Role, Sample, Turn
+
+if TYPE_CHECKING:
+    from pipelines.catalog import Entry
+
+
+def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+    """Yields each row as one dialogue: the medium, then its questions and answers in order."""
+    return rows.read(path, _key, _turns)
+
+
+def _key(row: rows.Row, index: int) -> str:
+    return row_key(index, stem_of(_medium(row).name))
+
+
+def _turns(row: rows.Row) -> tuple[Turn, ...]:
+    answered = rows.field(row, "QA")
+    if not isinstance(answered, list) or not answered or not all(isinstance(pair, dict) for pair in answered):
+        raise ValueError("bad field: QA is no list of questions and answers")
+    said = [turn for pair in answered for turn in _exchange(pair)]
+    turns = dialogue.finished(said)
+    first = Turn(role="user", parts=(_medium(row), *turns[0].parts))
+    return first, *turns[1:]
+
+
+def _exchange(pair: dict[str, Any]) -> Iterator[tuple[Role, list[Part]]]:
+    """An instruction may stand before the question, or instead of one."""
+    asked = [rows.prose(pair.get(name) or "", name) for name in ("i", "q")]
+    yield "user", dialogue.text_part("\n".join(filter(None, asked)))
+    yield "assistant", dialogue.text_part(rows.prose(rows.field(pair, "a"), "a"))
+
+
+def _medium(row: rows.Row) -> Item:
+    found = dialogue.items(row, ["{}", "{}_name"])
+    if len(found) != 1:
+        raise ValueError(f"{'bad' if found else 'missing'} field: a row needs one video or image")
+    return found[0]

@@ -1,0 +1,79 @@
+"""Sidecars: embeddings beside a dataset's shards, one `.npy` a sample, same keys, same order, media untouched.
+
+`<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
+embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D)
+or encoder features (num_items, E). The index beside it adds how many of the L positions are the caption's own.
+"""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.files import read_json, write_json
+from pipelines.shards import MANIFEST, Shard
+
+# What a sidecar holds: caption embeddings for one output modality, or features of the input items.
+ENCODER = "encoder"
+KINDS = ("image", "video", "audio", ENCODER)
+
+SIDECAR_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("lengths", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarManifest:
+    """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to."""
+
+    kind: str
+    encoder_id: str
+    encoder_name: str
+    untrained: bool
+    shape: list[int]
+    dtype: str
+    items: int
+    shards: list[Shard]
+    of_shards: list[str]
+
+    def write(self, directory: Path) -> None:
+        """Writes the manifest, the mark of a finished sidecar."""
+        write_json(directory / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "SidecarManifest":
+        """Reads a finished sidecar's manifest."""
+        fields = read_json(directory / MANIFEST)
+        return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+
+
+def sidecar_folder(dataset: Path, encoder_id: str) -> Path:
+    """Where the sidecar of one encoder lies."""
+    return dataset / "embeddings" / encoder_id
+
+
+def find_sidecars(dataset: Path, kind: str) -> dict[str, SidecarManifest]:
+    """The finished sidecars of a kind beside a dataset, by encoder id."""
+    manifests = [SidecarManifest.read(path.parent) for path in sorted(dataset.glob(f"embeddings/*/{MANIFEST}"))]
+    return {manifest.encoder_id: manifest for manifest in manifests if manifest.kind == kind}
+
+
+def to_npy(array: npt.NDArray[Any]) -> bytes:
+    """An array as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(data: bytes) -> npt.NDArray[Any]:
+    """Reads `.npy` bytes; pickles are refused by numpy with a ValueError."""
+    return np.load(io.BytesIO(data), allow_pickle=False)

@@ -1,0 +1,71 @@
+"""How a training stage sees a stored sample, and which of its items need an embedding for that."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal, assert_never
+
+from pipelines.sample import Item, Modality, Sample, Turn
+
+Kind = Literal["caption", "generate", "dialogue"]
+
+CAPTION_PROMPT = "generate a caption"
+
+
+def apply_view(kind: Kind, sample: Sample) -> Sample:
+    """The sample as a view of this kind shows it; only its turns change.
+
+    A caption pair is stored as one exchange, user: item, assistant: caption. `caption` asks for the caption of the
+    item, `generate` asks with the caption for caption and item, `dialogue` leaves any sample as it is.
+
+    Raises:
+        ValueError: `caption` or `generate` of a sample that is not a pair.
+    """
+    match kind:
+        case "dialogue":
+            return sample
+        case "caption":
+            item, caption = _pair(kind, sample)
+            return _exchange(sample, (item, CAPTION_PROMPT), (caption,))
+        case "generate":
+            item, caption = _pair(kind, sample)
+            return _exchange(sample, (caption,), (caption, item))
+        case _:
+            assert_never(kind)
+
+
+def input_items(sample: Sample) -> list[Item]:
+    """The items of the user's turns, in the order they stand."""
+    return list(sample.items("user"))
+
+
+def output_items(sample: Sample) -> list[Item]:
+    """The items of the assistant's turns, in the order they stand: those to be generated."""
+    return list(sample.items("assistant"))
+
+
+def sidecar_items(sample: Sample, kinds: Iterable[Kind], modality: Modality | None) -> list[Item]:
+    """The items a sidecar holds an embedding for, taken from the first of the views' kinds in which there are any.
+
+    With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder); with
+    None, the input items with a medium (embedded by the media encoder).
+    """
+    for kind in kinds:
+        view = apply_view(kind, sample)
+        if modality is None:
+            items = [item for item in input_items(view) if item.name]
+        else:
+            items = [item for item in output_items(view) if item.modality == modality and item.caption]
+        if items:
+            return items
+    return []
+
+
+def _exchange(sample: Sample, user: tuple[str | Item, ...], assistant: tuple[str | Item, ...]) -> Sample:
+    return replace(sample, turns=(Turn(role="user", parts=user), Turn(role="assistant", parts=assistant)))
+
+
+def _pair(kind: Kind, sample: Sample) -> tuple[Item, str]:
+    match sample.turns:
+        case (Turn(role="user", parts=(Item() as item,)), Turn(role="assistant", parts=(str() as caption,))):
+            return item, caption
+    raise ValueError(f"{sample.source}: {sample.key} is no caption pair; a view of kind {kind!r} needs pairs")

@@ -1,0 +1,220 @@
+from contextlib import contextmanager
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTION, MIXED, REQUEST, dialogue, item, make_example
+
+from model.batch import collate
+from model.dialogue import encode_dialogue
+from model.generation import generate
+from model.tokenizer import encode_text
+from pipelines.sample import Item, Modality, Turn
+
+ASK = dialogue(("show me a dog",))
+VIDEO, AUDIO, IMAGE = Modality.VIDEO, Modality.AUDIO, Modality.IMAGE
+
+
+@contextmanager
+def saying(model, ids, then):
+    """Makes the model want to say `ids` one after another, and `then` ever after."""
+    rest, original = iter(ids), model.logits
+
+    def logits(hidden):
+        values = original(hidden)
+        if values.ndim == 1:  # the next token's, not those of a whole batch
+            values = values.clone()
+            values[next(rest, then)] += 1e4
+        return values
+
+    model.logits = logits
+    try:
+        yield
+    finally:
+        del model.logits
+
+
+@contextmanager
+def fed(model):
+    """Collects what the model reads: the prompt, then the answer piece by piece, then the whole if it holds items."""
+    seen, original = [], model.embed
+
+    def embed(ids_BT):
+        seen.append(ids_BT.flatten().tolist())
+        return original(ids_BT)
+
+    model.embed = embed
+    try:
+        yield seen
+    finally:
+        del model.embed
+
+
+def say(model, tokenizer, ids, then=None, turns=ASK, features=None, **options):
+    with saying(model, ids, tokenizer.eos_token_id if then is None else then):
+        return generate(model, tokenizer, turns, features, **{"max_new_tokens": 60, **options})
+
+
+def first(model, modality):
+    return model.vocabulary.group(modality)[0]
+
+
+def test_a_reply_holds_text_and_items_in_order_with_a_condition_each(model, tokenizer):
+    said = [
+        *encode_text(tokenizer, " a dog"),
+        first(model, IMAGE),
+        *encode_text(tokenizer, " and its bark"),
+        first(model, AUDIO),
+        *encode_text(tokenizer, "\n###"),
+    ]
+    reply = say(model, tokenizer, said)
+    assert reply.parts == ("a dog", Item(modality=IMAGE), "and its bark", Item(modality=AUDIO))
+    assert reply.text == "a dog and its bark"
+    assert [(modality, condition.shape) for modality, condition in reply.conditions] == [
+        (IMAGE, (77, 64)),
+        (AUDIO, (1, 32)),
+    ]
+    assert all(condition.dtype == np.float32 for _, condition in reply.conditions)
+
+
+@pytest.mark.parametrize("turns", [REQUEST, MIXED])
+def test_conditions_are_those_of_teacher_forcing(model, tokenizer, turns):
+    example = make_example(turns, tokenizer, model)
+    prompt = encode_dialogue(turns[:-1], tokenizer, model.vocabulary, 1, 512, for_generation=True)
+    answer = example.dialogue.input_ids[len(prompt.input_ids) :]
+    signals = {i for m in Modality for i in model.vocabulary.group(m)[1:]}
+    said = [token for token in answer if token not in signals]
+    reply = say(model, tokenizer, said, turns=turns[:-1], features=example.features_NE)
+    assert [part for part in reply.parts if isinstance(part, str)] == [p for p in turns[-1].parts if isinstance(p, str)]
+    with torch.inference_mode():
+        taught = model.eval()(collate([example])).conditions
+    assert reply.conditions
+    for modality, condition in reply.conditions:
+        np.testing.assert_allclose(condition, taught[modality][-1], atol=1e-5)
+
+
+def test_the_same_request_gets_the_same_reply(model, tokenizer):
+    one, two = (
+        generate(model, tokenizer, CAPTION[:1], np.ones((1, 32), np.float32), max_new_tokens=30, require=[VIDEO])
+        for _ in range(2)
+    )
+    assert one.parts == two.parts
+    np.testing.assert_array_equal(one.conditions[0][1], two.conditions[0][1])
+
+
+@pytest.mark.parametrize("written", [["\n###"], ["\n", "###"], ["\n#", "##"], ["\n", "#", "#", "#"], [" ###"]])
+def test_a_reply_stops_at_the_mark_however_it_is_cut(model, tokenizer, written):
+    said = encode_text(tokenizer, " a dog.")
+    said += [i for text in written for i in tokenizer.encode(text, add_special_tokens=False)]
+    reply = say(model, tokenizer, said, then=encode_text(tokenizer, "x")[0])
+    assert reply.text == "a dog."
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_signal_tokens_come_in_whole_groups_and_other_special_tokens_not_at_all(model, tokenizer, seed):
+    vocabulary = model.vocabulary
+    inner = [i for m in Modality for i in vocabulary.group(m)[1:]]
+    wanted = [vocabulary.begin_item, vocabulary.end_item, tokenizer.bos_token_id, tokenizer.pad_token_id, *inner]
+    with saying(model, wanted, wanted[seed]), fed(model) as seen:
+        # So hot that every token which is possible comes.
+        reply = generate(model, tokenizer, ASK, None, max_new_tokens=200, temperature=1e6, seed=seed)
+    prompt, *pieces = seen
+    if reply.conditions:
+        assert pieces.pop()[: len(prompt)] == prompt
+    groups = [tuple(piece) for piece in pieces if len(piece) > 1]
+    assert set(groups) <= {vocabulary.group(modality) for modality in Modality}
+    assert len(reply.conditions) - len(groups) in (0, 1)  # the last one may leave no room to read on
+    words = {piece[0] for piece in pieces if len(piece) == 1}
+    assert max(words) < vocabulary.base_size
+    assert not words & {tokenizer.bos_token_id, tokenizer.pad_token_id}
+
+
+@pytest.mark.parametrize("budget", [23, 24, 25, 47, 48])
+def test_a_group_has_room_or_is_not_begun(model, tokenizer, budget):
+    reply = say(model, tokenizer, [], then=first(model, VIDEO), max_new_tokens=budget)
+    assert len(reply.conditions) == budget // 24
+
+
+def test_required_items_come_at_the_end_unless_the_model_brings_them(model, tokenizer):
+    text = encode_text(tokenizer, " here")
+    stop = encode_text(tokenizer, "\n###")
+    reply = say(model, tokenizer, [*text, first(model, AUDIO), *stop], require=[IMAGE, AUDIO])
+    assert reply.parts == ("here", Item(modality=AUDIO), Item(modality=IMAGE))
+    assert [modality for modality, _ in reply.conditions] == [AUDIO, IMAGE]
+
+
+def test_a_required_item_is_conditioned_as_if_it_stood_before_the_stop_mark(model, tokenizer):
+    example = make_example(dialogue(("show me a dog",), ("here", item("image"))), tokenizer, model)
+    said = [*encode_text(tokenizer, " here"), *encode_text(tokenizer, "\n###")]
+    reply = say(model, tokenizer, said, require=[IMAGE])
+    with torch.inference_mode():
+        taught = model.eval()(collate([example])).conditions[IMAGE][0]
+    np.testing.assert_allclose(reply.conditions[0][1], taught, atol=1e-5)
+
+
+def test_room_is_kept_for_required_items(model, tokenizer):
+    endless = encode_text(tokenizer, "x")[0]
+    reply = say(model, tokenizer, [], then=endless, max_new_tokens=30, require=[VIDEO])
+    assert reply.parts == ("x" * 6, Item(modality=VIDEO))
+    reply = say(model, tokenizer, [], then=first(model, AUDIO), max_new_tokens=30, require=[VIDEO])
+    assert [modality for modality, _ in reply.conditions] == [VIDEO]
+    with pytest.raises(ValueError, match="max_new_tokens is 30, but the reply takes at least 48"):
+        generate(model, tokenizer, ASK, None, max_new_tokens=30, require=[VIDEO, VIDEO])
+
+
+def test_the_seed_decides_what_is_drawn(model, tokenizer):
+    def reply(seed):
+        return generate(model, tokenizer, ASK, None, max_new_tokens=20, temperature=1.0, seed=seed).text
+
+    assert reply(1) == reply(1)
+    assert len({reply(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("request_text", ["show me a dog", "hello", "###"])
+def test_cached_decoding_takes_the_likeliest_tokens_of_the_whole_sequence(model, tokenizer, request_text):
+    turns = dialogue((request_text,))
+    prompt = encode_dialogue(turns, tokenizer, model.vocabulary, 1, 512, for_generation=True).input_ids
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(3):  # too few for a group
+            logits_V = model.logits(model.run_llm(model.embed(torch.tensor([ids]))).last_hidden_state[0, -1])
+            logits_V[[0, 1, 3, *range(model.vocabulary.base_size, model.vocabulary.total_size)]] = -torch.inf
+            ids.append(int(logits_V.argmax()))
+    with fed(model) as seen:
+        generate(model, tokenizer, turns, None, max_new_tokens=3)
+    assert list(chain.from_iterable(seen))[: len(ids) - 1] == ids[:-1]
+
+
+def test_the_oldest_exchanges_leave_when_the_dialogue_is_too_long(model, tokenizer):
+    old = dialogue(("x " * 600, item("image")), ("yes",))
+    new = Turn(role="user", parts=("and", item("image")))
+    features = np.stack([np.zeros(32), np.ones(32)]).astype(np.float32)
+    options = {"max_new_tokens": 40, "require": [AUDIO]}
+    long = generate(model, tokenizer, (*old, new), features, **options)
+    short = generate(model, tokenizer, (new,), features[1:], **options)
+    assert long.parts == short.parts
+    np.testing.assert_array_equal(long.conditions[0][1], short.conditions[0][1])
+    with pytest.raises(ValueError, match="shorten"):
+        generate(model, tokenizer, dialogue(("x " * 600,)), None, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": np.zeros((1, 32))}, "features of 1 items"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"turns": REQUEST}, "last turn must be the user's"),
+    ],
+)
+def test_a_mistaken_request_is_refused(model, tokenizer, options, message):
+    arguments = {"turns": ASK, "features": None, "max_new_tokens": 5, **options}
+    with pytest.raises(ValueError, match=message):
+        generate(model, tokenizer, arguments.pop("turns"), arguments.pop("features"), **arguments)
+
+
+def test_a_model_in_training_stays_in_training(model, tokenizer):
+    model.train()
+    generate(model, tokenizer, ASK, None, max_new_tokens=2)
+    assert model.training

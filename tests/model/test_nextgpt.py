@@ -1,0 +1,234 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CAPTION, MIXED, REQUEST, make_example
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from model.batch import collate
+from model.losses import Criterion, total
+from model.nextgpt import NextGPT, signal_states
+from pipelines.sample import Modality
+
+CRITERION = Criterion(alignment_variance=dict.fromkeys(Modality, 1.0))
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "mistral": (MistralForCausalLM, MistralConfig),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+}
+NEW_ROWS = {"new_input_rows.weight", "new_output_rows.weight"}
+
+
+def batch_of(model, tokenizer, *dialogues):
+    return collate([make_example(turns, tokenizer, model, seed=n) for n, turns in enumerate(dialogues)])
+
+
+def base_logits(model, ids_BT):
+    with torch.inference_mode():
+        hidden_BTH = model.run_llm(model.embed(ids_BT)).last_hidden_state
+        return model.logits(hidden_BTH)[..., : model.vocabulary.base_size]
+
+
+def step(model, batch, learning_rate=0.01):
+    """One update of all that is trainable."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    losses = CRITERION(model(batch), batch)
+    total(losses, losses.counts).backward()
+    optimizer.step()
+    model.zero_grad()
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def moved(model, before):
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request, tiny, tmp_path):
+    """A tiny configuration on an LLM of each family."""
+    kind, config = FAMILIES[request.param]
+    torch.manual_seed(0)
+    kind(config(**SHAPE)).save_pretrained(tmp_path)
+    llm = {"name": str(tmp_path), "hidden_size": 32, "vocab_size": 512, "num_layers": 2}
+    return type(tiny).model_validate({**tiny.model_dump(mode="json"), "llm": llm})
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_moves_exactly_its_manifest(tiny, tokenizer, stage):
+    model = NextGPT.from_config(tiny, adapter=True)
+    manifest = model.set_stage(stage)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(manifest)
+    before = snapshot(model)
+    for _ in range(2):  # LoRA's A moves only once B is no longer zero
+        step(model, batch_of(model, tokenizer, CAPTION, REQUEST, MIXED))
+    assert moved(model, before) == set(manifest)
+
+
+def test_the_manifests_are_the_three_stages(tiny):
+    model = NextGPT.from_config(tiny, adapter=True)
+    one, two, three = (set(model.trainable_manifest(stage)) for stage in (1, 2, 3))
+    lora = {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert len(lora) == 2 * 4 * tiny.llm.num_layers
+    assert one == NEW_ROWS | {"input_projection.linear.weight", "input_projection.linear.bias"}
+    assert two - NEW_ROWS == {name for name, _ in model.named_parameters() if name.startswith("output_projections.")}
+    assert three == one | two | lora
+
+
+def test_stage_3_needs_an_adapter_and_there_is_no_stage_4(model):
+    with pytest.raises(ValueError, match="adapter"):
+        model.set_stage(3)
+    with pytest.raises(ValueError, match="use 1, 2 or 3"):
+        model.set_stage(4)
+
+
+def test_a_kept_adapter_has_no_dropout_and_a_trained_one_has(tiny):
+    model = NextGPT.from_config(tiny, adapter=True).train()
+
+    def dropping():
+        return {m.training for name, m in model.llm.named_modules() if name.endswith("lora_dropout.default")}
+
+    model.set_stage(3)
+    assert dropping() == {True}
+    model.set_stage(2)
+    assert dropping() == {False}
+    model.train()
+    assert dropping() == {False}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_text_logits_of_the_base_llm_stay_bit_identical(family, tokenizer, stage):
+    model = NextGPT.from_config(family)
+    ids_BT = torch.arange(5, 45)[None]
+    bare = FAMILIES[model.llm.config.model_type][0].from_pretrained(family.llm.name)
+    model.set_stage(stage)
+    step(model, batch_of(model, tokenizer, CAPTION, REQUEST, MIXED))
+    with torch.inference_mode():
+        assert torch.equal(base_logits(model, ids_BT), bare(ids_BT).logits)
+
+
+def test_an_untrained_adapter_changes_nothing(tiny):
+    ids_BT = torch.arange(5, 45)[None]
+    plain, adapted = NextGPT.from_config(tiny), NextGPT.from_config(tiny, adapter=True)
+    assert torch.equal(base_logits(plain.eval(), ids_BT), base_logits(adapted.eval(), ids_BT))
+
+
+def test_logits_are_those_of_the_whole_sequence_where_the_next_token_is_learned(model, tokenizer):
+    batch = batch_of(model, tokenizer, CAPTION, REQUEST)
+    hidden_BTH = model.run_llm(model.embed_batch(batch), batch.attention_mask_BT).last_hidden_state
+    logits_BTV = model.logits(hidden_BTH)
+    assert logits_BTV.shape[-1] == model.vocabulary.total_size
+    learned_BT = batch.labels_BT[:, 1:] != -100
+    predictions = model(batch)
+    torch.testing.assert_close(predictions.logits_PV, logits_BTV[:, :-1][learned_BT])
+    assert predictions.labels_P.tolist() == batch.labels_BT[:, 1:][learned_BT].tolist()
+
+
+def test_neighbours_in_a_batch_change_nothing(model, tokenizer):
+    alone = batch_of(model, tokenizer, REQUEST)
+    together = collate([*[make_example(REQUEST, tokenizer, model)], make_example(MIXED, tokenizer, model, seed=5)])
+    one, two = model(alone), model(together)
+    torch.testing.assert_close(two.logits_PV[: len(one.logits_PV)], one.logits_PV, atol=1e-5, rtol=1e-5)
+    for modality in (Modality.IMAGE, Modality.AUDIO):
+        torch.testing.assert_close(two.conditions[modality][:1], one.conditions[modality], atol=1e-5, rtol=1e-5)
+
+
+def test_each_item_reads_its_own_feature(model, tokenizer):
+    batch = batch_of(model, tokenizer, MIXED)
+    changed = batch.features_NE.clone()
+    changed[1] += 1
+    difference_BTH = model.embed_batch(replace(batch, features_NE=changed)) - model.embed_batch(batch)
+    assert difference_BTH.abs().sum(-1).nonzero().tolist() == [[0, batch.feature_positions_N[1].item()]]
+
+
+def test_several_query_tokens_fill_an_items_places(tiny, tokenizer):
+    config = tiny.model_copy(
+        update={"input_projection": tiny.input_projection.model_copy(update={"kind": "query", "num_input_tokens": 3})}
+    )
+    model = NextGPT.from_config(config)
+    batch = batch_of(model, tokenizer, CAPTION)
+    other = replace(batch, features_NE=batch.features_NE + 1)
+    difference_BTH = model.embed_batch(other) - model.embed_batch(batch)
+    start = batch.feature_positions_N[0].item()
+    assert difference_BTH.abs().sum(-1)[0].nonzero().flatten().tolist() == [start, start + 1, start + 2]
+
+
+def test_signal_states_are_read_where_the_signal_token_is_the_input():
+    hidden_BTH, embeds_BTH = torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    states_MGH = signal_states(hidden_BTH, embeds_BTH, torch.tensor([1, 0]), torch.tensor([3, 5]), 2)
+    assert torch.equal(states_MGH[0], (hidden_BTH + embeds_BTH)[1, 3:5])
+    assert torch.equal(states_MGH[1], (hidden_BTH + embeds_BTH)[0, 5:7])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("dialogues", [(), (CAPTION,), (REQUEST,)])
+def test_every_trainable_tensor_has_a_gradient_in_every_batch(tiny, tokenizer, stage, dialogues):
+    model = NextGPT.from_config(tiny, adapter=True)
+    manifest = model.set_stage(stage)
+    batch = batch_of(model, tokenizer, *dialogues)
+    losses = CRITERION(model(batch), batch)
+    total(losses, losses.counts).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(gradients[name] is not None and gradients[name].isfinite().all() for name in manifest)
+    if not dialogues:
+        assert all(not gradients[name].any() for name in manifest)
+
+
+def test_the_same_seed_builds_the_same_model_and_leaves_the_callers_random_state(tiny):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one, two, other = (NextGPT.from_config(tiny, adapter=True, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["new_input_rows.weight"], other["new_input_rows.weight"])
+
+
+def test_new_rows_start_near_the_mean_of_the_base_rows(model):
+    base = model.llm.get_input_embeddings().weight
+    distance = (model.new_input_rows.weight - base.mean(0)).std() / base.std()
+    assert 0 < distance < 0.1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bf16_and_gradient_checkpointing_train(tiny, tokenizer, checkpointing):
+    model = NextGPT.from_config(tiny, adapter=True, dtype=torch.bfloat16, gradient_checkpointing=checkpointing)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    manifest = model.train().set_stage(3)
+    before = snapshot(model)
+    for _ in range(2):
+        step(model, batch_of(model, tokenizer, CAPTION, REQUEST, MIXED), 0.1)
+    assert moved(model, before) == set(manifest)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, tokenizer):
+    gradients = []
+    for checkpointing in (False, True):
+        model = NextGPT.from_config(tiny, gradient_checkpointing=checkpointing)
+        model.set_stage(1)
+        batch = batch_of(model, tokenizer, CAPTION)
+        CRITERION(model(batch), batch).token_sum.backward()
+        gradients.append(model.input_projection.linear.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_llm_of_other_widths_is_refused(tiny):
+    config = tiny.model_copy(update={"llm": tiny.llm.model_copy(update={"hidden_size": 65})})
+    with pytest.raises(ValueError, match="hidden_size is 64, but preset tiny expects 65"):
+        NextGPT.from_config(config)
+
+
+def test_features_of_another_encoder_are_refused(model, tokenizer):
+    batch = batch_of(model, tokenizer, CAPTION)
+    with pytest.raises(ValueError, match="features are 1024 wide"):
+        model(replace(batch, features_NE=torch.zeros(1, 1024)))

@@ -1,0 +1,96 @@
+"""Views change how a stage sees a stored sample, and decide which items need an embedding."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.sample import Item, Media, Modality, Part, Sample, Turn, turns_from_json, turns_to_json
+from pipelines.views import CAPTION_PROMPT, Kind, apply_view, input_items, output_items, sidecar_items
+
+IMAGE = Item(modality=Modality.IMAGE, name="jpg", caption="a red cube")
+PAIR = Sample(
+    key="a",
+    source="x.json#0",
+    turns=(Turn(role="user", parts=(IMAGE,)), Turn(role="assistant", parts=("a red cube",))),
+    media={"jpg": Media(modality=Modality.IMAGE, data=b"1", format="jpg")},
+    meta={"n": 1},
+)
+SOUND = Item(modality=Modality.AUDIO, caption="rain")
+CLIP = Item(modality=Modality.VIDEO, name="mp4", caption="")
+DIALOGUE = Sample(
+    key="b",
+    source="x.json#1",
+    turns=(
+        Turn(role="user", parts=("see", CLIP, Item(modality=Modality.IMAGE, caption="told, not shown"))),
+        Turn(role="assistant", parts=("hear", SOUND, IMAGE, Item(modality=Modality.AUDIO))),
+    ),
+)
+
+
+def test_caption_asks_for_the_caption_of_the_item() -> None:
+    seen = apply_view("caption", PAIR)
+    assert seen.turns == (
+        Turn(role="user", parts=(IMAGE, "generate a caption")),
+        Turn(role="assistant", parts=("a red cube",)),
+    )
+    assert CAPTION_PROMPT == "generate a caption"
+
+
+def test_generate_answers_the_caption_with_caption_and_item() -> None:
+    assert apply_view("generate", PAIR).turns == (
+        Turn(role="user", parts=("a red cube",)),
+        Turn(role="assistant", parts=("a red cube", IMAGE)),
+    )
+
+
+@pytest.mark.parametrize("sample", [PAIR, DIALOGUE])
+def test_dialogue_changes_nothing(sample: Sample) -> None:
+    assert apply_view("dialogue", sample) == sample
+
+
+@pytest.mark.parametrize("kind", ["caption", "generate"])
+def test_a_view_changes_only_the_turns(kind: Kind) -> None:
+    assert replace(apply_view(kind, PAIR), turns=PAIR.turns) == PAIR
+
+
+@pytest.mark.parametrize("kind", ["caption", "generate"])
+def test_a_view_of_pairs_refuses_a_dialogue(kind: Kind) -> None:
+    with pytest.raises(ValueError, match=f"^x.json#1: b is no caption pair; a view of kind '{kind}' needs pairs$"):
+        apply_view(kind, DIALOGUE)
+
+
+def test_items_are_told_apart_by_who_speaks() -> None:
+    assert [item.modality for item in input_items(DIALOGUE)] == [Modality.VIDEO, Modality.IMAGE]
+    assert [item.modality for item in output_items(DIALOGUE)] == [Modality.AUDIO, Modality.IMAGE, Modality.AUDIO]
+
+
+def test_the_encoder_sidecar_holds_inputs_that_have_a_medium() -> None:
+    assert sidecar_items(DIALOGUE, ["dialogue"], None) == [CLIP]
+    assert sidecar_items(PAIR, ["caption", "generate"], None) == [IMAGE]
+    assert sidecar_items(PAIR, ["generate", "caption"], None) == [IMAGE]
+    assert sidecar_items(PAIR, ["generate"], None) == []
+
+
+def test_a_caption_sidecar_holds_captioned_outputs_of_its_modality() -> None:
+    assert sidecar_items(DIALOGUE, ["dialogue"], Modality.AUDIO) == [SOUND]
+    assert sidecar_items(DIALOGUE, ["dialogue"], Modality.IMAGE) == [IMAGE]
+    assert sidecar_items(DIALOGUE, ["dialogue"], Modality.VIDEO) == []
+    assert sidecar_items(PAIR, ["caption", "generate"], Modality.IMAGE) == [IMAGE]
+    assert sidecar_items(PAIR, ["caption"], Modality.IMAGE) == []
+    assert sidecar_items(PAIR, [], Modality.IMAGE) == []
+
+
+def turns() -> st.SearchStrategy[tuple[Turn, ...]]:
+    text = st.text(max_size=10)
+    item = st.builds(Item, modality=st.sampled_from(Modality), name=text, caption=text)
+    parts: st.SearchStrategy[Part] = text | item
+    turn = st.builds(Turn, role=st.sampled_from(["user", "assistant"]), parts=st.lists(parts, max_size=3).map(tuple))
+    return st.lists(turn, max_size=3).map(tuple)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(turns())
+def test_turns_survive_json(said: tuple[Turn, ...]) -> None:
+    assert turns_from_json(turns_to_json(said)) == said
