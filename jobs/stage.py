@@ -240,12 +240,13 @@ def _shape_mistakes(settings: TrainSettings, view: PlannedView) -> list[str]:
 
 
 def _init_mistakes(settings: TrainSettings, init: Path | None) -> list[str]:
-    from model.checkpoint import check_compatible
+    from model.checkpoint import _check_same, _model_config, read_config
 
     if init is None:
         return []
     try:
-        check_compatible(settings.model, init)
+        d = read_config(init)
+        _check_same(settings.model, _model_config(d, init), init, d["adapter"])
     except ValueError as error:
         return [str(error)]
     return []

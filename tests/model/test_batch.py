@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTION, MIXED, REQUEST, make_example
+from dialogue_cases import CAPTION, MIXED, REQUEST, make_example
 
 from model.batch import collate
 from model.dialogue import IGNORE

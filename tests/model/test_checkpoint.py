@@ -3,10 +3,9 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from conftest import CAPTION, MIXED, REQUEST, make_example
+from dialogue_cases import CAPTION, MIXED, REQUEST, base_logits, make_example, moved, snapshot, step
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_nextgpt import base_logits, moved, snapshot, step
 from transformers import AutoModelForCausalLM
 
 from model.batch import collate

@@ -1,5 +1,5 @@
 import pytest
-from conftest import CAPTION, MIXED, REQUEST, dialogue, item
+from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

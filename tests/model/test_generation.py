@@ -4,7 +4,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTION, MIXED, REQUEST, dialogue, item, make_example
+from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, make_example
 
 from model.batch import collate
 from model.dialogue import encode_dialogue

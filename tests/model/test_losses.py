@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CAPTION, MIXED, REQUEST, make_example
+from dialogue_cases import CAPTION, MIXED, REQUEST, make_example
 
 from model.batch import collate
 from model.losses import Counts, Criterion, Losses, LossWeights, mean_predictor_error, position_weights, total

@@ -2,15 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CAPTION, MIXED, REQUEST, make_example
+from dialogue_cases import CAPTION, CRITERION, MIXED, REQUEST, base_logits, make_example, moved, snapshot, step
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from model.batch import collate
-from model.losses import Criterion, total
+from model.losses import total
 from model.nextgpt import NextGPT, signal_states
 from pipelines.sample import Modality
 
-CRITERION = Criterion(alignment_variance=dict.fromkeys(Modality, 1.0))
 SHAPE = {
     "vocab_size": 512,
     "hidden_size": 32,
@@ -29,29 +28,6 @@ NEW_ROWS = {"new_input_rows.weight", "new_output_rows.weight"}
 
 def batch_of(model, tokenizer, *dialogues):
     return collate([make_example(turns, tokenizer, model, seed=n) for n, turns in enumerate(dialogues)])
-
-
-def base_logits(model, ids_BT):
-    with torch.inference_mode():
-        hidden_BTH = model.run_llm(model.embed(ids_BT)).last_hidden_state
-        return model.logits(hidden_BTH)[..., : model.vocabulary.base_size]
-
-
-def step(model, batch, learning_rate=0.01):
-    """One update of all that is trainable."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    losses = CRITERION(model(batch), batch)
-    total(losses, losses.counts).backward()
-    optimizer.step()
-    model.zero_grad()
-
-
-def snapshot(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def moved(model, before):
-    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
 @pytest.fixture(params=sorted(FAMILIES))
