@@ -11,9 +11,13 @@ from pathlib import Path
 
 # Workers share the driver's environment already; Ray's own hook would rebuild one with `uv run` in each of them.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# Keeps a laptop's run quiet: no usage reports, no dashboard metrics export, no warnings meant for clusters.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's C++ side reports matters of its own on the driver's console, such as how it stores an actor's arguments.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray Train would log what workers print, once more.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Loggers whose warnings tell a user of these commands nothing.
+CHATTER = ("ray._private.authentication", "ray.data._internal.progress", "torch.distributed.c10d_logger")
 
 FAILED = 1
 USAGE = 2
@@ -37,10 +41,9 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
-    level = logging.WARNING
-    ray.init(log_to_driver=True, logging_level=level, configure_logging=True)
-    for name in ("ray.data", "ray.train", "ray.util"):
-        logging.getLogger(name).setLevel(level)
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

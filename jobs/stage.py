@@ -12,15 +12,8 @@ from typing import Any
 from jobs.cli import UsageError
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
-from pipelines.handover import (
-    PlannedDataConfig,
-    PlannedView,
-    plan_view,
-    sample_embeddings,
-    sidecar_of,
-    step_dataset,
-)
 from pipelines.mixture import Mixture
+from pipelines.planned import PlannedView, plan_view, sample_embeddings, sidecar_of
 from pipelines.sample import Modality
 from pipelines.shards import list_datasets
 from pipelines.sidecars import ENCODER
@@ -94,6 +87,8 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     """Runs the workers to the end; returns the summary."""
     import ray.train
     import ray.train.torch
+
+    from pipelines.handover import PlannedDataConfig, step_dataset
 
     workers, use_gpu = _workers(plan.settings)
     started = time.monotonic()
@@ -240,13 +235,12 @@ def _shape_mistakes(settings: TrainSettings, view: PlannedView) -> list[str]:
 
 
 def _init_mistakes(settings: TrainSettings, init: Path | None) -> list[str]:
-    from model.checkpoint import _check_same, _model_config, read_config
+    from model.checkpoint import check_compatible
 
     if init is None:
         return []
     try:
-        d = read_config(init)
-        _check_same(settings.model, _model_config(d, init), init, d["adapter"])
+        check_compatible(settings.model, init)
     except ValueError as error:
         return [str(error)]
     return []

@@ -143,13 +143,23 @@ def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
     Raises ValueError when the checkpoint is of another preset, other widths or another base LLM.
     """
     directory = latest_checkpoint(directory)
+    check_compatible(model.config, directory)
     description = read_config(directory)
-    _check_same(model.config, _model_config(description, directory), directory, description["adapter"])
     _check_llm(model, description, directory)
     if description["adapter"] and not model.has_adapter:
         model.add_adapter()
     _load(model, directory, adapter=description["adapter"])
     return list(description["stages"])
+
+
+def check_compatible(config: ModelConfig, directory: Path | str) -> None:
+    """Checks, without loading any weights, that a checkpoint can start a model of `config`.
+
+    Raises ValueError when it is of another preset or other widths, FileNotFoundError when it is not finished.
+    """
+    directory = Path(directory)
+    description = read_config(directory)
+    _check_same(config, _model_config(description, directory), directory, description["adapter"])
 
 
 def _model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig:

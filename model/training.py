@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from io import BytesIO
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import BytesIO, StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from model.batch import Example, collate
 from model.checkpoint import load_weights, save_pretrained
-from model.dialogue import encode_dialogue
+from model.dialogue import IGNORE, encode_dialogue
 from model.losses import Counts, Criterion, Losses, LossWeights, total
 from model.nextgpt import NextGPT
 from model.settings import TrainSettings
@@ -131,6 +132,10 @@ class Trainer:
             config.input_projection.num_input_tokens,
             config.max_length,
         )
+        if self.job.settings.stage == 2:
+            # The caption stands in the prompt already; what is learned is which signal tokens follow it.
+            first = self.model.vocabulary.base_size
+            dialogue = replace(dialogue, labels=[label if label >= first else IGNORE for label in dialogue.labels])
         targets = {
             modality: (_array(row[modality.value]), list(row[f"{modality.value}_lengths"]))
             for modality in Modality
@@ -184,9 +189,10 @@ class Trainer:
         torch.manual_seed(settings.seed + self.rank.rank)
         import deepspeed  # late, so that best_device() can tell it what there is
 
-        engine, *_ = deepspeed.initialize(
-            model=self.model, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
-        )
+        with redirect_stdout(StringIO()):  # it announces each extension it has built
+            engine, *_ = deepspeed.initialize(
+                model=self.model, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+            )
         return engine
 
     def _schedule(self, step: int) -> float:

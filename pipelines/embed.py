@@ -18,7 +18,7 @@ from pipelines.files import atomic_path, read_rows, write_rows
 from pipelines.progress import track
 from pipelines.sample import Item, Modality, Sample
 from pipelines.shards import MANIFEST, Manifest, Shard, TarShardWriter, hash_file, index_path, is_whole, iterate_samples
-from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, SidecarManifest, sidecar_folder, to_npy
+from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, SidecarManifest, needs, sidecar_folder, to_npy
 from pipelines.views import Kind, sidecar_items
 
 # ImageBind looks at ten frames of a video, first and last of five clips; this many a second serve it well.
@@ -100,11 +100,6 @@ def identify(tasks: Sequence[EmbedTask], pool: Pool) -> dict[str, EncoderIdentit
 
 def _identity_of(encoder: Encoder) -> EncoderIdentity:
     return EncoderIdentity(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
-
-
-def needs(manifest: Manifest, kind: str) -> int:
-    """How many items of a dataset a sidecar of this kind holds; none needs no sidecar."""
-    return manifest.input_items if kind == ENCODER else manifest.output_items.get(kind, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

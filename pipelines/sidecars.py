@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.files import read_json, write_json
-from pipelines.shards import MANIFEST, Shard
+from pipelines.shards import MANIFEST, Manifest, Shard
 
 # What a sidecar holds: caption embeddings for one output modality, or features of the input items.
 ENCODER = "encoder"
@@ -65,6 +65,11 @@ def find_sidecars(dataset: Path, kind: str) -> dict[str, SidecarManifest]:
     """The finished sidecars of a kind beside a dataset, by encoder id."""
     manifests = [SidecarManifest.read(path.parent) for path in sorted(dataset.glob(f"embeddings/*/{MANIFEST}"))]
     return {manifest.encoder_id: manifest for manifest in manifests if manifest.kind == kind}
+
+
+def needs(manifest: Manifest, kind: str) -> int:
+    """How many items of a dataset a sidecar of this kind holds; none needs no sidecar."""
+    return manifest.input_items if kind == ENCODER else manifest.output_items.get(kind, 0)
 
 
 def to_npy(array: npt.NDArray[Any]) -> bytes:
