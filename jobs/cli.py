@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,12 +13,10 @@ from pathlib import Path
 # Workers share the driver's environment already; Ray's own hook would rebuild one with `uv run` in each of them.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's C++ side reports matters of its own on the driver's console, such as how it stores an actor's arguments.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # Ray Train would log what workers print, once more.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # Loggers whose warnings tell a user of these commands nothing.
-CHATTER = ("ray._private.authentication", "ray.data._internal.progress", "torch.distributed.c10d_logger")
+CHATTER = ("ray._private.authentication", "ray.data", "ray.train", "torch.distributed.c10d_logger")
 
 FAILED = 1
 USAGE = 2
@@ -41,12 +40,18 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
-    for name in CHATTER:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def quiet() -> None:
+    """Silences what tells a user of these commands nothing, in the driver or a worker."""
+    for name in CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def run(main: Main) -> None:

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="another encoder than the preset's, for one --modality")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float16", help="how captions are stored")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions encoded at once")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use; without it, those that are up")
     parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
     arguments = parser.parse_args(argv)
@@ -51,6 +52,8 @@ def _check(arguments: Namespace) -> None:
         mistakes.append("--model and --captions are of one encoder, so give one --modality with them")
     if arguments.captions and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --captions are embedded for image, video or audio")
+    if arguments.gpus is not None and arguments.gpus < 0:
+        mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.batch_size < 1:
         mistakes.append(f"--batch-size {arguments.batch_size}: must be at least 1")
     if mistakes:
@@ -69,7 +72,7 @@ def _embed_shards(arguments: Namespace) -> None:
 
     cli.start_ray()
     tasks = [_task(arguments, kind) for kind in arguments.modality]
-    results = embed([shards / name for name in arguments.datasets or datasets], tasks, plan_pool())
+    results = embed([shards / name for name in arguments.datasets or datasets], tasks, plan_pool(arguments.gpus))
     for result in results:
         manifest = result.manifest
         what = f"{manifest.items} {manifest.kind} embeddings of {'x'.join(map(str, manifest.shape))}"
@@ -92,15 +95,14 @@ def _task(arguments: Namespace, kind: str) -> "EmbedTask":
 
 
 def _embed_captions(arguments: Namespace) -> None:
-    from jobs.encoders import encoder_factory
     from pipelines.captions import embed_captions
     from pipelines.embed import plan_pool
 
     source, out = cli.existing_file(arguments.captions), cli.new_folder(arguments.out)
     (kind,) = arguments.modality
     cli.start_ray()
-    factory = encoder_factory(arguments.config, kind, arguments.model)
-    written, rejects = embed_captions(source, kind, out, factory, plan_pool(), arguments.dtype, arguments.batch_size)
+    pool = plan_pool(arguments.gpus)
+    written, rejects = embed_captions(source, out, _task(arguments, kind), pool)
     for reject in rejects:
         print(f"  rejected {reject.source}: {reject.reason}")
     total = written + len(rejects)

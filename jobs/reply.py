@@ -33,8 +33,10 @@ def answer(request: Request) -> dict[str, Any]:
 def _answer(request: Request) -> dict[str, Any]:
     import numpy as np
 
+    from jobs.cli import quiet
     from model.devices import best_device
 
+    quiet()
     device = best_device()
     from model.checkpoint import from_pretrained
     from model.decoders import Decoder

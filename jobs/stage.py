@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import UsageError
+from jobs.cli import UsageError, quiet
+from model.checkpoint import check_compatible, latest_checkpoint
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
 from pipelines.mixture import Mixture
@@ -87,6 +88,7 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     """Runs the workers to the end; returns the summary."""
     import ray.train
     import ray.train.torch
+    from ray.train.v2.api.config import LoggingConfig
 
     from pipelines.handover import PlannedDataConfig, step_dataset
 
@@ -111,12 +113,14 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1, "CPU": 1} if use_gpu else {"CPU": CPU_SHARE},
         ),
-        run_config=ray.train.RunConfig(name=run.name, storage_path=str(run.parent)),
+        run_config=ray.train.RunConfig(
+            name=run.name, storage_path=str(run.parent), logging_config=LoggingConfig(log_level="WARNING")
+        ),
         datasets={"train": step_dataset(0, plan.num_steps)},
         dataset_config=PlannedDataConfig(plan.mixture, plan.views),
     )
     trainer.fit()
-    return _summary(run, workers, time.monotonic() - started)
+    return _summary(run, plan.mixture.epoch_steps, workers, time.monotonic() - started)
 
 
 def work(config: dict[str, Any]) -> None:
@@ -125,6 +129,7 @@ def work(config: dict[str, Any]) -> None:
 
     from model.devices import best_device
 
+    quiet()
     best_device()
     from model.training import Job, Rank, Trainer
 
@@ -148,23 +153,25 @@ def work(config: dict[str, Any]) -> None:
         _write_manifest(trainer, Path(config["run"]))
     rows = ray.train.get_dataset_shard("train").iter_rows()
     with (Path(config["run"]) / "log.jsonl").open("a") as log:
-        trainer.run(rows, partial(_report, trainer, log if rank.rank == 0 else None))
+        trainer.run(rows, partial(_report, trainer, log if rank.rank == 0 else None, []))
 
 
-def _report(trainer: Any, log: Any, figures: dict[str, float], due: bool) -> None:
+def _report(trainer: Any, log: Any, times: list[float], figures: dict[str, float], due: bool) -> None:
+    """Logs a step and, where it is due, saves a checkpoint; `times` gathers when steps ended."""
     import ray.train
 
     settings, steps = trainer.job.settings, trainer.job.num_steps
     step = int(figures["step"])
+    times.append(time.monotonic())
     if log is not None:
         log.write(json.dumps(figures) + "\n")
         if step == 1 or step % settings.log_every == 0 or step == steps:
             log.flush()
-            left = (steps - step) * (figures["step_seconds"] + figures["data_seconds"])
             parts = [f"{name} {figures[name]:.3f}" for name in figures if name.endswith(("loss", "alignment"))]
-            print(
-                f"stage {settings.stage} step {step}/{steps}: {', '.join(parts)} (about {left:.0f} s left)", flush=True
-            )
+            # The first step waits for the readers to start and says nothing of the others.
+            left = (steps - step) * (times[-1] - times[0]) / max(1, len(times) - 1)
+            estimate = f"about {left:.0f} s left" if step > 1 else "estimating"
+            print(f"stage {settings.stage} step {step}/{steps}: {', '.join(parts)} ({estimate})", flush=True)
     if not due:
         return
     if log is None:
@@ -235,8 +242,6 @@ def _shape_mistakes(settings: TrainSettings, view: PlannedView) -> list[str]:
 
 
 def _init_mistakes(settings: TrainSettings, init: Path | None) -> list[str]:
-    from model.checkpoint import check_compatible
-
     if init is None:
         return []
     try:
@@ -262,6 +267,8 @@ def _workers(settings: TrainSettings) -> tuple[int, bool]:
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = settings.use_gpu if settings.use_gpu is not None else gpus > 0
+    if use_gpu and not gpus and not settings.workers:
+        raise UsageError("workers: no GPU is up to count; say how many the cluster is to start, such as workers=4")
     count = settings.workers or (gpus if use_gpu else int(resources.get("CPU", 1)))
     return max(1, min(count, settings.batch_size)), use_gpu
 
@@ -289,17 +296,23 @@ def _card(plan: StagePlan, workers: int, use_gpu: bool) -> dict[str, Any]:
     }
 
 
-def _summary(run: Path, workers: int, seconds: float) -> str:
+def _summary(run: Path, epoch_steps: int, workers: int, seconds: float) -> str:
+    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    first, last = rows[0], rows[-1]
+    first, last = rows[:epoch_steps], rows[-epoch_steps:]
+    names = dict.fromkeys(name for row in first + last for name in row)
     figures = [
-        f"  {name}: {first.get(name, value):.3f} -> {value:.3f}"
-        for name, value in last.items()
+        f"  {name}: {_mean(first, name):.3f} -> {_mean(last, name):.3f}"
+        for name in names
         if name.endswith(("loss", "alignment", "accuracy"))
     ]
-    checkpoint = sorted(run.glob("checkpoint-*"))[-1]
-    head = f"trained {len(rows)} steps on {workers} worker(s) in {seconds:.0f} s (first -> last step):"
-    return "\n".join([head, *figures, f"checkpoint: {checkpoint}"])
+    head = f"trained {len(rows)} steps on {workers} worker(s) in {seconds:.0f} s; mean of the first -> last epoch:"
+    return "\n".join([head, *figures, f"checkpoint: {latest_checkpoint(run)}"])
+
+
+def _mean(rows: list[dict[str, float]], name: str) -> float:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _by(shape: list[int]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from jobs import cli
 
+SETTINGS = "settings.json"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Checks everything that can be checked, trains, and says where the checkpoint lies."""
@@ -23,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
+    from model.devices import best_device
+
+    best_device()
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
     from jobs.stage import plan_stage, train
     from model.checkpoint import latest_checkpoint
@@ -33,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = cli.new_folder(arguments.out)
     init = latest_checkpoint(Path(arguments.init)) if arguments.init else None
     plan = plan_stage(settings, shards, init)
-    if run.exists() and any(run.iterdir()):
-        if not arguments.overwrite:
-            raise FileExistsError(f"{run}: holds a run already; give another --out, or --overwrite")
-        shutil.rmtree(run)
+    _clear(run, arguments.overwrite)
 
     effective: Mapping[str, Any] = {
         "settings": settings.model_dump(mode="json"),
@@ -48,12 +50,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in plan.notes:
         print(f"note: {line}")
     run.mkdir(parents=True, exist_ok=True)
-    (run / "settings.json").write_text(json.dumps({"hash": name, **effective}, indent=1) + "\n")
+    (run / SETTINGS).write_text(json.dumps({"hash": name, **effective}, indent=1) + "\n")
 
     cli.start_ray()
     summary = train(plan, engine, run, init, name)
     print(summary)
     cli.note_untrained(plan.untrained)
+
+
+def _clear(run: Path, overwrite: bool) -> None:
+    """Makes room for a run; what is not a run of ours is never removed."""
+    if not run.exists() or not any(run.iterdir()):
+        return
+    if not (run / SETTINGS).is_file():
+        raise FileExistsError(f"{run}: holds other files; give a folder that is empty or new")
+    if not overwrite:
+        raise FileExistsError(f"{run}: holds a run already; give another --out, or --overwrite")
+    shutil.rmtree(run)
 
 
 if __name__ == "__main__":

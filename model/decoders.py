@@ -251,7 +251,8 @@ class Decoder:
                 f"{self.name}: the {self.modality} condition has shape {tuple(condition_LD.shape)}, this decoder takes "
                 f"{self.condition_shape}; use the output projection trained for it"
             )
-        batch = condition_LD if self._family.pooled else condition_LD[None]
+        # A pooled condition is a unit vector by nature; a projected one is so only nearly.
+        batch = normalize(condition_LD.float(), dim=-1) if self._family.pooled else condition_LD[None]
         return batch.detach().to(self.pipe.device, self.pipe.dtype)
 
     def _defaults(self) -> dict[str, Any]:

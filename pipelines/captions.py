@@ -1,27 +1,26 @@
 """Embeds a captions file alone, into one `.npy` a row named after the row's medium: what NExT-GPT's own code reads."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.data
 
 from pipelines.catalog import Entry
-from pipelines.embed import Encoder, Pool
+from pipelines.embed import EmbedTask, Pool
 from pipelines.files import atomic_path
 from pipelines.progress import track
 from pipelines.readers import READERS
-from pipelines.sample import Modality, Reject, Sample
+from pipelines.sample import Reject, Sample
 from pipelines.sidecars import to_npy
 
 
 class CaptionWriter:
     """The actor: embeds a batch of captions and writes each to its file."""
 
-    def __init__(self, factory: Callable[[], Encoder], out: Path, dtype: str) -> None:
-        self._encoder = factory()
+    def __init__(self, task: EmbedTask, out: Path) -> None:
+        self._encoder = task.factory()
         self._out = out
-        self._dtype = dtype
+        self._dtype = task.dtype
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Writes the batch's embeddings; (L, D), or (D,) where a caption has a single vector."""
@@ -33,11 +32,9 @@ class CaptionWriter:
         return {"name": batch["name"]}
 
 
-def embed_captions(
-    source: Path, kind: str, out: Path, factory: Callable[[], Encoder], pool: Pool, dtype: str, batch_size: int
-) -> tuple[int, list[Reject]]:
+def embed_captions(source: Path, out: Path, task: EmbedTask, pool: Pool) -> tuple[int, list[Reject]]:
     """Embeds every readable row; returns how many files were written and the rejects."""
-    entry = Entry(name=source.stem, reader="pairs", paths=[source.name], media=None, modality=Modality(kind), views={})
+    entry = Entry(name="captions", reader="pairs", paths=[source.name], modality=task.modality)
     rows, rejects, seen = [], [], set[str]()
     for row in READERS[entry.reader](entry, source):
         if isinstance(row, Sample):
@@ -49,11 +46,11 @@ def embed_captions(
         rows.append({"name": item.name, "caption": item.caption})
     if not rows:
         return 0, rejects
-    blocks = -(-len(rows) // batch_size)
+    blocks = -(-len(rows) // task.batch_size)
     written = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         CaptionWriter,
-        fn_constructor_args=(factory, out, dtype),
-        batch_size=batch_size,
+        fn_constructor_args=(task, out),
+        batch_size=task.batch_size,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.actors, blocks)),
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,

@@ -70,10 +70,13 @@ class Pool:
     num_gpus: float
 
 
-def plan_pool() -> Pool:
-    """One actor a GPU where the cluster has any (and may grow to have), else one a CPU core."""
+def plan_pool(gpus: int | None = None) -> Pool:
+    """One actor a GPU where the cluster has any, else one a CPU core.
+
+    `gpus` asks for so many: an autoscaling cluster starts those that are not up yet.
+    """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus = int(resources.get("GPU", 0)) if gpus is None else gpus
     if gpus:
         return Pool(actors=gpus, num_cpus=1, num_gpus=1)
     return Pool(actors=max(1, int(resources.get("CPU", 1))), num_cpus=1, num_gpus=0)

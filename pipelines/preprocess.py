@@ -155,12 +155,15 @@ def load_media(row: Sample, root: Path | None) -> Sample:
         ValueError: an input medium is missing, unreadable, too large or outside the media folder.
     """
     loaded: dict[str, Media] = {}
+    names: dict[str, str] = {}
     missing: list[str] = []
-    count = sum(1 for item in row.items() if item.name)
+    count = len({item.name for item in row.items() if item.name})
 
     def load(item: Item, *, required: bool) -> Item:
         if not item.name:
             return item
+        if item.name in names:
+            return replace(item, name=names[item.name])
         try:
             medium = media_files.load(_inside(root, item.name), item.modality)
             media_files.decode(medium, fps=CHECK_FPS)
@@ -171,6 +174,7 @@ def load_media(row: Sample, root: Path | None) -> Sample:
             return replace(item, name="")
         name = medium.format if count == 1 else f"{len(loaded)}.{medium.format}"
         loaded[name] = medium
+        names[item.name] = name
         return replace(item, name=name)
 
     turns = tuple(
@@ -351,7 +355,7 @@ def _count_items(source: Source, part: int, keys: set[str]) -> dict[str, int]:
 def _inside(root: Path | None, name: str) -> Path:
     """The path of a medium, kept inside its folder."""
     if root is None:
-        raise ValueError(f"missing: {name} (the catalog names no media folder)")
+        raise ValueError(f"missing file: {name} (the catalog names no media folder)")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or "\0" in name:
         raise ValueError(f"path outside the root: {name}")
@@ -359,7 +363,7 @@ def _inside(root: Path | None, name: str) -> Path:
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"path outside the root: {name} is a link that leaves the media folder")
     if not path.is_file():
-        raise ValueError(f"missing: {name} is not in the media folder")
+        raise ValueError(f"missing file: {name} is not in the media folder")
     return path
 
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import jobs.cli  # noqa: F401  Sets what Ray reads from the environment when it is first imported.
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -33,6 +35,26 @@ def sample_root(shared: Path) -> Path:
     return shared / "data" / "nextgpt-sample"
 
 
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of two cores inside this process, in a folder of its own; one for the session, tests share it."""
+    import ray
+    import ray.data
+
+    # A short path, as below. Ray puts what it decides into the environment, where tests that start commands would find it.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT"):
+            patch.setenv(name, os.environ.get(name, ""))
+            patch.delenv(name)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+        ray.shutdown()
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A real Ray cluster of this test session: its job server, and the environment that reaches it."""
@@ -49,15 +71,16 @@ class Cluster:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of `jobs/` from the checkout as a driver of this cluster."""
-        environment = {**self.environment, "RAY_ADDRESS": self.environment["TEST_RAY_ADDRESS"]}
-        return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-        )
+        return _python(command, {**self.environment, "RAY_ADDRESS": self.environment["TEST_RAY_ADDRESS"]})
+
+    def alone(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of `jobs/` with no cluster to find: it starts a local Ray of its own."""
+        return _python(command, {name: value for name, value in self.environment.items() if "RAY" not in name})
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Starts a head with a job server on ports and in a folder of its own, with token authentication; ends it by its id."""
+    """Starts a head with a job server on ports and in a folder of its own, tokens on; ends it by its process id."""
     port, dashboard, agent = _free_port(), _free_port(), _free_port()
     # A short path: Ray's sockets live below it, and the length of a socket's path is limited.
     with tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -79,6 +102,12 @@ def cluster() -> Iterator[Cluster]:
             yield Cluster(job_server=f"http://127.0.0.1:{dashboard}", environment=environment)
         finally:
             _end(head)
+
+
+def _python(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
 
 
 def _free_port() -> int:

@@ -23,7 +23,7 @@ RAYJOBS = ("prepare", "embed", *(f"stage-{stage}" for stage in STAGES))
 # What may follow each command in files that people paste from.
 FLAGS = {
     "jobs/prepare.py": {"--data", "--out"},
-    "jobs/embed.py": {"--shards", "--preset"},
+    "jobs/embed.py": {"--shards", "--preset", "--gpus"},
     "jobs/train_stage.py": {"--stage", "--shards", "--out", "--preset", "--init"},
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.imagebind import ImageBind, ImageBindConfig, load_imagebind, tensor_shapes
+from model.imagebind import UNUSED_SHAPES, ImageBind, ImageBindConfig, load_imagebind, tensor_shapes
 from model.weights import weights_hash
 
 SMALL = ImageBindConfig(
@@ -90,13 +90,12 @@ def test_sounds_meet_the_golden_embeddings(small: ImageBind, golden: dict) -> No
     )
 
 
-def test_the_huge_model_has_the_released_tensors_but_the_logit_scale(shared: Path) -> None:
+def test_the_huge_model_has_the_released_tensors_and_leaves_the_logit_scale(shared: Path) -> None:
     lines = (shared / "facts" / "imagebind_huge_vision_audio.tsv").read_text().splitlines()[1:]
     released = {}
     for name, shape in (line.split("\t") for line in lines):
         released[name] = tuple(int(size) for size in shape.split("x")) if shape else ()
-    assert released.pop("modality_postprocessors.audio.1.log_logit_scale") == ()
-    assert tensor_shapes(ImageBindConfig.huge()) == released
+    assert tensor_shapes(ImageBindConfig.huge()) | UNUSED_SHAPES == released
 
 
 def test_an_image_is_a_clip_of_two_equal_frames(tiny: ImageBind) -> None:

@@ -1,0 +1,215 @@
+"""The main job on real input, as a user runs it: every command submitted to a real cluster's job server."""
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import webdataset
+from safetensors import safe_open
+
+from model.checkpoint import from_pretrained, latest_checkpoint
+from pipelines.shards import Manifest, hash_file
+from tests.conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+PAIRS = {"cc3m": 14, "webvid": 11, "audiocap": 14}
+EPOCHS = {1: "12", 2: "8", 3: "6"}
+KINDS = ("image", "video", "audio", "encoder")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the commands left behind."""
+
+    root: Path
+    logs: dict[str, str]
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    def run(self, stage: int) -> Path:
+        return self.root / f"stage-{stage}"
+
+    def steps(self, stage: int) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.run(stage) / "log.jsonl").read_text().splitlines()]
+
+
+def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:
+    command = ["python", "jobs/train_stage.py", "--stage", str(stage), "--shards", str(way_root / "shards")]
+    init = ["--init", str(way_root / f"stage-{stage - 1}")] if stage > 1 else []
+    return [*command, "--out", str(out), *init, f"epochs={EPOCHS[stage]}", "workers=2", *settings]
+
+
+@pytest.fixture(scope="module")
+def way(cluster: Cluster, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Way:
+    root = tmp_path_factory.mktemp("way")
+    shards = ["--shards", str(root / "shards")]
+    commands = {
+        "prepare": ["python", "jobs/prepare.py", "--data", str(sample_root), "--out", shards[1]],
+        "embed": ["python", "jobs/embed.py", *shards, "--preset", "tiny"],
+        **{f"stage-{n}": stage_command(root, n, root / f"stage-{n}") for n in (1, 2, 3)},
+        "generate": [
+            *["python", "jobs/generate.py", "--checkpoint", str(root / "stage-3"), "--out", str(root / "reply")],
+            *["--prompt", "Show a dog.", "--require", "image", "video", "audio", "--steps", "2"],
+            *["--image", str(sample_root / "T-X_pair_data/cc3m/images/001315438.jpg")],
+        ],
+    }
+    commands["prepare"] += ["--samples-per-shard", "5"]
+    logs = {}
+    for name, command in commands.items():
+        done = cluster.submit(*command)
+        logs[name] = done.stdout + done.stderr
+        assert done.returncode == 0, logs[name]
+    return Way(root=root, logs=logs)
+
+
+def test_all_39_pairs_and_their_dialogues_go_through_prepare(way: Way) -> None:
+    assert "all: 117 in = 117 out + 0 rejected" in way.logs["prepare"]
+    for name, count in PAIRS.items():
+        manifest = Manifest.read(way.shards / name)
+        assert (manifest.rows, manifest.samples, manifest.rejected) == (count, count, {})
+        assert [shard.samples for shard in manifest.shards] == [5, 5, count - 10]
+
+
+def test_the_shards_are_webdataset_tars_with_the_media_in_them(way: Way) -> None:
+    tars = sorted(str(path) for path in (way.shards / "cc3m").glob("*.tar"))
+    rows = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert len(rows) == PAIRS["cc3m"]
+    for row in rows:
+        assert PIL.Image.open(io.BytesIO(row["jpg"])).size[0] > 0
+        assert row["txt"].decode() in json.loads(row["json"])["turns"][1]["parts"]
+
+
+def test_every_pair_has_its_embeddings_beside_it_under_the_same_key(way: Way) -> None:
+    for dataset, kind in (("cc3m", "image"), ("webvid", "video"), ("audiocap", "audio")):
+        for sidecar in (kind, "encoder"):
+            (folder,) = (way.shards / dataset / "embeddings").glob(f"{sidecar}-*")
+            for tar in sorted((way.shards / dataset).glob("*.tar")):
+                keys = pq.read_table(tar.with_suffix(".parquet"))["key"].to_pylist()
+                with tarfile.open(folder / tar.name) as archive:
+                    assert archive.getnames() == [f"{key}.npy" for key in keys]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_loss_of_each_stage_falls(way: Way, stage: int) -> None:
+    losses = [row["loss"] for row in way.steps(stage)]
+    epoch = len(losses) // int(EPOCHS[stage])
+    assert sum(losses[-epoch:]) < sum(losses[:epoch])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_run_keeps_its_settings_with_their_hash_and_what_it_trained(way: Way, stage: int) -> None:
+    settings = json.loads((way.run(stage) / "settings.json").read_text())
+    assert settings["hash"] in way.logs[f"stage-{stage}"]
+    assert settings["settings"]["epochs"] == int(EPOCHS[stage])
+    names = {row["name"].split(".")[0] for row in json.loads((way.run(stage) / "trainable.json").read_text())}
+    expected = {1: {"input_projection"}, 2: {"output_projections"}}
+    both = {"input_projection", "output_projections", "llm"}
+    assert names == {"new_input_rows", "new_output_rows"} | expected.get(stage, both)
+
+
+def test_a_checkpoint_is_complete_and_remembers_its_stages(way: Way) -> None:
+    checkpoint = latest_checkpoint(way.run(3))
+    assert {"config.json", "model.safetensors", "adapter", "README.md", "tokenizer.json"} <= {
+        path.name for path in checkpoint.iterdir()
+    }
+    assert [stage["stage"] for stage in json.loads((checkpoint / "config.json").read_text())["stages"]] == [1, 2, 3]
+    model, tokenizer = from_pretrained(way.run(3))
+    assert model.has_adapter
+    assert tokenizer.convert_tokens_to_ids("[IMG0]") == model.vocabulary.group(next(iter(model.config.outputs)))[0]
+
+
+def test_the_reply_holds_a_picture_a_video_and_a_sound_that_open(way: Way) -> None:
+    out = way.root / "reply"
+    reply = json.loads((out / "reply.json").read_text())
+    assert [name.partition("-")[2] for name in reply["files"]] == ["image.png", "video.mp4", "audio.wav"]
+    image, video, audio = (out / name for name in reply["files"])
+    assert PIL.Image.open(image).convert("RGB").size == (32, 32)
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+    waveform, rate = soundfile.read(audio)
+    assert rate == 16000
+    assert len(waveform) > 16000
+
+
+def test_untrained_frozen_parts_are_named_where_they_are_used(way: Way) -> None:
+    for name, part in (("embed", "imagebind"), ("stage-1", "llm"), ("generate", "image_decoder")):
+        assert f"builtin:tiny/{part}" in next(line for line in way.logs[name].splitlines() if "untrained" in line)
+
+
+def test_a_stage_run_by_itself_gives_the_same_weights_to_the_bit(way: Way, cluster: Cluster) -> None:
+    out = way.root / "alone"
+    command = stage_command(way.root, 1, out)[1:]
+    done = cluster.alone(*command)
+    assert done.returncode == 0, done.stderr
+    first, second = (latest_checkpoint(run) / "model.safetensors" for run in (way.run(1), out))
+    assert hash_file(first) == hash_file(second)
+
+
+def test_one_worker_follows_the_losses_of_two(way: Way, cluster: Cluster) -> None:
+    out = way.root / "single"
+    done = cluster.run(*stage_command(way.root, 2, out, "workers=1")[1:])
+    assert done.returncode == 0, done.stderr
+    single = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert single == pytest.approx([row["loss"] for row in way.steps(2)], rel=2e-3)
+
+
+def test_preparing_and_embedding_again_makes_nothing(way: Way, cluster: Cluster, sample_root: Path) -> None:
+    before = {path: hash_file(path) for path in tree(way.shards)}
+    command = ["jobs/prepare.py", "--data", str(sample_root), "--out", str(way.shards), "--samples-per-shard", "5"]
+    assert cluster.run(*command).stdout.count("(was up to date)") == 9
+    again = cluster.run("jobs/embed.py", "--shards", str(way.shards))
+    assert "0 of 3 shards embedded now" in again.stdout
+    assert {path: hash_file(path) for path in tree(way.shards)} == before
+
+
+def test_a_failed_job_shows_as_failed_with_its_reason_last(way: Way, cluster: Cluster) -> None:
+    done = cluster.submit("python", "jobs/train_stage.py", "--stage", "1", "--shards", "/nowhere", "--out", "/tmp/none")
+    assert done.returncode != 0
+    log = [line for line in done.stdout.splitlines() if line.strip()]
+    reason = next(place for place, line in enumerate(log) if line.startswith("error: "))
+    assert log[reason] == "error: /nowhere: no such folder"
+    assert not [line for line in log[reason + 1 :] if "Traceback" in line]
+    assert "failed" in "".join(log[reason + 1 :]) + done.stderr
+
+
+def test_shards_without_the_sidecars_a_stage_needs_are_refused_before_training(
+    way: Way, cluster: Cluster, sample_root: Path, tmp_path: Path
+) -> None:
+    shards = ["--data", str(sample_root), "--out", str(tmp_path), "--datasets", "cc3m"]
+    assert cluster.run("jobs/prepare.py", *shards).returncode == 0
+    done = cluster.run("jobs/train_stage.py", "--stage", "2", "--shards", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "has no image embeddings at all; run jobs/embed.py" in done.stderr.splitlines()[-1]
+
+
+def tree(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_the_legacy_embedding_arguments_give_an_npy_a_caption(
+    way: Way, cluster: Cluster, sample_root: Path, tmp_path: Path
+) -> None:
+    captions = sample_root / "T-X_pair_data" / "audiocap" / "audiocap.json"
+    command = ["jobs/embed.py", "--captions", str(captions), "--modality", "audio", "--out", str(tmp_path)]
+    done: subprocess.CompletedProcess[str] = cluster.run(*command, "--model", "builtin:tiny/audio_decoder")
+    assert "14 in = 14 out + 0 rejected" in done.stdout, done.stderr
+    assert len(list(tmp_path.glob("*.wav.npy"))) == 14
+
+
+def test_a_checkpoint_holds_only_what_was_trained(way: Way) -> None:
+    with safe_open(latest_checkpoint(way.run(1)) / "model.safetensors", "pt") as file:
+        tops = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118
+    assert tops == {"input_projection", "output_projections", "new_input_rows", "new_output_rows"}

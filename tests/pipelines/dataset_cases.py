@@ -1,0 +1,149 @@
+"""Small prepared datasets, written without Ray, and an encoder that notes what it is given."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.embed import EmbedTask, EncoderIdentity, ShardEmbedder, Sidecar
+from pipelines.files import write_rows
+from pipelines.media import encode
+from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
+from pipelines.shards import (
+    INDEX_SCHEMA,
+    Manifest,
+    Shard,
+    TarShardWriter,
+    hash_file,
+    hash_members,
+    index_path,
+    json_range,
+    members,
+    shard_name,
+)
+from pipelines.sidecars import SidecarManifest
+from pipelines.views import Kind, sidecar_items
+
+PAIR_VIEWS: dict[str, Kind] = {"pictures_enc": "caption", "pictures_dec": "generate"}
+DIALOGUE_VIEWS: dict[str, Kind] = {"talks": "dialogue"}
+POSITIONS, WIDTH = 3, 2
+
+
+def picture(shade: int, size: int = 8) -> Media:
+    return encode(Image(pixels=np.full((size, size, 3), shade, np.uint8)))
+
+
+def pair(key: str, caption: str = "", shade: int = 0) -> Sample:
+    item = Item(modality=Modality.IMAGE, name="png", caption=caption or f"caption of {key}")
+    turns = (Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(item.caption,)))
+    return Sample(key=key, source=f"rows.json#{key}", turns=turns, media={"png": picture(shade)})
+
+
+def talk(key: str, captions: Sequence[str]) -> Sample:
+    """A dialogue whose answer holds an image for each caption, none of which exists."""
+    items = tuple(Item(modality=Modality.IMAGE, caption=caption) for caption in captions)
+    turns = (Turn(role="user", parts=("please",)), Turn(role="assistant", parts=("here", *items)))
+    return Sample(key=key, source=f"talks.json#{key}", turns=turns)
+
+
+def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
+    index = []
+    with TarShardWriter(path) as writer:
+        for sample in samples:
+            values = members(sample)
+            offset, length = writer.write(sample.key, values)
+            start, size = json_range(values, offset)
+            row = {"key": sample.key, "source": sample.source, "caption": "", "sha256": hash_members(values)}
+            index.append(row | {"offset": offset, "length": length, "json_offset": start, "json_length": size})
+    write_rows(index_path(path), index, INDEX_SCHEMA)
+    return Shard(name=path.name, samples=len(samples), bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+def write_dataset(
+    directory: Path, samples: Sequence[Sample], samples_per_shard: int, views: dict[str, Kind] = PAIR_VIEWS
+) -> Manifest:
+    directory.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(samples), samples_per_shard)
+    shards = [
+        write_shard(directory / shard_name(number), samples[start : start + samples_per_shard])
+        for number, start in enumerate(starts)
+    ]
+
+    def count(modality: Modality | None) -> int:
+        return sum(len(sidecar_items(sample, views.values(), modality)) for sample in samples)
+
+    outputs = {modality.value: count(modality) for modality in Modality if count(modality)}
+    manifest = Manifest(
+        dataset=directory.name,
+        fingerprint="of a test",
+        rows=len(samples),
+        samples=len(samples),
+        samples_per_shard=samples_per_shard,
+        rejected={},
+        shards=shards,
+        views=views,
+        output_items=outputs,
+        input_items=count(None),
+        licence="",
+    )
+    manifest.write(directory)
+    return manifest
+
+
+class NotingEncoder:
+    """Embeds captions as (3, 2) and pictures as (4,), and adds each input it is given to a log, a line a call."""
+
+    name = "noting"
+    untrained = True
+
+    def __init__(self, log: Path | None = None, encoder_id: str = "noting-0", scale: float = 1.0) -> None:
+        self.id = encoder_id
+        self._log, self._scale = log, scale
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        if self._log:
+            with self._log.open("a") as log:
+                log.write(json.dumps([value if isinstance(value, str) else "media" for value in inputs]) + "\n")
+        embeddings = np.stack([embedding_of(value) for value in inputs])
+        return embeddings * np.float32(self._scale), np.array([length_of(value) for value in inputs], np.int32)
+
+
+def embedding_of(value: Any) -> npt.NDArray[np.float32]:
+    if isinstance(value, Image):
+        return np.append(value.pixels.mean(axis=(0, 1)), 1.0).astype(np.float32)
+    seed = int.from_bytes(hashlib.sha256(value.encode()).digest()[:4])
+    return np.random.default_rng(seed).standard_normal((POSITIONS, WIDTH), np.float32)
+
+
+def length_of(value: Any) -> int:
+    return min(len(value.split()), POSITIONS) if isinstance(value, str) else 1
+
+
+def task(kind: str = "image", dtype: str = "float32", batch_size: int = 64, **encoder: Any) -> EmbedTask:
+    return EmbedTask(kind=kind, factory=partial(NotingEncoder, **encoder), dtype=dtype, batch_size=batch_size)
+
+
+def write_sidecar(directory: Path, work: EmbedTask) -> SidecarManifest:
+    """What `embed` does, in this process."""
+    encoder = work.factory()
+    identity = EncoderIdentity(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
+    sidecar, actor = Sidecar(directory, Manifest.read(directory), work, identity), ShardEmbedder([work])
+    for row in sidecar.rows(0):
+        done = actor(row)
+        sidecar.done[done["shard"]["name"]] = done
+    return sidecar.finish().manifest
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its hash, hidden ones too."""
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, int]:
+    """Every file below a folder with the time it was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
