@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from jobs.reply import Request, answer
-    from model.checkpoint import latest_checkpoint
+    from model.description import latest_checkpoint
     from pipelines import media as media_files
     from pipelines.files import write_json
     from pipelines.sample import Modality

@@ -1,25 +1,22 @@
 """Wires a training stage: prepared views and settings into a plan, the plan into Ray Train workers."""
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import UsageError, quiet
-from model.checkpoint import check_compatible, latest_checkpoint
+from jobs.cli import UsageError
+from model.description import check_compatible, latest_checkpoint
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
 from pipelines.mixture import Mixture
-from pipelines.planned import PlannedView, plan_view, sample_embeddings, sidecar_of
+from pipelines.planned import PlannedView, plan_view, sidecar_of
 from pipelines.sample import Modality
 from pipelines.shards import list_datasets
 from pipelines.sidecars import ENCODER
 
-VARIANCE_SAMPLES = 512
 # What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
 CPU_SHARE = 0.9
 
@@ -90,6 +87,7 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     import ray.train.torch
     from ray.train.v2.api.config import LoggingConfig
 
+    from jobs.worker import work
     from pipelines.handover import PlannedDataConfig, step_dataset
 
     workers, use_gpu = _workers(plan.settings)
@@ -98,7 +96,7 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
         "settings": plan.settings.model_dump(mode="json"),
         "deepspeed": dict(deepspeed),
         "num_steps": plan.num_steps,
-        "alignment_variance": _variances(plan),
+        "views": plan.views,
         "init": str(init) if init else None,
         "run": str(run),
         "history": {"configuration": name, "data": {view.name: view.manifest.fingerprint for view in plan.views}},
@@ -121,81 +119,6 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     )
     trainer.fit()
     return _summary(run, plan.mixture.epoch_steps, workers, time.monotonic() - started)
-
-
-def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: its share of every step, rank 0 writing the log and the checkpoints."""
-    import ray.train
-
-    from model.devices import best_device
-
-    quiet()
-    best_device()
-    from model.training import Job, Rank, Trainer
-
-    context = ray.train.get_context()
-    rank = Rank(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=str(ray.train.torch.get_device()),
-    )
-    job = Job(
-        settings=TrainSettings.model_validate(config["settings"]),
-        deepspeed=config["deepspeed"],
-        num_steps=config["num_steps"],
-        alignment_variance={Modality(name): value for name, value in config["alignment_variance"].items()},
-        init=Path(config["init"]) if config["init"] else None,
-        history=config["history"],
-        card=config["card"],
-    )
-    trainer = Trainer(job, rank)
-    if rank.rank == 0:
-        _write_manifest(trainer, Path(config["run"]))
-    rows = ray.train.get_dataset_shard("train").iter_rows()
-    with (Path(config["run"]) / "log.jsonl").open("a") as log:
-        trainer.run(rows, partial(_report, trainer, log if rank.rank == 0 else None, []))
-
-
-def _report(trainer: Any, log: Any, times: list[float], figures: dict[str, float], due: bool) -> None:
-    """Logs a step and, where it is due, saves a checkpoint; `times` gathers when steps ended."""
-    import ray.train
-
-    settings, steps = trainer.job.settings, trainer.job.num_steps
-    step = int(figures["step"])
-    times.append(time.monotonic())
-    if log is not None:
-        log.write(json.dumps(figures) + "\n")
-        if step == 1 or step % settings.log_every == 0 or step == steps:
-            log.flush()
-            parts = [f"{name} {figures[name]:.3f}" for name in figures if name.endswith(("loss", "alignment"))]
-            # The first step waits for the readers to start and says nothing of the others.
-            left = (steps - step) * (times[-1] - times[0]) / max(1, len(times) - 1)
-            estimate = f"about {left:.0f} s left" if step > 1 else "estimating"
-            print(f"stage {settings.stage} step {step}/{steps}: {', '.join(parts)} ({estimate})", flush=True)
-    if not due:
-        return
-    if log is None:
-        ray.train.report(figures)
-        return
-    name = f"checkpoint-{step:06d}"
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save(Path(folder), figures)
-        ray.train.report(figures, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-
-
-def _write_manifest(trainer: Any, run: Path) -> None:
-    """What trains, by name, shape and count, printed and written beside the results."""
-    parameters = dict(trainer.model.named_parameters())
-    rows = [
-        {"name": name, "shape": list(parameters[name].shape), "count": parameters[name].numel()}
-        for name in trainer.manifest
-    ]
-    (run / "trainable.json").write_text(json.dumps(rows, indent=1) + "\n")
-    total = sum(row["count"] for row in rows)
-    groups = sorted({row["name"].split(".")[0] for row in rows})
-    print(
-        f"trains {total:,} of {sum(p.numel() for p in parameters.values()):,} weights: {', '.join(groups)}", flush=True
-    )
 
 
 def _chosen(settings: TrainSettings, shards: Path, mistakes: list[str], notes: list[str]) -> dict[str, float]:
@@ -271,21 +194,6 @@ def _workers(settings: TrainSettings) -> tuple[int, bool]:
         raise UsageError("workers: no GPU is up to count; say how many the cluster is to start, such as workers=4")
     count = settings.workers or (gpus if use_gpu else int(resources.get("CPU", 1)))
     return max(1, min(count, settings.batch_size)), use_gpu
-
-
-def _variances(plan: StagePlan) -> dict[str, float]:
-    """The variance of the caption embeddings by modality, measured on a part of them."""
-    import torch
-
-    from model.losses import mean_predictor_error
-
-    result = {}
-    for modality in Modality:
-        if any(modality.value in view.sidecars for view in plan.views):
-            found = sample_embeddings(plan.views, modality.value, VARIANCE_SAMPLES)
-            tensors = ((torch.from_numpy(values), torch.tensor(lengths)) for values, lengths in found)
-            result[modality.value] = mean_predictor_error(tensors, plan.settings.loss.padding_weight)
-    return result
 
 
 def _card(plan: StagePlan, workers: int, use_gpu: bool) -> dict[str, Any]:

@@ -25,12 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from model.devices import best_device
-
-    best_device()
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
     from jobs.stage import plan_stage, train
-    from model.checkpoint import latest_checkpoint
+    from model.description import latest_checkpoint
 
     settings = load_settings(arguments.stage, arguments.preset, arguments.overrides)
     engine = deepspeed_settings(settings)

@@ -10,7 +10,6 @@ checkpoint/
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +23,10 @@ from transformers import AutoTokenizer
 
 from model.adapter import is_adapter_tensor, read_adapter, save_adapter
 from model.card import model_card
-from model.config import ModelConfig, parse_config
+from model.description import CONFIG, FORMAT, check_compatible, latest_checkpoint, model_config, read_config
 from model.nextgpt import NextGPT
 from model.tokenizer import check_tokens
 
-FORMAT = 1
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter"
 _LLM = "llm."
@@ -94,23 +91,6 @@ def _write_config(directory: Path, description: Mapping[str, Any]) -> None:
     os.replace(partial, directory / CONFIG)
 
 
-def read_config(directory: Path | str) -> dict[str, Any]:
-    """A checkpoint's `config.json`; `stages` in it is the history.
-
-    Raises FileNotFoundError when there is none, ValueError when it is not one of ours.
-    """
-    path = Path(directory) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; name the folder of a finished checkpoint")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); use another checkpoint") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of format {FORMAT}; use one that this version wrote")
-    return description
-
-
 def from_pretrained(
     directory: Path | str, *, dtype: torch.dtype | None = None, llm: str | None = None
 ) -> tuple[NextGPT, Any]:
@@ -123,7 +103,7 @@ def from_pretrained(
     """
     directory = latest_checkpoint(directory)
     description = read_config(directory)
-    config = _model_config(description, directory)
+    config = model_config(description, directory)
     if llm is not None:
         config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": llm})})
     dtype = dtype or getattr(torch, description["dtype"])
@@ -150,34 +130,6 @@ def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
         model.add_adapter()
     _load(model, directory, adapter=description["adapter"])
     return list(description["stages"])
-
-
-def check_compatible(config: ModelConfig, directory: Path | str) -> None:
-    """Checks, without loading any weights, that a checkpoint can start a model of `config`.
-
-    Raises ValueError when it is of another preset or other widths, FileNotFoundError when it is not finished.
-    """
-    directory = Path(directory)
-    description = read_config(directory)
-    _check_same(config, _model_config(description, directory), directory, description["adapter"])
-
-
-def _model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig:
-    return parse_config(description.get("model"), str(directory / CONFIG))
-
-
-def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
-    if saved.preset != config.preset:
-        raise ValueError(
-            f"{directory}: a checkpoint of preset {saved.preset}, but the model is {config.preset}; use the same preset"
-        )
-    names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
-    for name in names:
-        if getattr(saved, name) != getattr(config, name):
-            raise ValueError(
-                f"{directory}: {name} of the checkpoint is [{getattr(saved, name)}], of the model "
-                f"[{getattr(config, name)}]; make them equal or start anew"
-            )
 
 
 def _check_llm(model: NextGPT, description: Mapping[str, Any], directory: Path) -> None:
@@ -217,22 +169,3 @@ def _check_tensors(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], 
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise ValueError(f"{directory}: {faults[0]}{more}; use a checkpoint of this model")
-
-
-def latest_checkpoint(path: Path | str) -> Path:
-    """The checkpoint at `path`, or the last finished `checkpoint-*` below it when it is the folder of a run.
-
-    Raises FileNotFoundError when there is neither.
-    """
-    path = Path(path)
-    if (path / CONFIG).is_file():
-        return path
-    found = [folder for folder in path.glob("checkpoint-*") if (folder / CONFIG).is_file()]
-    if not found:
-        raise FileNotFoundError(f"{path}: no finished checkpoint there; name a checkpoint or the folder of a run")
-    return max(found, key=_step)
-
-
-def _step(folder: Path) -> tuple[int, str]:
-    digits = re.findall(r"\d+", folder.name)
-    return (int(digits[-1]) if digits else -1, folder.name)

@@ -4,7 +4,6 @@
 of the steps it has to do. A row is one sample: its turns and the embeddings of its items from the sidecars.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,36 +11,11 @@ import ray.data
 import ray.train
 
 from pipelines.mixture import Mixture
-from pipelines.planned import PlannedView, SampleReader
-from pipelines.sidecars import KINDS
+from pipelines.planned import PlannedView, ReadSteps
 
 STEPS_PER_BLOCK = 8
 # Reading is light; a fraction of a core leaves room for it beside workers that hold whole ones.
 READ_CPUS = 0.1
-
-ROW_SCHEMA = pa.schema(
-    [("step", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
-    + [(kind, pa.binary()) for kind in KINDS]
-    + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in KINDS]
-)
-
-
-class ReadSteps:
-    """A Ray Data step: from step numbers to the samples one rank takes at those steps, in order."""
-
-    def __init__(self, mixture: Mixture, views: list[PlannedView], rank: int, world_size: int) -> None:
-        self._mixture = mixture
-        self._reader = SampleReader(views=views)
-        self._rank = rank
-        self._world_size = world_size
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        """Yields one table a step; a step at which this rank has no sample gives none."""
-        for step in batch["id"]:
-            pairs = self._mixture.rank_batch(int(step), self._rank, self._world_size)
-            rows = [self._reader.read(view, sample) | {"step": int(step)} for view, sample in pairs]
-            if rows:
-                yield pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
 def step_dataset(first: int, last: int) -> ray.data.Dataset:

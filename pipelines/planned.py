@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.mixture import Mixture
 from pipelines.sample import turns_to_json
 from pipelines.shards import Manifest, from_members, index_path, read_range, shard_name
 from pipelines.sidecars import ENCODER, KINDS, SidecarManifest, find_sidecars, from_npy, needs, sidecar_folder
@@ -20,6 +21,12 @@ from pipelines.views import Kind, apply_view
 OPEN_INDEXES = 64
 # Which sidecars a kind of view reads: comprehension takes features in, generation aims at caption embeddings.
 READS = {"caption": (ENCODER,), "generate": ("image", "video", "audio"), "dialogue": KINDS}
+
+ROW_SCHEMA = pa.schema(
+    [("step", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
+    + [(kind, pa.binary()) for kind in KINDS]
+    + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in KINDS]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,24 @@ class SampleReader:
             if len(self._indexes) > OPEN_INDEXES:
                 self._indexes.popitem(last=False)
         return self._indexes[path].slice(place, 1).to_pylist()[0]
+
+
+class ReadSteps:
+    """A Ray Data step: from step numbers to the samples one rank takes at those steps, in order."""
+
+    def __init__(self, mixture: Mixture, views: list[PlannedView], rank: int, world_size: int) -> None:
+        self._mixture = mixture
+        self._reader = SampleReader(views=views)
+        self._rank = rank
+        self._world_size = world_size
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        """Yields one table a step; a step at which this rank has no sample gives none."""
+        for step in batch["id"]:
+            pairs = self._mixture.rank_batch(int(step), self._rank, self._world_size)
+            rows = [self._reader.read(view, sample) | {"step": int(step)} for view, sample in pairs]
+            if rows:
+                yield pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
 def sample_embeddings(views: list[PlannedView], kind: str, limit: int) -> Iterator[tuple[Any, list[int]]]:

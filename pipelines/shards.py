@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import webdataset
 
 from pipelines.files import read_json, read_rows, write_json
 from pipelines.sample import Media, Modality, Sample, turns_from_json, turns_to_json
@@ -151,6 +150,8 @@ class TarShardWriter:
     """Writes samples into a tar whose bytes depend on nothing but the samples (webdataset.TarWriter inside)."""
 
     def __init__(self, path: Path) -> None:
+        import webdataset  # late: it brings torch along, which readers of shards need not wait for
+
         self._file = path.open("wb")
         self._tar = webdataset.TarWriter(self._file, user="", group="", mtime=0, mode=0o644, encoder=False)
 

@@ -41,7 +41,7 @@ def local_ray() -> Iterator[None]:
     import ray
     import ray.data
 
-    # A short path, as below. Ray puts what it decides into the environment, where tests that start commands would find it.
+    # A short path, as below. What Ray puts into the environment must not reach the commands that other tests start.
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -185,14 +186,25 @@ def test_a_failed_job_shows_as_failed_with_its_reason_last(way: Way, cluster: Cl
 
 
 def test_shards_without_the_sidecars_a_stage_needs_are_refused_before_training(
-    way: Way, cluster: Cluster, sample_root: Path, tmp_path: Path
+    way: Way, cluster: Cluster, tmp_path: Path
 ) -> None:
-    shards = ["--data", str(sample_root), "--out", str(tmp_path), "--datasets", "cc3m"]
-    assert cluster.run("jobs/prepare.py", *shards).returncode == 0
-    done = cluster.run("jobs/train_stage.py", "--stage", "2", "--shards", str(tmp_path), "--out", str(tmp_path / "run"))
+    shards = tmp_path / "shards"
+    shutil.copytree(way.shards / "cc3m", shards / "cc3m", ignore=shutil.ignore_patterns("embeddings"))
+    done = cluster.run("jobs/train_stage.py", "--stage", "2", "--shards", str(shards), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "has no image embeddings at all; run jobs/embed.py" in done.stderr.splitlines()[-1]
+
+
+def test_a_checkpoint_of_another_preset_and_embeddings_of_another_width_are_refused_together(
+    way: Way, cluster: Cluster, tmp_path: Path
+) -> None:
+    command = stage_command(way.root, 2, tmp_path / "run", "--preset", "nextgpt_7b")[1:]
+    done = cluster.run(*command)
+    assert done.returncode == 2
+    mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any("are 77x64, preset nextgpt_7b takes 77x768" in line for line in mistakes)
+    assert any("a checkpoint of preset tiny, but the model is nextgpt_7b" in line for line in mistakes)
 
 
 def tree(folder: Path) -> Iterator[Path]:

@@ -26,6 +26,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("LOCAL_RANK", "0")  # as torchrun and Ray Train set it
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         yield
         dist.destroy_process_group()

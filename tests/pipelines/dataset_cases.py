@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed import EmbedTask, EncoderIdentity, ShardEmbedder, Sidecar
+from pipelines.embed import Embedded, EmbedTask, EncoderIdentity, ShardEmbedder, Sidecar
 from pipelines.files import write_rows
 from pipelines.media import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
@@ -26,7 +26,6 @@ from pipelines.shards import (
     members,
     shard_name,
 )
-from pipelines.sidecars import SidecarManifest
 from pipelines.views import Kind, sidecar_items
 
 PAIR_VIEWS: dict[str, Kind] = {"pictures_enc": "caption", "pictures_dec": "generate"}
@@ -101,16 +100,19 @@ class NotingEncoder:
     name = "noting"
     untrained = True
 
-    def __init__(self, log: Path | None = None, encoder_id: str = "noting-0", scale: float = 1.0) -> None:
+    def __init__(
+        self, log: Path | None = None, encoder_id: str = "noting-0", scale: float = 1.0, poison: str | None = None
+    ) -> None:
         self.id = encoder_id
-        self._log, self._scale = log, scale
+        self._log, self._scale, self._poison = log, scale, poison
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         if self._log:
             with self._log.open("a") as log:
                 log.write(json.dumps([value if isinstance(value, str) else "media" for value in inputs]) + "\n")
         embeddings = np.stack([embedding_of(value) for value in inputs])
-        return embeddings * np.float32(self._scale), np.array([length_of(value) for value in inputs], np.int32)
+        scale = np.nan if self._poison in inputs else self._scale
+        return embeddings * np.float32(scale), np.array([length_of(value) for value in inputs], np.int32)
 
 
 def embedding_of(value: Any) -> npt.NDArray[np.float32]:
@@ -128,15 +130,15 @@ def task(kind: str = "image", dtype: str = "float32", batch_size: int = 64, **en
     return EmbedTask(kind=kind, factory=partial(NotingEncoder, **encoder), dtype=dtype, batch_size=batch_size)
 
 
-def write_sidecar(directory: Path, work: EmbedTask) -> SidecarManifest:
-    """What `embed` does, in this process."""
+def write_sidecar(directory: Path, work: EmbedTask) -> Embedded:
+    """What `embed` does, in this process: a Ray actor costs seconds to start."""
     encoder = work.factory()
     identity = EncoderIdentity(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
     sidecar, actor = Sidecar(directory, Manifest.read(directory), work, identity), ShardEmbedder([work])
     for row in sidecar.rows(0):
         done = actor(row)
         sidecar.done[done["shard"]["name"]] = done
-    return sidecar.finish().manifest
+    return sidecar.finish()
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""What a checkpoint is, from its `config.json` alone: no weights are loaded, and no torch."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig, parse_config
+
+FORMAT = 1
+CONFIG = "config.json"
+
+
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """A checkpoint's `config.json`; `stages` in it is the history.
+
+    Raises FileNotFoundError when there is none, ValueError when it is not one of ours.
+    """
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; name the folder of a finished checkpoint")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); use another checkpoint") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of format {FORMAT}; use one that this version wrote")
+    return description
+
+
+def check_compatible(config: ModelConfig, directory: Path | str) -> None:
+    """Checks, without loading any weights, that a checkpoint can start a model of `config`.
+
+    Raises ValueError when it is of another preset or other widths, FileNotFoundError when it is not finished.
+    """
+    directory = Path(directory)
+    description = read_config(directory)
+    _check_same(config, model_config(description, directory), directory, description["adapter"])
+
+
+def model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig:
+    """The configuration of the model that a checkpoint belongs to."""
+    return parse_config(description.get("model"), str(directory / CONFIG))
+
+
+def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
+    if saved.preset != config.preset:
+        raise ValueError(
+            f"{directory}: a checkpoint of preset {saved.preset}, but the model is {config.preset}; use the same preset"
+        )
+    names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
+    for name in names:
+        if getattr(saved, name) != getattr(config, name):
+            raise ValueError(
+                f"{directory}: {name} of the checkpoint is [{getattr(saved, name)}], of the model "
+                f"[{getattr(config, name)}]; make them equal or start anew"
+            )
+
+
+def latest_checkpoint(path: Path | str) -> Path:
+    """The checkpoint at `path`, or the last finished `checkpoint-*` below it when it is the folder of a run.
+
+    Raises FileNotFoundError when there is neither.
+    """
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return path
+    found = [folder for folder in path.glob("checkpoint-*") if (folder / CONFIG).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{path}: no finished checkpoint there; name a checkpoint or the folder of a run")
+    return max(found, key=_step)
+
+
+def _step(folder: Path) -> tuple[int, str]:
+    digits = re.findall(r"\d+", folder.name)
+    return (int(digits[-1]) if digits else -1, folder.name)

@@ -1,0 +1,144 @@
+"""Planned views: every sample is read with the embeddings of its own items, or one line says what to run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_cases import DIALOGUE_VIEWS, embedding_of, length_of, pair, talk, task, write_dataset, write_sidecar
+
+from pipelines.files import read_rows, write_rows
+from pipelines.media import decode
+from pipelines.planned import PlannedView, SampleReader, plan_view, sample_embeddings, sidecar_of
+from pipelines.sample import Sample, turns_from_json
+from pipelines.shards import index_path
+from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, from_npy, sidecar_folder
+from pipelines.views import CAPTION_PROMPT, Kind, apply_view
+
+PAIRS = [pair(f"k{number}", f"caption number {number}", shade=number) for number in range(5)]
+TALKS = [talk("a", ["red"]), talk("b", []), talk("c", ["a blue one", "red"])]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five caption pairs in shards of two, with both sidecars."""
+    directory = tmp_path / "shards" / "pictures"
+    write_dataset(directory, PAIRS, 2)
+    write_sidecar(directory, task("image", encoder_id="image-0"))
+    write_sidecar(directory, task(ENCODER, encoder_id="encoder-0"))
+    return directory
+
+
+def view(directory: Path, kind: Kind, wanted: dict[str, str] | None = None, weight: float = 1.0) -> PlannedView:
+    return plan_view(f"{directory.name}_{kind}", kind, directory, weight, wanted or {})
+
+
+def rows_of(planned: PlannedView) -> list[dict[str, Any]]:
+    reader = SampleReader(views=[planned])
+    return [reader.read(0, number) for number in range(planned.manifest.samples)]
+
+
+def test_a_view_reads_the_sidecars_of_its_kind_alone(pictures: Path) -> None:
+    assert view(pictures, "caption").sidecars == {ENCODER: sidecar_folder(pictures, "encoder-0")}
+    assert view(pictures, "generate").sidecars == {"image": sidecar_folder(pictures, "image-0")}
+    assert sidecar_of(view(pictures, "generate"), "image").encoder_id == "image-0"
+
+
+def test_a_view_without_items_needs_no_sidecar(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "talks", [talk("a", [])], 2, DIALOGUE_VIEWS)
+    assert view(tmp_path / "talks", "dialogue").sidecars == {}
+
+
+def fails(planned: Any) -> str:
+    """The one line in which planning fails."""
+    with pytest.raises(ValueError, match=r"^/.+") as caught:
+        planned()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_sidecar_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    directory = tmp_path / "shards" / "pictures"
+    write_dataset(directory, PAIRS, 2)
+    for kind, sidecar in (("caption", ENCODER), ("generate", "image")):
+        message = fails(lambda kind=kind: view(directory, kind))
+        assert message.startswith(f"{directory}: ")
+        assert f"run jobs/embed.py --shards {tmp_path / 'shards'} --modality {sidecar}" in message
+
+
+def test_of_two_encoders_one_must_be_named(pictures: Path) -> None:
+    write_sidecar(pictures, task("image", encoder_id="image-1"))
+    message = fails(lambda: view(pictures, "generate"))
+    assert "image-0, image-1" in message
+    assert "sidecars.image=ID" in message
+    assert view(pictures, "generate", {"image": "image-1"}).sidecars["image"].name == "image-1"
+
+
+def test_an_encoder_that_is_not_there_is_named(pictures: Path) -> None:
+    message = fails(lambda: view(pictures, "generate", {"image": "image-9"}))
+    assert re.search(r"no image embeddings by image-9; run jobs/embed\.py", message)
+
+
+def test_a_sidecar_of_older_shards_is_refused(pictures: Path) -> None:
+    write_dataset(pictures, [*PAIRS[:4], pair("new")], 2)
+    message = fails(lambda: view(pictures, "caption"))
+    assert "encoder-0 are of other shards than these; run jobs/embed.py" in message
+
+
+def test_a_row_holds_the_turns_of_its_view_and_the_caption_embeddings_it_aims_at(pictures: Path) -> None:
+    rows = rows_of(view(pictures, "generate"))
+    assert [row["key"] for row in rows] == [f"pictures_generate/k{number}" for number in range(5)]
+    for row, sample in zip(rows, PAIRS, strict=True):
+        (item,) = sample.items()
+        assert turns_from_json(row["turns"]) == apply_view("generate", sample).turns
+        np.testing.assert_array_equal(from_npy(row["image"]), embedding_of(item.caption)[None])
+        assert row["image_lengths"] == [length_of(item.caption)]
+        assert (row[ENCODER], row["encoder_lengths"], row["audio"], row["audio_lengths"]) == (b"", [], b"", [])
+
+
+def test_a_row_holds_the_features_of_the_media_it_shows(pictures: Path) -> None:
+    for row, sample in zip(rows_of(view(pictures, "caption")), PAIRS, strict=True):
+        assert json.loads(row["turns"])[0]["parts"][1] == CAPTION_PROMPT
+        np.testing.assert_array_equal(from_npy(row[ENCODER]), embedding_of(decode(sample.media["png"]))[None])
+        assert (row["encoder_lengths"], row["image"]) == ([1], b"")
+
+
+def test_a_dialogue_has_an_embedding_for_each_of_its_items(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "talks", TALKS, 2, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "talks", task("image", encoder_id="image-0"))
+    rows = rows_of(view(tmp_path / "talks", "dialogue"))
+    assert [turns_from_json(row["turns"]) for row in rows] == [sample.turns for sample in TALKS]
+    assert [len(from_npy(row["image"])) for row in rows] == [1, 0, 2]
+    np.testing.assert_array_equal(from_npy(rows[2]["image"])[0], embedding_of("a blue one"))
+
+
+def test_samples_are_read_in_any_order_and_from_many_views(pictures: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "talks", TALKS, 2, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "talks", task("image", encoder_id="image-0"))
+    views = [view(pictures, "generate"), view(tmp_path / "talks", "dialogue"), view(pictures, "caption")]
+    reader, alone = SampleReader(views=views), [rows_of(planned) for planned in views]
+    for index, number in [(2, 4), (0, 3), (1, 2), (0, 0), (1, 0), (2, 4), (0, 3)]:
+        assert reader.read(index, number) == alone[index][number]
+
+
+def test_a_sidecar_whose_keys_are_others_is_refused(pictures: Path) -> None:
+    planned = view(pictures, "generate")
+    index = index_path(planned.sidecars["image"] / "00001.tar")
+    rows = read_rows(index)
+    write_rows(index, rows[::-1], SIDECAR_SCHEMA)
+    message = fails(lambda: SampleReader(views=[planned]).read(0, 2))
+    assert "sample 0 is k3, expected k2; delete it and run jobs/embed.py" in message
+
+
+def test_the_embeddings_sampled_are_of_all_views_and_no_more_than_asked_for(pictures: Path, tmp_path: Path) -> None:
+    samples: list[Sample] = [talk(f"t{number}", ["x", "y"]) for number in range(8)]
+    write_dataset(tmp_path / "talks", samples, 4, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "talks", task("image", encoder_id="image-0"))
+    views = [view(pictures, "generate"), view(tmp_path / "talks", "dialogue"), view(pictures, "caption")]
+    everything = list(sample_embeddings(views, "image", 1000))
+    assert [len(lengths) for _, lengths in everything] == [1] * 5 + [2] * 8
+    some = list(sample_embeddings(views, "image", 6))
+    assert {len(lengths) for _, lengths in some} == {1, 2}
+    assert 4 <= len(some) < len(everything)
