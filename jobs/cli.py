@@ -36,14 +36,21 @@ def parser(description: str) -> ArgumentParser:
 def start_ray() -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
     import ray
-    import ray.data
 
     if ray.is_initialized():
         return
     quiet()
     ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
+    configure_ray_data()
+
+
+def configure_ray_data() -> None:
+    """Leaves progress to our own bars, and lets an error in a step come out as it was raised."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     context.print_on_execution_start = False
 
 
@@ -71,12 +78,12 @@ def run(main: Main) -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error behind what Ray wraps around it."""
+    """The error behind what Ray wraps around it; what our own errors were raised from is not looked at."""
     seen = set[int]()
-    while id(error) not in seen:
+    while type(error).__module__.partition(".")[0] == "ray" and id(error) not in seen:
         seen.add(id(error))
         failures = list(getattr(error, "worker_failures", {}).values())
-        inner = [getattr(error, "cause", None), *failures, error.__cause__]
+        inner = [getattr(error, "cause", None), getattr(error, "controller_failure", None), *failures, error.__cause__]
         error = next((cause for cause in inner if isinstance(cause, BaseException)), error)
     return error
 

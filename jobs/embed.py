@@ -32,10 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
     arguments = parser.parse_args(argv)
     _check(arguments)
-
-    from model.config import load_preset
-
-    arguments.config = load_preset(arguments.preset)
     if arguments.captions:
         _embed_captions(arguments)
     else:
@@ -43,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(arguments: Namespace) -> None:
+    from model.config import load_preset
+
     mistakes = []
+    try:
+        arguments.config = load_preset(arguments.preset)
+    except ValueError as error:
+        mistakes.append(f"--preset: {error}")
     if bool(arguments.shards) == bool(arguments.captions):
         mistakes.append("give --shards SHARDS, or --captions JSON with --out DIR")
     if bool(arguments.captions) != bool(arguments.out):

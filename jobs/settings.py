@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from jobs.cli import UsageError
 from model.config import load_preset
 from model.settings import TrainSettings
+from pipelines.catalog import load_catalog
 
 CONFIGS = Path(__file__).parent / "configs"
+ENGINES = CONFIGS / "deepspeed"
 
 
 def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> TrainSettings:
@@ -22,18 +24,28 @@ def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> Tra
     Raises:
         UsageError: all mistakes, one line each.
     """
-    layers = [CONFIGS / "base.yaml", CONFIGS / f"{preset}.yaml", CONFIGS / f"stage_{stage}.yaml"]
-    values: dict[str, Any] = {"stage": stage, "model": load_preset(preset).model_dump(mode="json")}
-    for layer in layers:
+    mistakes: list[str] = []
+    values: dict[str, Any] = {"stage": stage}
+    try:
+        values["model"] = load_preset(preset).model_dump(mode="json")
+    except ValueError as error:
+        raise UsageError(f"--preset: {error}") from None
+    for layer in (CONFIGS / "base.yaml", CONFIGS / f"{preset}.yaml", CONFIGS / f"stage_{stage}.yaml"):
         if layer.is_file():
             values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
-    mistakes = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             mistakes.append(f"{override}: not of the form key=value")
             continue
-        values = _merged(values, _nested(key.split("."), yaml.safe_load(text)))
+        if key == "stage" or key.startswith("model.preset"):
+            mistakes.append(f"{override}: is set by --{key.rpartition('.')[2]}")
+            continue
+        try:
+            values = _merged(values, _nested(key.split("."), yaml.safe_load(text)))
+        except yaml.YAMLError:
+            mistakes.append(f"{override}: the value is not valid YAML")
+    mistakes += _unknown_names(values)
     try:
         settings = TrainSettings.model_validate(values)
     except ValidationError as error:
@@ -45,17 +57,33 @@ def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> Tra
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
     """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path."""
-    path = CONFIGS / "deepspeed" / settings.deepspeed
-    path = path if path.is_file() else Path(settings.deepspeed)
-    if not path.is_file():
-        known = ", ".join(sorted(file.name for file in (CONFIGS / "deepspeed").glob("*.json")))
-        raise UsageError(f"deepspeed: {settings.deepspeed}: no such file; use one of {known} or a path")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(_deepspeed_file(settings.deepspeed).read_text(encoding="utf-8"))
+
+
+def _deepspeed_file(name: str) -> Path:
+    path = ENGINES / name
+    return path if path.is_file() else Path(name)
+
+
+def _unknown_names(values: Mapping[str, Any]) -> list[str]:
+    """Names in the settings that lead nowhere."""
+    mistakes = []
+    datasets, views = values.get("datasets"), load_catalog().views
+    if isinstance(datasets, str):
+        datasets = [] if datasets == "auto" else [name.strip() for name in datasets.split(",")]
+    unknown = [str(name) for name in datasets or () if name not in views]
+    if unknown:
+        mistakes.append(f"datasets: {', '.join(unknown)} not in the catalog; it has {', '.join(views)}")
+    name = str(values.get("deepspeed"))
+    if not _deepspeed_file(name).is_file():
+        known = ", ".join(sorted(file.name for file in ENGINES.glob("*.json")))
+        mistakes.append(f"deepspeed: {name}: no such file; use one of {known} or a path")
+    return mistakes
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:
     """Twelve hex digits that name a configuration."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
 def _message(fault: Any) -> str:

@@ -99,7 +99,7 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
         "views": plan.views,
         "init": str(init) if init else None,
         "run": str(run),
-        "history": {"configuration": name, "data": {view.name: view.manifest.fingerprint for view in plan.views}},
+        "history": {"configuration": name, "data": {view.name: view.manifest.content for view in plan.views}},
         "card": _card(plan, workers, use_gpu),
     }
     trainer = ray.train.torch.TorchTrainer(
@@ -133,10 +133,7 @@ def _chosen(settings: TrainSettings, shards: Path, mistakes: list[str], notes: l
         elif left:
             notes.append(f"not prepared, so left out: {', '.join(left)}")
         return chosen
-    unknown = [name for name in settings.datasets if name not in catalog.views]
-    if unknown:
-        mistakes.append(f"datasets: {', '.join(unknown)} not in the catalog; it has {', '.join(catalog.views)}")
-    chosen = {name: weight for name, weight in settings.datasets.items() if name not in unknown}
+    chosen = dict(settings.datasets)
     for name in list(chosen):
         if catalog.views[name][0] not in prepared:
             mistakes.append(f"datasets: {name} is not prepared in {shards}; run jobs/prepare.py --datasets {name}")
@@ -198,7 +195,7 @@ def _workers(settings: TrainSettings) -> tuple[int, bool]:
 
 def _card(plan: StagePlan, workers: int, use_gpu: bool) -> dict[str, Any]:
     return {
-        "data": {view.name: f"{view.manifest.samples} samples, {view.manifest.fingerprint}" for view in plan.views},
+        "data": {view.name: f"{view.manifest.samples} samples, {view.manifest.content}" for view in plan.views},
         "hardware": f"{workers} {'GPU' if use_gpu else 'CPU'} worker(s)",
         "untrained": plan.untrained,
     }

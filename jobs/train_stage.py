@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     effective: Mapping[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "deepspeed": engine,
-        "data": {view.name: view.manifest.fingerprint for view in plan.views},
+        "data": {view.name: view.manifest.content for view in plan.views},
     }
     name = settings_hash(effective)
     print(f"stage {settings.stage}, configuration {name}: {plan.describe()}")

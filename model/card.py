@@ -6,7 +6,7 @@ from typing import Any
 from model.config import ModelConfig
 
 _TITLES = {
-    "data": "Data (sha256 of the manifests)",
+    "data": "Data (sha256 of the shards)",
     "metrics": "Metrics",
     "untrained": "Parts with random weights",
 }

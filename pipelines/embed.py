@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import ray
 import ray.data
 
 from pipelines import media as media_files
-from pipelines.files import atomic_path, read_rows, write_rows
+from pipelines.files import atomic_path, read_metadata, write_rows
 from pipelines.progress import track
 from pipelines.sample import Item, Modality, Sample
 from pipelines.shards import MANIFEST, Manifest, Shard, TarShardWriter, hash_file, index_path, is_whole, iterate_samples
@@ -23,6 +24,9 @@ from pipelines.views import Kind, sidecar_items
 
 # ImageBind looks at ten frames of a video, first and last of five clips; this many a second serve it well.
 VIDEO_FPS = 10.0
+
+# The key of an index's metadata that says what its shard belongs to.
+STATE = "sidecar"
 
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -137,7 +141,7 @@ class Sidecar:
     def __init__(self, directory: Path, dataset: Manifest, task: EmbedTask, encoder: EncoderIdentity) -> None:
         self._directory, self._dataset, self._task, self._encoder = directory, dataset, task, encoder
         self._folder = sidecar_folder(directory, encoder.id)
-        self.done = _finished_shards(self._folder, dataset)
+        self.done = _finished_shards(self._folder, dataset, task.dtype)
         self._todo = [shard for shard in dataset.shards if shard.name not in self.done]
         if self._todo:
             (self._folder / MANIFEST).unlink(missing_ok=True)
@@ -146,7 +150,10 @@ class Sidecar:
         """One row of work a shard; `number` comes back with the result."""
         views = list(self._dataset.views.values())
         where = {"sidecar": number, "folder": str(self._folder), "kind": self._task.kind, "views": views}
-        return [where | {"tar": str(self._directory / shard.name), "samples": shard.samples} for shard in self._todo]
+        return [
+            where | {"tar": str(self._directory / shard.name), "of": shard.sha256, "samples": shard.samples}
+            for shard in self._todo
+        ]
 
     def finish(self) -> Embedded:
         """Writes the manifest."""
@@ -190,7 +197,7 @@ class ShardEmbedder:
         found = {}
         for batch in _batches(stream, self._task.batch_size):
             found.update(self._encode(batch))
-        written = self._write(Path(row["folder"]) / source.name, keys, wanted, found)
+        written = self._write(Path(row["folder"]) / source.name, row["of"], keys, wanted, found)
         return {"sidecar": row["sidecar"], **written}
 
     def _distinct(
@@ -209,14 +216,22 @@ class ShardEmbedder:
 
     def _encode(self, batch: list[tuple[str, Any]]) -> dict[str, tuple[npt.NDArray[Any], int]]:
         embeddings, lengths = self._encoder([value for _, value in batch])
-        if not np.isfinite(embeddings).all():
-            raise ValueError(f"{self._encoder.name}: gave embeddings that are not finite; check its weights")
+        with np.errstate(over="ignore"):  # said below, in words
+            stored = embeddings.astype(self._task.dtype)
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{self._encoder.name}: gave embeddings that are not finite as {self._task.dtype}; "
+                "check its weights, or store them as float32"
+            )
         return {
-            identity: (embedding.astype(self._task.dtype), int(length))
-            for (identity, _), embedding, length in zip(batch, embeddings, lengths, strict=True)
+            identity: (embedding, int(length))
+            for (identity, _), embedding, length in zip(batch, stored, lengths, strict=True)
         }
 
-    def _write(self, tar: Path, keys: list[str], wanted: list[list[str]], found: dict[str, Any]) -> dict[str, Any]:
+    def _write(
+        self, tar: Path, of: str, keys: list[str], wanted: list[list[str]], found: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Writes the tar and then its index, which says what it belongs to: with it, a shard is finished."""
         index = []
         shape = next(iter(found.values()))[0].shape if found else ()
         empty = np.zeros((0, *shape), self._task.dtype)
@@ -227,10 +242,11 @@ class ShardEmbedder:
                 lengths = [found[name][1] for name in identities]
                 entry = {"key": key, "offset": offset + tarfile.BLOCKSIZE, "length": len(array), "lengths": lengths}
                 index.append(entry)
-        write_rows(index_path(tar), index, SIDECAR_SCHEMA)
         shard = Shard(name=tar.name, samples=len(keys), bytes=tar.stat().st_size, sha256=hash_file(tar))
         items = sum(len(identities) for identities in wanted)
-        return {"items": items, "shape": list(shape), "shard": asdict(shard)}
+        state = {"items": items, "shape": list(shape), "shard": asdict(shard), "of": of, "dtype": self._task.dtype}
+        write_rows(index_path(tar), index, SIDECAR_SCHEMA.with_metadata({STATE: json.dumps(state, sort_keys=True)}))
+        return state
 
 
 def _run(rows: list[dict[str, Any]], tasks: Sequence[EmbedTask], pool: Pool) -> Iterable[dict[str, Any]]:
@@ -246,23 +262,16 @@ def _run(rows: list[dict[str, Any]], tasks: Sequence[EmbedTask], pool: Pool) -> 
     return mapped.iter_rows()
 
 
-def _finished_shards(folder: Path, dataset: Manifest) -> dict[str, dict[str, Any]]:
-    """The sidecar shards that are there, whole, and of the shards as they are now."""
-    if not (folder / MANIFEST).is_file():
-        return {}
-    manifest = SidecarManifest.read(folder)
-    of = {shard.name: sha256 for shard, sha256 in zip(manifest.shards, manifest.of_shards, strict=True)}
-    now = {shard.name: shard.sha256 for shard in dataset.shards}
-    return {
-        shard.name: _row_of(folder, shard, manifest)
-        for shard in manifest.shards
-        if now.get(shard.name) == of[shard.name] and is_whole(folder / shard.name, shard)
-    }
-
-
-def _row_of(folder: Path, shard: Shard, manifest: SidecarManifest) -> dict[str, Any]:
-    items = sum(len(row["lengths"]) for row in read_rows(index_path(folder / shard.name), ["lengths"]))
-    return {"items": items, "shape": manifest.shape, "shard": asdict(shard)}
+def _finished_shards(folder: Path, dataset: Manifest, dtype: str) -> dict[str, dict[str, Any]]:
+    """The sidecar shards that are there, whole, of the wanted type, and of the shards as they are now."""
+    found = {}
+    for shard in dataset.shards:
+        index = index_path(folder / shard.name)
+        state = json.loads(read_metadata(index).get(STATE, "{}")) if index.is_file() else {}
+        current = state.get("of") == shard.sha256 and state["dtype"] == dtype
+        if current and is_whole(folder / shard.name, Shard(**state["shard"])):
+            found[shard.name] = state
+    return found
 
 
 def _identity(sample: Sample, item: Item, kind: str) -> str:

@@ -51,6 +51,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The key-value metadata of a Parquet file's schema."""
+    return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+
+
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Reads a Parquet file as dictionaries."""
     return pq.read_table(path, columns=columns).to_pylist()

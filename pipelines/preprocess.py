@@ -10,18 +10,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import ray
 import ray.data
 
-from pipelines import media as media_files
 from pipelines.catalog import Entry
 from pipelines.files import atomic_path, read_json, read_rows, remove_tree, write_json, write_rows
+from pipelines.media_folder import load_media, state_of
 from pipelines.progress import track
 from pipelines.readers import READERS
-from pipelines.sample import Item, Media, Modality, Reject, Sample, Turn, turns_from_json, turns_to_json
+from pipelines.sample import Modality, Reject, Sample, turns_from_json, turns_to_json
 from pipelines.shards import (
     INDEX_SCHEMA,
     MANIFEST,
@@ -43,10 +43,10 @@ from pipelines.shards import (
 from pipelines.views import sidecar_items
 
 WORK = ".work"
+# What a dataset was made from, as this machine sees it; beside the manifest, which is the same on every machine.
+STATE = "source.json"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
 PREPROCESS_VERSION = 1
-# Every frame of a video is decoded when it is checked, but only so many a second are kept in memory.
-CHECK_FPS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +90,8 @@ def prepare(source: Source) -> tuple[Manifest, bool]:
     """Writes a dataset's shards; returns its manifest and whether anything had to be made."""
     source.directory.mkdir(parents=True, exist_ok=True)
     staged = stage_rows(source)
-    fingerprint = hash_strings(
-        [str(PREPROCESS_VERSION), str(source.samples_per_shard), *staged.fingerprints, *staged.rejects]
-    )
+    settings = [str(PREPROCESS_VERSION), str(source.samples_per_shard), source.entry.model_dump_json()]
+    fingerprint = hash_strings([*settings, *staged.fingerprints, *staged.rejects])
     finished = _finished(source.directory, fingerprint)
     if finished:
         remove_tree(source.work)
@@ -127,7 +126,7 @@ def prepare_part(source: Source, part: int, fingerprint: str) -> dict[str, int]:
     """Loads, checks and writes the rows of one chunk as a part tar; returns the number of accepted and rejected."""
     tar = _part_path(source, part)
     done = tar.with_suffix(".json")
-    if done.is_file() and read_json(done)["fingerprint"] == fingerprint:
+    if all(path.is_file() for path in (tar, index_path(tar), done)) and read_json(done)["fingerprint"] == fingerprint:
         return read_json(done)["counts"]
     index, rejects = [], []
     with atomic_path(tar) as temporary, TarShardWriter(temporary) as writer:
@@ -144,50 +143,6 @@ def prepare_part(source: Source, part: int, fingerprint: str) -> dict[str, int]:
     items = _count_items(source, part, {str(row["key"]) for row in index})
     write_json(done, {"fingerprint": fingerprint, "counts": counts, "rejects": rejects, "items": items})
     return counts
-
-
-def load_media(row: Sample, root: Path | None) -> Sample:
-    """Loads and fully decodes the media a row names, so that what cannot be read is found now.
-
-    An output item needs its caption alone: where its medium is missing or broken the sample stays, without it.
-
-    Raises:
-        ValueError: an input medium is missing, unreadable, too large or outside the media folder.
-    """
-    loaded: dict[str, Media] = {}
-    names: dict[str, str] = {}
-    missing: list[str] = []
-    count = len({item.name for item in row.items() if item.name})
-
-    def load(item: Item, *, required: bool) -> Item:
-        if not item.name:
-            return item
-        if item.name in names:
-            return replace(item, name=names[item.name])
-        try:
-            medium = media_files.load(_inside(root, item.name), item.modality)
-            media_files.decode(medium, fps=CHECK_FPS)
-        except (ValueError, OSError):
-            if required:
-                raise
-            missing.append(item.name)
-            return replace(item, name="")
-        name = medium.format if count == 1 else f"{len(loaded)}.{medium.format}"
-        loaded[name] = medium
-        names[item.name] = name
-        return replace(item, name=name)
-
-    turns = tuple(
-        Turn(
-            role=turn.role,
-            parts=tuple(
-                load(part, required=turn.role == "user") if isinstance(part, Item) else part for part in turn.parts
-            ),
-        )
-        for turn in row.turns
-    )
-    meta = dict(row.meta) | ({"missing_media": missing} if missing else {})
-    return replace(row, turns=turns, media=loaded, meta=meta)
 
 
 def assemble_shard(source: Source, index: int, pieces: list[Piece]) -> Shard:
@@ -266,7 +221,6 @@ def _finish(source: Source, fingerprint: str, shards: list[Shard], staged: Stage
     samples = sum(shard.samples for shard in shards)
     manifest = Manifest(
         dataset=source.entry.name,
-        fingerprint=fingerprint,
         rows=samples + len(rejects),
         samples=samples,
         samples_per_shard=source.samples_per_shard,
@@ -277,6 +231,7 @@ def _finish(source: Source, fingerprint: str, shards: list[Shard], staged: Stage
         input_items=items["input"],
         licence=source.entry.licence,
     )
+    write_json(source.directory / STATE, {"fingerprint": fingerprint})
     manifest.write(source.directory)
     remove_tree(source.work)
     return manifest
@@ -289,10 +244,15 @@ def _finished(directory: Path, fingerprint: str) -> Manifest | None:
     except (FileNotFoundError, ValueError):
         return None
     whole = all(is_whole(directory / shard.name, shard) for shard in manifest.shards)
-    return manifest if manifest.fingerprint == fingerprint and whole else None
+    state = directory / STATE
+    return manifest if whole and state.is_file() and read_json(state)["fingerprint"] == fingerprint else None
 
 
 def _remove_stale(directory: Path, names: set[str]) -> None:
+    """Removes shards of an earlier run, and what a run that was killed had begun to write."""
+    for path in directory.glob(".*"):
+        if path.is_file():
+            path.unlink()
     for tar in directory.glob("[0-9]*.tar"):
         if tar.name not in names:
             tar.unlink()
@@ -305,16 +265,8 @@ def _stage_chunk(source: Source, chunk: int, rows: list[Sample]) -> str:
     ]
     with atomic_path(_rows_path(source, chunk)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    state = [f"{item.name} {_state_of(source.media, item.name)}" for row in rows for item in row.items() if item.name]
+    state = [f"{item.name} {state_of(source.media, item.name)}" for row in rows for item in row.items() if item.name]
     return hash_strings([*lines, *state])
-
-
-def _state_of(root: Path | None, name: str) -> str:
-    try:
-        stat = _inside(root, name).stat()
-    except (ValueError, OSError):
-        return "missing"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _staged_rows(source: Source, chunk: int) -> Iterator[Sample]:
@@ -350,21 +302,6 @@ def _count_items(source: Source, part: int, keys: set[str]) -> dict[str, int]:
             for modality in Modality:
                 counts[modality.value] += len(sidecar_items(row, kinds, modality))
     return dict(counts)
-
-
-def _inside(root: Path | None, name: str) -> Path:
-    """The path of a medium, kept inside its folder."""
-    if root is None:
-        raise ValueError(f"missing file: {name} (the catalog names no media folder)")
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
-        raise ValueError(f"path outside the root: {name}")
-    path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"path outside the root: {name} is a link that leaves the media folder")
-    if not path.is_file():
-        raise ValueError(f"missing file: {name} is not in the media folder")
-    return path
 
 
 def _rows_path(source: Source, chunk: int) -> Path:

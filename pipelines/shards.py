@@ -59,7 +59,6 @@ class Manifest:
     """
 
     dataset: str
-    fingerprint: str
     rows: int
     samples: int
     samples_per_shard: int
@@ -70,6 +69,11 @@ class Manifest:
     input_items: int
     licence: str
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def content(self) -> str:
+        """A hash of all shards: the same data have the same wherever they were made."""
+        return hash_strings([shard.sha256 for shard in self.shards])
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`, the mark of a finished dataset."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import jobs.cli  # noqa: F401  Sets what Ray reads from the environment when it is first imported.
+import jobs.cli  # Sets what Ray reads from the environment when it is first imported.
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -39,7 +39,6 @@ def sample_root(shared: Path) -> Path:
 def local_ray() -> Iterator[None]:
     """A Ray of two cores inside this process, in a folder of its own; one for the session, tests share it."""
     import ray
-    import ray.data
 
     # A short path, as below. What Ray puts into the environment must not reach the commands that other tests start.
     with (
@@ -50,7 +49,7 @@ def local_ray() -> Iterator[None]:
             patch.setenv(name, os.environ.get(name, ""))
             patch.delenv(name)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        jobs.cli.configure_ray_data()
         yield
         ray.shutdown()
 

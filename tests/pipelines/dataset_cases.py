@@ -79,7 +79,6 @@ def write_dataset(
     outputs = {modality.value: count(modality) for modality in Modality if count(modality)}
     manifest = Manifest(
         dataset=directory.name,
-        fingerprint="of a test",
         rows=len(samples),
         samples=len(samples),
         samples_per_shard=samples_per_shard,

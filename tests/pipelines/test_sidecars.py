@@ -2,8 +2,10 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from dataset_cases import pair, task, write_dataset, write_sidecar
 from hypothesis import given
@@ -12,11 +14,11 @@ from hypothesis.extra import numpy as arrays
 
 from pipelines.sidecars import ENCODER, SidecarManifest, find_sidecars, from_npy, needs, sidecar_folder, to_npy
 
-TYPES = st.sampled_from([np.dtype("float32"), np.dtype("float16"), np.dtype("int32")])
+SHAPES = arrays.array_shapes(min_dims=1, min_side=0, max_side=4)
 
 
-@given(arrays.arrays(TYPES, arrays.array_shapes(min_dims=1, min_side=0, max_side=4)))
-def test_an_array_survives_the_round_trip(array: np.ndarray) -> None:
+@given(st.one_of([arrays.arrays(kind, SHAPES) for kind in (np.float32, np.float16)]))
+def test_an_array_survives_the_round_trip(array: npt.NDArray[Any]) -> None:
     read = from_npy(to_npy(array))
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
