@@ -13,6 +13,7 @@ from jobs.cli import UsageError
 from model.config import load_preset
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
+from pipelines.files import read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 ENGINES = CONFIGS / "deepspeed"
@@ -57,7 +58,8 @@ def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> Tra
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
     """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path."""
-    return json.loads(_deepspeed_file(settings.deepspeed).read_text(encoding="utf-8"))
+    values: dict[str, Any] = read_json(_deepspeed_file(settings.deepspeed))
+    return values
 
 
 def _deepspeed_file(name: str) -> Path:

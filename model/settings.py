@@ -1,6 +1,6 @@
 """What a training run is set to: one place for each setting, checked before anything starts."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -46,7 +46,7 @@ class TrainSettings(_Settings):
 
     stage: Stage
     model: ModelConfig
-    datasets: Literal["auto"] | dict[str, PositiveFloat] = "auto"
+    datasets: Literal["auto"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = "auto"
     sidecars: dict[str, str] = {}
     batch_size: PositiveInt
     micro_batch_size: PositiveInt

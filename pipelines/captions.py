@@ -6,12 +6,15 @@ from typing import Any
 import ray.data
 
 from pipelines.catalog import Entry
-from pipelines.embed import EmbedTask, Pool
+from pipelines.embed import EmbedTask, Pool, as_stored
 from pipelines.files import atomic_path
 from pipelines.progress import track
 from pipelines.readers import READERS
 from pipelines.sample import Reject, Sample
 from pipelines.sidecars import to_npy
+
+# What file systems allow, with room for `.npy` and the suffix of a temporary file.
+MAX_NAME_BYTES = 230
 
 
 class CaptionWriter:
@@ -25,8 +28,9 @@ class CaptionWriter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Writes the batch's embeddings; (L, D), or (D,) where a caption has a single vector."""
         embeddings, _ = self._encoder([str(caption) for caption in batch["caption"]])
+        embeddings = as_stored(embeddings, self._dtype, self._encoder.name)
         for name, embedding in zip(batch["name"], embeddings, strict=True):
-            array = (embedding[0] if len(embedding) == 1 else embedding).astype(self._dtype)
+            array = embedding[0] if len(embedding) == 1 else embedding
             with atomic_path(self._out / f"{name}.npy") as temporary:
                 temporary.write_bytes(to_npy(array))
         return {"name": batch["name"]}
@@ -64,6 +68,10 @@ def embed_captions(source: Path, out: Path, task: EmbedTask, pool: Pool) -> tupl
 def _checked(row: Sample, seen: set[str]) -> Sample | Reject:
     """A file name may neither repeat nor hold a folder: every row gets its own file below the output folder."""
     (item,) = row.items()
-    reason = "duplicate name" if item.name in seen else "bad name" if Path(item.name).name != item.name else ""
+    reason = "duplicate name" if item.name in seen else "bad name" if _is_bad(item.name) else ""
     seen.add(item.name)
     return Reject(source=row.source, key=row.key, stage="read", reason=f"{reason}: {item.name}") if reason else row
+
+
+def _is_bad(name: str) -> bool:
+    return Path(name).name != name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES

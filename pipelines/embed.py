@@ -18,7 +18,17 @@ from pipelines import media as media_files
 from pipelines.files import atomic_path, read_metadata, write_rows
 from pipelines.progress import track
 from pipelines.sample import Item, Modality, Sample
-from pipelines.shards import MANIFEST, Manifest, Shard, TarShardWriter, hash_file, index_path, is_whole, iterate_samples
+from pipelines.shards import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    TarShardWriter,
+    hash_file,
+    index_path,
+    is_whole,
+    iterate_samples,
+    remove_others,
+)
 from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, SidecarManifest, needs, sidecar_folder, to_npy
 from pipelines.views import Kind, sidecar_items
 
@@ -169,6 +179,7 @@ class Sidecar:
             shards=[Shard(**row["shard"]) for row in rows],
             of_shards=[shard.sha256 for shard in self._dataset.shards],
         )
+        remove_others(self._folder, {shard.name for shard in manifest.shards})
         manifest.write(self._folder)
         return Embedded(dataset=self._dataset.dataset, manifest=manifest, made=len(self._todo))
 
@@ -216,13 +227,7 @@ class ShardEmbedder:
 
     def _encode(self, batch: list[tuple[str, Any]]) -> dict[str, tuple[npt.NDArray[Any], int]]:
         embeddings, lengths = self._encoder([value for _, value in batch])
-        with np.errstate(over="ignore"):  # said below, in words
-            stored = embeddings.astype(self._task.dtype)
-        if not np.isfinite(stored).all():
-            raise ValueError(
-                f"{self._encoder.name}: gave embeddings that are not finite as {self._task.dtype}; "
-                "check its weights, or store them as float32"
-            )
+        stored = as_stored(embeddings, self._task.dtype, self._encoder.name)
         return {
             identity: (embedding, int(length))
             for (identity, _), embedding, length in zip(batch, stored, lengths, strict=True)
@@ -247,6 +252,21 @@ class ShardEmbedder:
         state = {"items": items, "shape": list(shape), "shard": asdict(shard), "of": of, "dtype": self._task.dtype}
         write_rows(index_path(tar), index, SIDECAR_SCHEMA.with_metadata({STATE: json.dumps(state, sort_keys=True)}))
         return state
+
+
+def as_stored(embeddings: npt.NDArray[np.float32], dtype: str, name: str) -> npt.NDArray[Any]:
+    """Embeddings in the type they are kept in.
+
+    Raises:
+        ValueError: some are not finite in it; `name` is the encoder's.
+    """
+    with np.errstate(over="ignore"):  # said below, in words
+        stored = embeddings.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ValueError(
+            f"{name}: gave embeddings that are not finite as {dtype}; check its weights, or store them as float32"
+        )
+    return stored
 
 
 def _run(rows: list[dict[str, Any]], tasks: Sequence[EmbedTask], pool: Pool) -> Iterable[dict[str, Any]]:

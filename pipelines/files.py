@@ -42,13 +42,22 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run the job again") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); mend or delete it and run the job again") from error
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Writes rows of a fixed schema as Parquet, atomically."""
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, write_page_checksum=True)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a Parquet file is there and all of its pages have the checksums they were written with."""
+    try:
+        pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -38,6 +38,7 @@ from pipelines.shards import (
     is_whole,
     json_range,
     members,
+    remove_others,
     shard_name,
 )
 from pipelines.views import sidecar_items
@@ -78,7 +79,7 @@ class Piece:
 class Staged:
     """Rows laid out for preprocessing: how many, each chunk's fingerprint, and the rejects found while reading (JSON).
 
-    A fingerprint covers a chunk's rows and the size and time of the media they name.
+    A fingerprint covers the settings, a chunk's rows and the size and time of the media they name.
     """
 
     rows: int
@@ -90,8 +91,7 @@ def prepare(source: Source) -> tuple[Manifest, bool]:
     """Writes a dataset's shards; returns its manifest and whether anything had to be made."""
     source.directory.mkdir(parents=True, exist_ok=True)
     staged = stage_rows(source)
-    settings = [str(PREPROCESS_VERSION), str(source.samples_per_shard), source.entry.model_dump_json()]
-    fingerprint = hash_strings([*settings, *staged.fingerprints, *staged.rejects])
+    fingerprint = hash_strings([*_settings(source), *staged.fingerprints, *staged.rejects])
     finished = _finished(source.directory, fingerprint)
     if finished:
         remove_tree(source.work)
@@ -216,7 +216,7 @@ def _finish(source: Source, fingerprint: str, shards: list[Shard], staged: Stage
         state = read_json(_part_path(source, part).with_suffix(".json"))
         rejects.extend(state["rejects"])
         items.update(state["items"])
-    _remove_stale(source.directory, {shard.name for shard in shards})
+    remove_others(source.directory, {shard.name for shard in shards})
     write_rows(source.directory / REJECTS, rejects, REJECT_SCHEMA)
     samples = sum(shard.samples for shard in shards)
     manifest = Manifest(
@@ -248,17 +248,6 @@ def _finished(directory: Path, fingerprint: str) -> Manifest | None:
     return manifest if whole and state.is_file() and read_json(state)["fingerprint"] == fingerprint else None
 
 
-def _remove_stale(directory: Path, names: set[str]) -> None:
-    """Removes shards of an earlier run, and what a run that was killed had begun to write."""
-    for path in directory.glob(".*"):
-        if path.is_file():
-            path.unlink()
-    for tar in directory.glob("[0-9]*.tar"):
-        if tar.name not in names:
-            tar.unlink()
-            index_path(tar).unlink(missing_ok=True)
-
-
 def _stage_chunk(source: Source, chunk: int, rows: list[Sample]) -> str:
     lines = [
         json.dumps([row.key, row.source, turns_to_json(row.turns), dict(row.meta)], ensure_ascii=False) for row in rows
@@ -266,7 +255,12 @@ def _stage_chunk(source: Source, chunk: int, rows: list[Sample]) -> str:
     with atomic_path(_rows_path(source, chunk)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     state = [f"{item.name} {state_of(source.media, item.name)}" for row in rows for item in row.items() if item.name]
-    return hash_strings([*lines, *state])
+    return hash_strings([*_settings(source), *lines, *state])
+
+
+def _settings(source: Source) -> list[str]:
+    """What the bytes of shards depend on beside rows and media."""
+    return [str(PREPROCESS_VERSION), str(source.samples_per_shard), source.entry.model_dump_json()]
 
 
 def _staged_rows(source: Source, chunk: int) -> Iterator[Sample]:

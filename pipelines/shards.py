@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipelines.files import read_json, read_rows, write_json
+from pipelines.files import is_sound, read_json, read_rows, write_json
 from pipelines.sample import Media, Modality, Sample, turns_from_json, turns_to_json
 from pipelines.views import Kind
 
@@ -234,8 +234,16 @@ def hash_file(path: Path) -> str:
 
 
 def is_whole(tar: Path, shard: Shard) -> bool:
-    """Whether a shard and its index are there, byte for byte as the manifest says."""
-    return tar.is_file() and index_path(tar).is_file() and hash_file(tar) == shard.sha256
+    """Whether a shard is there byte for byte as the manifest says, with an index that its checksums find sound."""
+    return tar.is_file() and is_sound(index_path(tar)) and hash_file(tar) == shard.sha256
+
+
+def remove_others(directory: Path, names: set[str]) -> None:
+    """Removes shards that are not named, left by an earlier run, and what a run that was killed had begun to write."""
+    begun = [path for path in directory.glob(".*") if path.is_file()]
+    left = [path for tar in directory.glob("[0-9]*.tar") if tar.name not in names for path in (tar, index_path(tar))]
+    for path in begun + left:
+        path.unlink(missing_ok=True)
 
 
 def hash_strings(values: Sequence[str]) -> str:
