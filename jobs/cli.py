@@ -56,7 +56,9 @@ def configure_ray_data() -> None:
 
 def quiet() -> None:
     """Silences what tells a user of these commands nothing, in the driver or a worker."""
-    for name in CHATTER:
+    # Some of Ray Train's loggers are named after their file, so they are no children of `ray.train`.
+    by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
+    for name in (*CHATTER, *by_file):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
