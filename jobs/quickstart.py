@@ -1,5 +1,6 @@
 """The whole way on one machine, prepare to reply: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def _world(root: Path) -> Path:
 def _run(name: str, command: Callable[[Sequence[str]], None], argv: list[str]) -> float:
     """Runs one command; returns its seconds."""
     started = time.monotonic()
-    print(f"\n$ python jobs/{name}.py {' '.join(argv)}", flush=True)
+    print(f"\n$ python jobs/{name}.py {shlex.join(argv)}", flush=True)
     command(argv)
     return time.monotonic() - started
 
