@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{modality}", metavar="F", action="append", default=[], help=f"an input {modality}")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the reply goes")
     parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media the reply must hold")
+    parser.add_argument("--max-items", type=int, default=4, metavar="N", help="the most media a reply may hold")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit of the reply")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the decoders")
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         mistakes.append("--prompt: is empty")
     if arguments.max_new_tokens < 1:
         mistakes.append(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
+    if arguments.max_items < 0:
+        mistakes.append(f"--max-items {arguments.max_items}: must be 0 or more")
     if arguments.temperature < 0:
         mistakes.append(f"--temperature {arguments.temperature}: must be 0 or more")
     if arguments.steps is not None and arguments.steps < 1:
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prompt=arguments.prompt,
             inputs=inputs,
             require=[Modality(name) for name in arguments.require],
+            max_items=arguments.max_items,
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
             seed=arguments.seed,

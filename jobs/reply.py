@@ -18,6 +18,7 @@ class Request:
     prompt: str
     inputs: Sequence[Media]
     require: Sequence[Modality]
+    max_items: int
     max_new_tokens: int
     temperature: float
     seed: int
@@ -60,6 +61,7 @@ def _answer(request: Request) -> dict[str, Any]:
         tokenizer,
         [Turn(role="user", parts=(*items, request.prompt))],
         features,
+        max_items=request.max_items,
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,
         seed=request.seed,

@@ -52,13 +52,15 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     require: Sequence[Modality] = (),
+    max_items: int | None = None,
 ) -> Reply:
     """Answers a dialogue that ends in a user's turn.
 
     `features` (N, E) are the encoder's embeddings of the named input items in the order they stand. At `temperature` 0
     the likeliest token is taken, else one is drawn from `seed`. Signal tokens come in whole groups or not at all; the
-    items of `require` that the model did not bring forth itself are added at the end. The oldest exchanges are left
-    out where the dialogue is longer than the LLM reads.
+    items of `require` that the model did not bring forth itself are added at the end. A reply holds at most `max_items`
+    items (required ones always), so that a model that repeats itself does not fill it with media. The oldest exchanges
+    are left out where the dialogue is longer than the LLM reads.
 
     Raises ValueError when features and items differ in number, the model has no signal tokens for a required modality,
     `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
@@ -69,7 +71,9 @@ def generate(
     try:
         with torch.inference_mode():
             prompt = _prompt(model, tokenizer, list(turns), features, max_new_tokens)
-            answer = _Decoding(model, tokenizer, temperature, seed).run(prompt, max_new_tokens, Counter(require))
+            answer = _Decoding(model, tokenizer, temperature, seed).run(
+                prompt, max_new_tokens, Counter(require), max_new_tokens if max_items is None else max_items
+            )
             parts = _parts(answer, tokenizer)
             conditions = _conditions(model, prompt, answer, tokenizer)
     finally:
@@ -137,12 +141,13 @@ class _Decoding:
         self.forbidden_V[[i for i in special_ids(tokenizer) if i not in self.eos]] = True
         self.cache: Any = None
 
-    def run(self, prompt: Example, max_new_tokens: int, required: Counter[Modality]) -> list[_Run]:
+    def run(self, prompt: Example, max_new_tokens: int, required: Counter[Modality], max_items: int) -> list[_Run]:
         """The answer's runs; the last text may end in the stop mark."""
+        spare = max_items - required.total()
         logits_V = self._read(self.model.embed_batch(collate([prompt]).to(self.device)))
         groups, answer, room = self.model.vocabulary.groups, [_Run(None)], max_new_tokens
         while room > (reserved := sum(groups[modality] for modality in required.elements())):
-            token = self._choose(logits_V, self._openings(room - reserved, required))
+            token = self._choose(logits_V, self._openings(room - reserved if spare > 0 else 0, required))
             if token in self.eos:
                 break
             modality = self.model.vocabulary.first_ids.get(token)
@@ -154,6 +159,7 @@ class _Decoding:
             else:
                 ids = list(self.model.vocabulary.group(modality))
                 answer += [_Run(modality, ids), _Run(None)]
+                spare -= not required[modality]
                 required = required - Counter([modality])
             room -= len(ids)
             if room:

@@ -134,8 +134,9 @@ def test_a_checkpoint_is_complete_and_remembers_its_stages(way: Way) -> None:
 def test_the_reply_holds_a_picture_a_video_and_a_sound_that_open(way: Way) -> None:
     out = way.root / "reply"
     reply = json.loads((out / "reply.json").read_text())
-    assert [name.partition("-")[2] for name in reply["files"]] == ["image.png", "video.mp4", "audio.wav"]
-    image, video, audio = (out / name for name in reply["files"])
+    by_suffix = {Path(name).suffix: out / name for name in reply["files"]}
+    assert set(by_suffix) == {".png", ".mp4", ".wav"}
+    image, video, audio = (by_suffix[suffix] for suffix in (".png", ".mp4", ".wav"))
     assert PIL.Image.open(image).convert("RGB").size == (32, 32)
     with av.open(str(video)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 8

@@ -153,6 +153,13 @@ def test_a_required_item_is_conditioned_as_if_it_stood_before_the_stop_mark(mode
     np.testing.assert_allclose(reply.conditions[0][1], taught, atol=1e-5)
 
 
+def test_a_reply_that_repeats_itself_holds_no_more_items_than_it_may(model, tokenizer):
+    options = {"then": first(model, AUDIO), "max_new_tokens": 60}
+    assert [m for m, _ in say(model, tokenizer, [], max_items=2, **options).conditions] == [AUDIO, AUDIO]
+    reply = say(model, tokenizer, [], max_items=2, require=[IMAGE], **options)
+    assert [m for m, _ in reply.conditions] == [AUDIO, IMAGE]
+
+
 def test_room_is_kept_for_required_items(model, tokenizer):
     endless = encode_text(tokenizer, "x")[0]
     reply = say(model, tokenizer, [], then=endless, max_new_tokens=30, require=[VIDEO])
