@@ -10,7 +10,7 @@ from typing import Any
 from jobs.cli import UsageError
 from model.description import check_compatible, latest_checkpoint
 from model.settings import TrainSettings
-from pipelines.catalog import load_catalog
+from pipelines.catalog import Catalog, load_catalog
 from pipelines.mixture import Mixture
 from pipelines.planned import PlannedView, plan_view, sidecar_of
 from pipelines.sample import Modality
@@ -50,8 +50,9 @@ def plan_stage(settings: TrainSettings, shards: Path, init: Path | None) -> Stag
     mistakes: list[str] = []
     notes: list[str] = []
     views = []
-    for name, weight in _chosen(settings, shards, mistakes, notes).items():
-        dataset, view = load_catalog().views[name]
+    catalog = load_catalog()
+    for name, weight in _chosen(settings, catalog, shards, mistakes, notes).items():
+        dataset, view = catalog.views[name]
         try:
             views.append(plan_view(name, view.kind, shards / dataset, weight, settings.sidecars))
         except (ValueError, FileNotFoundError) as error:
@@ -121,9 +122,11 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     return _summary(run, plan.mixture.epoch_steps, workers, time.monotonic() - started)
 
 
-def _chosen(settings: TrainSettings, shards: Path, mistakes: list[str], notes: list[str]) -> dict[str, float]:
+def _chosen(
+    settings: TrainSettings, catalog: Catalog, shards: Path, mistakes: list[str], notes: list[str]
+) -> dict[str, float]:
     """The views to train on, with weights."""
-    catalog, prepared = load_catalog(), list_datasets(shards)
+    prepared = list_datasets(shards)
     if settings.datasets == "auto":
         of_stage = {name: dataset for name, (dataset, view) in catalog.views.items() if view.stage == settings.stage}
         chosen = {name: 1.0 for name, dataset in of_stage.items() if dataset in prepared and prepared[dataset].samples}

@@ -131,11 +131,12 @@ class Embedded:
 def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -> list[Embedded]:
     """Writes what is missing of the datasets' sidecars; one pool of actors does all of it, kind by kind."""
     identities = identify(tasks, pool)
+    datasets = [(directory, Manifest.read(directory)) for directory in directories]
     sidecars = [
-        Sidecar(directory, Manifest.read(directory), task, identities[task.kind])
+        Sidecar(directory, dataset, task, identities[task.kind])
         for task in tasks
-        for directory in directories
-        if needs(Manifest.read(directory), task.kind)
+        for directory, dataset in datasets
+        if needs(dataset, task.kind)
     ]
     rows = [row for number, sidecar in enumerate(sidecars) for row in sidecar.rows(number)]
     with track("embed", sum(row["samples"] for row in rows), "samples") as bar:
