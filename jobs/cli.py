@@ -28,6 +28,10 @@ class UsageError(ValueError):
     """The command line or the configuration is wrong; one line a mistake."""
 
 
+class Failures(ValueError):
+    """Several things failed, each on its own; one line a failure."""
+
+
 def parser(description: str) -> ArgumentParser:
     """An argument parser whose help shows every default."""
     return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
@@ -36,6 +40,7 @@ def parser(description: str) -> ArgumentParser:
 def start_ray() -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
     import ray
+    import ray.data  # it sets up its loggers when it is imported: before they are told to be quiet
 
     if ray.is_initialized():
         return
@@ -98,26 +103,32 @@ def describe(error: BaseException) -> str:
     return name + re.sub(r"^\[Errno \d+\] ", "", message)
 
 
+def _to_path(value: str) -> Path:
+    from pipelines.files import to_path  # late: --help need not wait for it
+
+    return to_path(value)
+
+
 def existing_folder(value: str) -> Path:
-    """The absolute path of a folder that must exist."""
-    path = Path(value).expanduser().resolve()
+    """The path of a folder, or the URL of one, that must exist."""
+    path = _to_path(value)
     if not path.is_dir():
         raise FileNotFoundError(f"{value}: no such folder")
     return path
 
 
 def existing_file(value: str) -> Path:
-    """The absolute path of a file that must exist."""
-    path = Path(value).expanduser().resolve()
+    """The path of a file, or the URL of one, that must exist."""
+    path = _to_path(value)
     if not path.is_file():
         raise FileNotFoundError(f"{value}: no such file")
     return path
 
 
 def new_folder(value: str) -> Path:
-    """The absolute path of a folder to write to."""
-    path = Path(value).expanduser().resolve()
-    if path.exists() and not path.is_dir():
+    """The path of a folder, or the URL of one, to write to."""
+    path = _to_path(value)
+    if path.is_file():
         raise FileExistsError(f"{value}: is a file; give a folder")
     return path
 
@@ -131,7 +142,7 @@ def note_untrained(names: Iterable[str]) -> None:
 
 def _fail(error: BaseException, code: int) -> None:
     sys.stdout.flush()
-    lines = str(error).splitlines() if isinstance(error, UsageError) else [describe(error)]
+    lines = str(error).splitlines() if isinstance(error, UsageError | Failures) else [describe(error)]
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     sys.stderr.flush()

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from jobs import cli
 
 if TYPE_CHECKING:
-    from pipelines.embed import EmbedTask
+    from pathlib import Path
+
+    from pipelines.embed import Embedded
+    from pipelines.shard_embedder import EmbedTask
 
 MEDIA_BATCH = 8
 
@@ -15,25 +18,35 @@ MEDIA_BATCH = 8
 def main(argv: Sequence[str] | None = None) -> None:
     """Embeds every prepared dataset that has items of the modalities asked for, or one captions file."""
     from pipelines.sidecars import KINDS
+    from pipelines.storage import DTYPES
 
     parser = cli.parser(
         "Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; "
-        "or, with --captions, one captions file into .npy files as NExT-GPT's own tool does."
+        "or, with --import, take over the .npy files that NExT-GPT's own tool made; "
+        "or, with --captions, embed one captions file into .npy files as that tool does."
     )
     parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
     parser.add_argument("--preset", default="tiny", help="names the encoders")
     parser.add_argument("--modality", nargs="+", choices=KINDS, default=list(KINDS), help="what to embed")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="prepared datasets; without it, all")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="another encoder than the preset's, for one --modality")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float16", help="how captions are stored")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="how captions are stored; int8 has a scale a vector"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="in which text encoders multiply"
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions encoded at once")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use; without it, those that are up")
+    parser.add_argument("--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy to take over")
     parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
     arguments = parser.parse_args(argv)
     _check(arguments)
     if arguments.captions:
         _embed_captions(arguments)
+    elif arguments.imported:
+        _import(arguments)
     else:
         _embed_shards(arguments)
 
@@ -50,10 +63,14 @@ def _check(arguments: Namespace) -> None:
         mistakes.append("give --shards SHARDS, or --captions JSON with --out DIR")
     if bool(arguments.captions) != bool(arguments.out):
         mistakes.append("--captions and --out belong together")
-    if (arguments.model or arguments.captions) and len(arguments.modality) != 1:
-        mistakes.append("--model and --captions are of one encoder, so give one --modality with them")
-    if arguments.captions and "encoder" in arguments.modality:
-        mistakes.append("--modality encoder: --captions are embedded for image, video or audio")
+    if arguments.imported and arguments.captions:
+        mistakes.append("--import goes with --shards, --captions with --out")
+    if (arguments.model or arguments.captions or arguments.imported) and len(arguments.modality) != 1:
+        mistakes.append("--model, --captions and --import are of one encoder, so give one --modality with them")
+    if (arguments.captions or arguments.imported) and "encoder" in arguments.modality:
+        mistakes.append("--modality encoder: --captions and --import are for image, video or audio")
+    if arguments.captions and arguments.dtype == "int8":
+        mistakes.append("--dtype int8: the .npy files of --captions hold float32 or float16 alone")
     if arguments.gpus is not None and arguments.gpus < 0:
         mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.batch_size < 1:
@@ -64,6 +81,26 @@ def _check(arguments: Namespace) -> None:
 
 def _embed_shards(arguments: Namespace) -> None:
     from pipelines.embed import embed, plan_pool
+
+    directories = _datasets(arguments)
+    cli.start_ray()
+    tasks = [_task(arguments, kind) for kind in arguments.modality]
+    results = embed(directories, tasks, plan_pool(arguments.gpus))
+    _report(results, arguments.modality, "embedded")
+    cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
+
+
+def _import(arguments: Namespace) -> None:
+    from pipelines.legacy_embeddings import import_embeddings
+
+    directories, source = _datasets(arguments), cli.existing_folder(arguments.imported)
+    (kind,) = arguments.modality
+    cli.start_ray()
+    results = import_embeddings(directories, source, kind, arguments.dtype, arguments.model or "imported")
+    _report(results, [kind], "imported")
+
+
+def _datasets(arguments: Namespace) -> "list[Path]":
     from pipelines.shards import list_datasets
 
     shards = cli.existing_folder(arguments.shards)
@@ -71,28 +108,28 @@ def _embed_shards(arguments: Namespace) -> None:
     unknown = sorted(set(arguments.datasets or ()) - set(datasets))
     if unknown:
         raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
+    return [shards / name for name in arguments.datasets or datasets]
 
-    cli.start_ray()
-    tasks = [_task(arguments, kind) for kind in arguments.modality]
-    results = embed([shards / name for name in arguments.datasets or datasets], tasks, plan_pool(arguments.gpus))
+
+def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> None:
     for result in results:
         manifest = result.manifest
         what = f"{manifest.items} {manifest.kind} embeddings of {'x'.join(map(str, manifest.shape))}"
-        state = f"{result.made} of {len(manifest.shards)} shards embedded now"
-        print(f"{result.dataset}: {what} by {manifest.encoder_id} ({state})")
-    for kind in sorted(set(arguments.modality) - {result.manifest.kind for result in results}):
+        loss = f"error at most {manifest.max_error:.2g}, cosine at least {manifest.min_cosine:.8f}"
+        state = f"{result.made} of {len(manifest.shards)} shards {verb} now"
+        print(f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}")
+    for kind in sorted(set(kinds) - {result.manifest.kind for result in results}):
         print(f"{kind}: nothing to embed")
-    cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
 
 
 def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     from jobs.encoders import encoder_factory
-    from pipelines.embed import EmbedTask
+    from pipelines.shard_embedder import EmbedTask
     from pipelines.sidecars import ENCODER
 
     # Features are small and media large: they are kept exact, and encoded few at a time.
     dtype, size = ("float32", MEDIA_BATCH) if kind == ENCODER else (arguments.dtype, arguments.batch_size)
-    factory = encoder_factory(arguments.config, kind, arguments.model)
+    factory = encoder_factory(arguments.config, kind, arguments.model, arguments.precision)
     return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size)
 
 

@@ -1,4 +1,4 @@
-"""Makes the frozen encoders inside the actors that use them: model parts behind the protocol of pipelines.embed."""
+"""Makes the frozen encoders inside the actors that use them: model parts behind the `Encoder` of pipelines."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,26 +9,29 @@ import numpy as np
 from model.config import ModelConfig
 from model.devices import best_device
 from model.parts import is_untrained
-from pipelines.embed import Embeddings, Encoder
+from model.precision import Precision
 from pipelines.sample import Modality
+from pipelines.shard_embedder import Embeddings, Encoder
 from pipelines.sidecars import ENCODER
 
 
-def encoder_factory(config: ModelConfig, kind: str, name: str | None = None) -> Callable[[], Encoder]:
-    """What makes the encoder of a sidecar kind: the preset's, or the one named."""
+def encoder_factory(
+    config: ModelConfig, kind: str, name: str | None = None, precision: Precision = "float32"
+) -> Callable[[], Encoder]:
+    """What makes the encoder of a sidecar kind: the preset's, or the one named; `precision` is for captions alone."""
     if kind == ENCODER:
         return partial(FeatureEncoder, name or config.encoder.name)
-    return partial(CaptionTextEncoder, Modality(kind), name or config.outputs[Modality(kind)].decoder)
+    return partial(CaptionTextEncoder, Modality(kind), name or config.outputs[Modality(kind)].decoder, precision)
 
 
 class CaptionTextEncoder:
     """A decoder's own text encoder; see model.decoders.CaptionEncoder."""
 
-    def __init__(self, modality: Modality, name: str) -> None:
+    def __init__(self, modality: Modality, name: str, precision: Precision = "float32") -> None:
         device = best_device()
         from model.decoders import CaptionEncoder
 
-        self._encoder = CaptionEncoder(modality, name, device=device)
+        self._encoder = CaptionEncoder(modality, name, device=device, precision=precision)
         self.name = name
         self.untrained = is_untrained(name)
         self.id = f"{modality.value}-{self._encoder.id}"

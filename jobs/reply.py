@@ -45,7 +45,7 @@ def _answer(request: Request) -> dict[str, Any]:
     from model.imagebind_inputs import ImageBindEncoder
     from model.parts import is_untrained
     from pipelines import media as media_files
-    from pipelines.embed import VIDEO_FPS
+    from pipelines.shard_embedder import VIDEO_FPS
 
     model, tokenizer = from_pretrained(request.checkpoint)
     model.to(device)

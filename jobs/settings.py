@@ -1,8 +1,8 @@
-"""Reads a stage's settings: base.yaml, the preset, stage_N.yaml, then key=value from the command line."""
+"""Reads settings: a stage's from base.yaml, the preset and stage_N.yaml, those of media from a file; then key=value."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from model.config import load_preset
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
 from pipelines.files import read_json
+from pipelines.media_policy import MediaPolicy
 
 CONFIGS = Path(__file__).parent / "configs"
 ENGINES = CONFIGS / "deepspeed"
 
 
-def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> TrainSettings:
-    """The effective settings of a stage.
+def load_settings(
+    stage: int, preset: str, overrides: Sequence[str] = (), own_views: Iterable[str] = ()
+) -> TrainSettings:
+    """The effective settings of a stage; `own_views` are those of prepared datasets that no built-in catalog has.
 
     Raises:
         UsageError: all mistakes, one line each.
@@ -34,26 +37,59 @@ def load_settings(stage: int, preset: str, overrides: Sequence[str] = ()) -> Tra
     for layer in (CONFIGS / "base.yaml", CONFIGS / f"{preset}.yaml", CONFIGS / f"stage_{stage}.yaml"):
         if layer.is_file():
             values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            mistakes.append(f"{override}: not of the form key=value")
-            continue
-        if key == "stage" or key.startswith("model.preset"):
-            mistakes.append(f"{override}: is set by --{key.rpartition('.')[2]}")
-            continue
-        try:
-            values = _merged(values, _nested(key.split("."), yaml.safe_load(text)))
-        except yaml.YAMLError:
-            mistakes.append(f"{override}: the value is not valid YAML")
-    mistakes += _unknown_names(values)
+    own = [text for text in overrides if text.startswith(("stage=", "model.preset"))]
+    mistakes += [f"{text}: is set by --{text.partition('=')[0].rpartition('.')[2]}" for text in own]
+    values, faults = override(values, [text for text in overrides if text not in own])
+    mistakes += [*faults, *_unknown_names(values, own_views)]
     try:
         settings = TrainSettings.model_validate(values)
     except ValidationError as error:
-        mistakes += [f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors()]
+        mistakes += explain(error)
     if mistakes:
         raise UsageError("\n".join(mistakes))
     return settings
+
+
+def load_media_policy(path: Path | None, overrides: Sequence[str] = ()) -> MediaPolicy:
+    """How media are stored: the defaults, then a YAML file, then key=value.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--media-policy {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--media-policy {path}: must map image, video, audio ... to their settings")
+    values, mistakes = override(values, overrides)
+    try:
+        policy = MediaPolicy.model_validate(values)
+    except ValidationError as error:
+        mistakes += explain(error)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return policy
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings with `key=value` laid over them (`a.b=c` goes into a), and the mistakes found, a line each."""
+    mistakes = []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            mistakes.append(f"{text}: not of the form key=value")
+            continue
+        try:
+            values = _merged(values, _nested(key.split("."), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            mistakes.append(f"{text}: the value is not valid YAML")
+    return values, mistakes
+
+
+def explain(error: ValidationError) -> list[str]:
+    """What is wrong with settings, a line a mistake."""
+    return [f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors()]
 
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
@@ -67,10 +103,10 @@ def _deepspeed_file(name: str) -> Path:
     return path if path.is_file() else Path(name)
 
 
-def _unknown_names(values: Mapping[str, Any]) -> list[str]:
+def _unknown_names(values: Mapping[str, Any], own_views: Iterable[str]) -> list[str]:
     """Names in the settings that lead nowhere."""
     mistakes = []
-    datasets, views = values.get("datasets"), load_catalog().views
+    datasets, views = values.get("datasets"), dict.fromkeys([*load_catalog().views, *own_views])
     if isinstance(datasets, str):
         datasets = [] if datasets == "auto" else [name.strip() for name in datasets.split(",")]
     unknown = [str(name) for name in datasets or () if name not in views]

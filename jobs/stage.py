@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import UsageError
+from jobs.cli import UsageError, existing_folder
 from model.description import check_compatible, latest_checkpoint
 from model.settings import TrainSettings
-from pipelines.catalog import Catalog, load_catalog
+from pipelines.catalog import load_catalog
 from pipelines.mixture import Mixture
 from pipelines.planned import PlannedView, plan_view, sidecar_of
 from pipelines.sample import Modality
-from pipelines.shards import list_datasets
+from pipelines.shards import Manifest, list_datasets
 from pipelines.sidecars import ENCODER
 
 # What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
@@ -50,11 +50,11 @@ def plan_stage(settings: TrainSettings, shards: Path, init: Path | None) -> Stag
     mistakes: list[str] = []
     notes: list[str] = []
     views = []
-    catalog = load_catalog()
-    for name, weight in _chosen(settings, catalog, shards, mistakes, notes).items():
-        dataset, view = catalog.views[name]
+    prepared = _views_of(list_datasets(shards))
+    for name, weight in _chosen(settings, prepared, shards, mistakes, notes).items():
+        dataset = prepared[name]
         try:
-            views.append(plan_view(name, view.kind, shards / dataset, weight, settings.sidecars))
+            views.append(plan_view(name, dataset.views[name], shards / dataset.dataset, weight, settings.sidecars))
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
     for planned in views:
@@ -122,23 +122,40 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     return _summary(run, plan.mixture.epoch_steps, workers, time.monotonic() - started)
 
 
+def prepared_views(shards: str) -> list[str]:
+    """The names of all views in a folder of shards; none where it cannot be read, which is told later."""
+    try:
+        return list(_views_of(list_datasets(existing_folder(shards))))
+    except (ValueError, OSError):
+        return []
+
+
+def _views_of(datasets: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Each view with the manifest of its dataset; a user's own catalog was needed to prepare alone."""
+    return {view: manifest for manifest in datasets.values() for view in manifest.views}
+
+
 def _chosen(
-    settings: TrainSettings, catalog: Catalog, shards: Path, mistakes: list[str], notes: list[str]
+    settings: TrainSettings, prepared: Mapping[str, Manifest], shards: Path, mistakes: list[str], notes: list[str]
 ) -> dict[str, float]:
     """The views to train on, with weights."""
-    prepared = list_datasets(shards)
     if settings.datasets == "auto":
-        of_stage = {name: dataset for name, (dataset, view) in catalog.views.items() if view.stage == settings.stage}
-        chosen = {name: 1.0 for name, dataset in of_stage.items() if dataset in prepared and prepared[dataset].samples}
-        left = [name for name in of_stage if name not in chosen]
+        in_catalog = [name for name, (_, view) in load_catalog().views.items() if view.stage == settings.stage]
+        of_stage = [name for name, manifest in prepared.items() if manifest.stages[name] == settings.stage]
+        order = [
+            *(name for name in in_catalog if name in of_stage),
+            *(name for name in sorted(of_stage) if name not in in_catalog),
+        ]
+        chosen = {name: 1.0 for name in order if prepared[name].samples}
+        left = [name for name in in_catalog if name not in chosen]
         if not chosen:
-            mistakes.append(f"{shards}: holds no dataset of stage {settings.stage}; it takes {', '.join(of_stage)}")
+            mistakes.append(f"{shards}: holds no dataset of stage {settings.stage}; it takes {', '.join(in_catalog)}")
         elif left:
             notes.append(f"not prepared, so left out: {', '.join(left)}")
         return chosen
     chosen = dict(settings.datasets)
     for name in list(chosen):
-        if catalog.views[name][0] not in prepared:
+        if name not in prepared:
             mistakes.append(f"datasets: {name} is not prepared in {shards}; run jobs/prepare.py --datasets {name}")
             del chosen[name]
     return chosen
@@ -159,7 +176,8 @@ def _shape_mistakes(settings: TrainSettings, view: PlannedView) -> list[str]:
         if manifest.shape != expected:
             mistakes.append(
                 f"{view.name}: {kind} embeddings by {manifest.encoder_name} are {_by(manifest.shape)}, preset "
-                f"{settings.model.preset} takes {_by(expected)}; run jobs/embed.py --preset {settings.model.preset}"
+                f"{settings.model.preset} takes {_by(expected)}; run jobs/embed.py --preset {settings.model.preset} "
+                f"--modality {kind}, or train a preset that takes these"
             )
     return mistakes
 

@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
-    from jobs.stage import plan_stage, train
+    from jobs.stage import plan_stage, prepared_views, train
     from model.description import latest_checkpoint
 
-    settings = load_settings(arguments.stage, arguments.preset, arguments.overrides)
+    views = prepared_views(arguments.shards)
+    settings = load_settings(arguments.stage, arguments.preset, arguments.overrides, views)
     engine = deepspeed_settings(settings)
     shards = cli.existing_folder(arguments.shards)
     run = cli.new_folder(arguments.out)

@@ -11,6 +11,7 @@ from jobs.cli import quiet
 from model.settings import TrainSettings
 from pipelines.planned import PlannedView, sample_embeddings
 from pipelines.sample import Modality
+from pipelines.sidecars import KINDS, from_npy
 
 VARIANCE_SAMPLES = 512
 
@@ -44,9 +45,14 @@ def work(config: dict[str, Any]) -> None:
     trainer = Trainer(job, rank)
     if rank.rank == 0:
         _write_manifest(trainer, Path(config["run"]))
-    rows = ray.train.get_dataset_shard("train").iter_rows()
+    rows = map(_with_arrays, ray.train.get_dataset_shard("train").iter_rows())
     with (Path(config["run"]) / "log.jsonl").open("a") as log:
         trainer.run(rows, partial(_report, trainer, log if rank.rank == 0 else None, []))
+
+
+def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the hand-over with its embeddings as arrays, whatever they are stored in."""
+    return row | {kind: from_npy(row[kind]) if row[kind] else None for kind in KINDS}
 
 
 def _report(trainer: Any, log: Any, times: list[float], figures: dict[str, float], due: bool) -> None:

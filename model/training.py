@@ -4,13 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from io import BytesIO, StringIO
+from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -123,7 +121,7 @@ class Trainer:
         save_pretrained(self.model, directory, self.tokenizer, stages=[*self.stages, stage], card=card)
 
     def encode(self, row: Row) -> Example:
-        """A row of the hand-over as the model takes it."""
+        """A row of the hand-over, its embeddings as arrays (None where there are none), as the model takes it."""
         config = self.job.settings.model
         dialogue = encode_dialogue(
             turns_from_json(row["turns"]),
@@ -137,12 +135,11 @@ class Trainer:
             first = self.model.vocabulary.base_size
             dialogue = replace(dialogue, labels=[label if label >= first else IGNORE for label in dialogue.labels])
         targets = {
-            modality: (_array(row[modality.value]), list(row[f"{modality.value}_lengths"]))
+            modality: (row[modality.value], list(row[f"{modality.value}_lengths"]))
             for modality in Modality
-            if row[modality.value]
+            if row[modality.value] is not None
         }
-        features = _array(row["encoder"]) if row["encoder"] else None
-        return Example(key=row["key"], dialogue=dialogue, features_NE=features, targets=targets)
+        return Example(key=row["key"], dialogue=dialogue, features_NE=row["encoder"], targets=targets)
 
     def _steps(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[Example]]]:
         """Every step in turn; a rank that has no sample at a step takes part with none."""
@@ -223,7 +220,3 @@ def _accumulation(settings: TrainSettings, world_size: int) -> int:
 def _split(examples: list[Example], parts: int) -> list[list[Example]]:
     """Parts as equal as can be; there may be empty ones, since every rank takes the same number of micro-batches."""
     return [examples[part::parts] for part in range(parts)]
-
-
-def _array(data: bytes) -> npt.NDArray[np.floating]:
-    return np.load(BytesIO(data), allow_pickle=False)

@@ -1,24 +1,27 @@
 """Embeds a captions file alone, into one `.npy` a row named after the row's medium: what NExT-GPT's own code reads."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import ray.data
 
 from pipelines.catalog import Entry
-from pipelines.embed import EmbedTask, Pool, as_stored
+from pipelines.embed import Pool
 from pipelines.files import atomic_path
 from pipelines.progress import track
 from pipelines.readers import READERS
-from pipelines.sample import Reject, Sample
+from pipelines.sample import Modality, Reject, Sample
+from pipelines.shard_embedder import EmbedTask
 from pipelines.sidecars import to_npy
+from pipelines.storage import store
 
 # What file systems allow, with room for `.npy` and the suffix of a temporary file.
 MAX_NAME_BYTES = 230
 
 
 class CaptionWriter:
-    """The actor: embeds a batch of captions and writes each to its file."""
+    """The actor: embeds a batch of captions and writes each to its files."""
 
     def __init__(self, task: EmbedTask, out: Path) -> None:
         self._encoder = task.factory()
@@ -28,18 +31,22 @@ class CaptionWriter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Writes the batch's embeddings; (L, D), or (D,) where a caption has a single vector."""
         embeddings, _ = self._encoder([str(caption) for caption in batch["caption"]])
-        embeddings = as_stored(embeddings, self._dtype, self._encoder.name)
-        for name, embedding in zip(batch["name"], embeddings, strict=True):
-            array = embedding[0] if len(embedding) == 1 else embedding
-            with atomic_path(self._out / f"{name}.npy") as temporary:
-                temporary.write_bytes(to_npy(array))
-        return {"name": batch["name"]}
+        stored, _ = store(embeddings, self._dtype, self._encoder.name)
+        for names, embedding in zip(batch["names"], stored, strict=True):
+            array = to_npy(embedding[0] if len(embedding) == 1 else embedding)
+            for name in json.loads(names):
+                with atomic_path(self._out / f"{name}.npy") as temporary:
+                    temporary.write_bytes(array)
+        return {"written": [len(json.loads(names)) for names in batch["names"]]}
 
 
 def embed_captions(source: Path, out: Path, task: EmbedTask, pool: Pool) -> tuple[int, list[Reject]]:
-    """Embeds every readable row; returns how many files were written and the rejects."""
-    entry = Entry(name="captions", reader="pairs", paths=[source.name], modality=task.modality)
-    rows, rejects, seen = [], [], set[str]()
+    """Embeds every readable row; returns how many files were written and the rejects.
+
+    Equal captions are encoded once, and captions of like length together.
+    """
+    entry = Entry(name="captions", reader="pairs", paths=[source.name], modality=Modality(task.kind))
+    rejects, seen, names = list[Reject](), set[str](), dict[str, list[str]]()
     for row in READERS[entry.reader](entry, source):
         if isinstance(row, Sample):
             row = _checked(row, seen)
@@ -47,9 +54,12 @@ def embed_captions(source: Path, out: Path, task: EmbedTask, pool: Pool) -> tupl
             rejects.append(row)
             continue
         (item,) = row.items()
-        rows.append({"name": item.name, "caption": item.caption})
-    if not rows:
+        names.setdefault(item.caption, []).append(item.name)
+    count = sum(map(len, names.values()))
+    if not count:
         return 0, rejects
+    captions = sorted(names, key=lambda caption: (len(caption), caption))
+    rows = [{"caption": caption, "names": json.dumps(names[caption])} for caption in captions]
     blocks = -(-len(rows) // task.batch_size)
     written = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         CaptionWriter,
@@ -59,10 +69,10 @@ def embed_captions(source: Path, out: Path, task: EmbedTask, pool: Pool) -> tupl
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    with track(f"embed {source.name}", len(rows), "captions") as bar:
+    with track(f"embed {source.name}", count, "captions") as bar:
         for batch in written.iter_batches(batch_size=None):
-            bar.advance(len(batch["name"]))
-    return len(rows), rejects
+            bar.advance(int(batch["written"].sum()))
+    return count, rejects
 
 
 def _checked(row: Sample, seen: set[str]) -> Sample | Reject:

@@ -1,78 +1,35 @@
-"""Embeds a dataset's captions or media into sidecar shards, on a pool of Ray Data actors that each load one model."""
+"""Embeds a dataset's captions or media into sidecar shards, on a pool of Ray Data actors that each load one model.
 
-import hashlib
-import itertools
-import json
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+Equal captions (or media) of a dataset are encoded once: tasks hash what each shard's items are, the driver gives each
+distinct item to the first shard that has it, actors encode what shards own, and tasks put the shards that share items
+together. A dataset's sidecar so depends on the dataset and the encoder alone, not on the actors or on other datasets.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import ray.data
 
-from pipelines import media as media_files
-from pipelines.files import atomic_path, read_metadata, write_rows
+from pipelines import metrics
+from pipelines.files import remove_tree
+from pipelines.ownership import ShardItems, ShardPlan, assign
 from pipelines.progress import track
-from pipelines.sample import Item, Modality, Sample
-from pipelines.shards import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    TarShardWriter,
-    hash_file,
-    index_path,
-    is_whole,
-    iterate_samples,
-    remove_others,
+from pipelines.shard_embedder import EmbedTask, Encoder, ShardEmbedder, shard_items
+from pipelines.shards import MANIFEST, Manifest, index_path, remove_others
+from pipelines.sidecar_shards import (
+    WORK,
+    ShardState,
+    SidecarWork,
+    assemble_shard,
+    finished_shards,
+    remember,
 )
-from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, SidecarManifest, needs, sidecar_folder, to_npy
-from pipelines.views import Kind, sidecar_items
-
-# ImageBind looks at ten frames of a video, first and last of five clips; this many a second serve it well.
-VIDEO_FPS = 10.0
-
-# The key of an index's metadata that says what its shard belongs to.
-STATE = "sidecar"
-
-Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
-
-
-class Encoder(Protocol):
-    """What embeds captions (strings) or media (decoded), made once in each actor by a factory.
-
-    `id` names its weights and preprocessing, `untrained` says that they are random; calling it gives the embeddings
-    (N, ...) and, for each, how many positions are the caption's own.
-    """
-
-    id: str
-    name: str
-    untrained: bool
-
-    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
-        """Embeds the inputs in the order they come."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedTask:
-    """What to embed of a dataset, with which encoder, and how.
-
-    `kind` is one of `sidecars.KINDS`; `batch_size` is in items; `dtype` is what is stored.
-    """
-
-    kind: str
-    factory: Callable[[], Encoder]
-    dtype: str
-    batch_size: int = 64
-
-    @property
-    def modality(self) -> Modality | None:
-        """The modality of the captions, or None for the encoder."""
-        return None if self.kind == ENCODER else Modality(self.kind)
+from pipelines.sidecars import SidecarManifest, needs, sidecar_folder
+from pipelines.storage import Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,186 +85,184 @@ class Embedded:
     made: int
 
 
+class Sidecar:
+    """A dataset's sidecar in the making: which shards are there, which are to do, who encodes what."""
+
+    def __init__(self, directory: Path, dataset: Manifest, kind: str, dtype: str, encoder: EncoderIdentity) -> None:
+        self.dataset, self._encoder = dataset.dataset, encoder
+        self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id)
+        self._states = finished_shards(self.work)
+        self.todo = [number for number in range(len(dataset.shards)) if number not in self._states]
+        self._plans: list[ShardPlan] = []
+        if self.todo:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Takes the marks off what is not finished, so that no worker takes it for finished."""
+        (self.work.folder / MANIFEST).unlink(missing_ok=True)
+        remember(self.work.folder, self._states.values())
+        for number in self.todo:
+            index_path(self.work.target(number)).unlink(missing_ok=True)
+
+    def plan(self, items: Sequence[ShardItems]) -> None:
+        """Decides who encodes what, from the items of all shards."""
+        self._plans = assign(items)
+
+    def to_encode(self) -> list[ShardPlan]:
+        """The unfinished shards that have something to encode, or nothing at all to hold."""
+        plans = [self._plans[number] for number in self.todo]
+        return [plan for plan in plans if len(plan.owned) or not plan.borrows]
+
+    def to_assemble(self) -> list[ShardPlan]:
+        """The unfinished shards that hold what other shards encode."""
+        return [self._plans[number] for number in self.todo if self._plans[number].borrows]
+
+    @property
+    def packed(self) -> frozenset[int]:
+        """The shards whose own embeddings lie in packs while they are put together."""
+        return frozenset(plan.shard for plan in self.to_assemble() if len(plan.owned))
+
+    def take(self, number: int, state: ShardState) -> None:
+        """Notes a shard that is finished."""
+        if state.shard:
+            self._states[number] = state
+
+    def finish(self) -> Embedded:
+        """Writes the manifest, and then what this machine remembers."""
+        states = [self._states[number] for number in range(len(self.work.shards))]
+        shards = [state.shard for state in states if state.shard]
+        loss = Loss()
+        for state in states:
+            loss = loss.worse(state.loss)
+        manifest = SidecarManifest(
+            kind=self.work.kind,
+            encoder_id=self._encoder.id,
+            encoder_name=self._encoder.name,
+            untrained=self._encoder.untrained,
+            shape=next((state.shape for state in states if state.items), []),
+            dtype=self.work.dtype,
+            items=sum(state.items for state in states),
+            shards=shards,
+            of_shards=[shard.sha256 for shard in self.work.shards],
+            max_error=loss.max_error,
+            min_cosine=loss.min_cosine,
+        )
+        folder = self.work.folder
+        remove_others(folder, {shard.name for shard in shards})
+        if not _is_written(folder, manifest):
+            manifest.write(folder)
+        remember(folder, states)
+        remove_tree(folder / WORK)
+        return Embedded(dataset=self.dataset, manifest=manifest, made=len(self.todo))
+
+
+def sidecar_work(directory: Path, dataset: Manifest, kind: str, dtype: str, encoder_id: str) -> SidecarWork:
+    """A sidecar of a dataset as its workers know it."""
+    return SidecarWork(
+        directory=directory,
+        folder=sidecar_folder(directory, encoder_id),
+        kind=kind,
+        dtype=dtype,
+        views=tuple(dataset.views.values()),
+        shards=tuple(dataset.shards),
+    )
+
+
+def _is_written(folder: Path, manifest: SidecarManifest) -> bool:
+    try:
+        return SidecarManifest.read(folder) == manifest
+    except (OSError, ValueError):
+        return False
+
+
 def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -> list[Embedded]:
     """Writes what is missing of the datasets' sidecars; one pool of actors does all of it, kind by kind."""
-    identities = identify(tasks, pool)
+    encoders = identify(tasks, pool)
     datasets = [(directory, Manifest.read(directory)) for directory in directories]
     sidecars = [
-        Sidecar(directory, dataset, task, identities[task.kind])
+        Sidecar(directory, dataset, task.kind, task.dtype, encoders[task.kind])
         for task in tasks
         for directory, dataset in datasets
         if needs(dataset, task.kind)
     ]
-    rows = [row for number, sidecar in enumerate(sidecars) for row in sidecar.rows(number)]
-    with track("embed", sum(row["samples"] for row in rows), "samples") as bar:
-        for row in _run(rows, tasks, pool):
-            sidecars[row["sidecar"]].done[row["shard"]["name"]] = row
-            bar.advance(row["shard"]["samples"])
+    plan_sidecars(sidecars)
+    _encode(sidecars, tasks, pool)
+    _assemble(sidecars)
     return [sidecar.finish() for sidecar in sidecars]
 
 
-class Sidecar:
-    """A dataset's sidecar in the making: which shards are there, which are to do."""
-
-    def __init__(self, directory: Path, dataset: Manifest, task: EmbedTask, encoder: EncoderIdentity) -> None:
-        self._directory, self._dataset, self._task, self._encoder = directory, dataset, task, encoder
-        self._folder = sidecar_folder(directory, encoder.id)
-        self.done = _finished_shards(self._folder, dataset, task.dtype)
-        self._todo = [shard for shard in dataset.shards if shard.name not in self.done]
-        if self._todo:
-            (self._folder / MANIFEST).unlink(missing_ok=True)
-
-    def rows(self, number: int) -> list[dict[str, Any]]:
-        """One row of work a shard; `number` comes back with the result."""
-        views = list(self._dataset.views.values())
-        where = {"sidecar": number, "folder": str(self._folder), "kind": self._task.kind, "views": views}
-        return [
-            where | {"tar": str(self._directory / shard.name), "of": shard.sha256, "samples": shard.samples}
-            for shard in self._todo
-        ]
-
-    def finish(self) -> Embedded:
-        """Writes the manifest."""
-        rows = [self.done[shard.name] for shard in self._dataset.shards]
-        manifest = SidecarManifest(
-            kind=self._task.kind,
-            encoder_id=self._encoder.id,
-            encoder_name=self._encoder.name,
-            untrained=self._encoder.untrained,
-            shape=next((row["shape"] for row in rows if row["items"]), []),
-            dtype=self._task.dtype,
-            items=sum(row["items"] for row in rows),
-            shards=[Shard(**row["shard"]) for row in rows],
-            of_shards=[shard.sha256 for shard in self._dataset.shards],
-        )
-        remove_others(self._folder, {shard.name for shard in manifest.shards})
-        manifest.write(self._folder)
-        return Embedded(dataset=self._dataset.dataset, manifest=manifest, made=len(self._todo))
+def plan_sidecars(sidecars: Sequence[Sidecar]) -> None:
+    """Hashes what the items of all shards are, in tasks, and decides who encodes what."""
+    works = [sidecar.work for sidecar in sidecars]
+    rows = [
+        {"sidecar": index, "shard": number}
+        for index, sidecar in enumerate(sidecars)
+        if sidecar.todo
+        for number in range(len(sidecar.work.shards))
+    ]
+    found: dict[tuple[int, int], ShardItems] = {}
+    with track("compare", len(rows), "shards") as bar:
+        for row in map_rows(rows, partial(_hash_items, works=works)):
+            found[row["sidecar"], row["shard"]] = ShardItems.from_row(row)
+            bar.advance()
+    for index, sidecar in enumerate(sidecars):
+        if sidecar.todo:
+            sidecar.plan([found[index, number] for number in range(len(sidecar.work.shards))])
 
 
-class ShardEmbedder:
-    """The actor: writes one sidecar shard a row. Rows come kind by kind, so each encoder is loaded once."""
+def _hash_items(row: dict[str, Any], works: Sequence[SidecarWork]) -> dict[str, Any]:
+    return row | shard_items(works[row["sidecar"]], row["shard"]).to_row()
 
-    def __init__(self, tasks: Sequence[EmbedTask]) -> None:
-        self._tasks = {task.kind: task for task in tasks}
-        self._kind = ""
 
-    def _use(self, kind: str) -> None:
-        if kind != self._kind:
-            self._task = self._tasks[kind]
-            self._encoder = self._task.factory()
-            self._kind = kind
+class _Actor:
+    """The actor: encodes what one shard owns a row, and counts it."""
+
+    def __init__(self, tasks: Sequence[EmbedTask], sidecars: Sequence[tuple[str, SidecarWork]]) -> None:
+        self._embedder, self._sidecars = ShardEmbedder(tasks), sidecars
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Embeds the items of one shard; identical captions (or media) are encoded once."""
-        self._use(row["kind"])
-        source, keys, wanted = Path(row["tar"]), list[str](), list[list[str]]()
-        stream: Iterable[tuple[str, Any]] = self._distinct(source, list(row["views"]), keys, wanted)
-        if self._task.kind != ENCODER:
-            # Batches of captions of like length hold little padding. Media are taken as they come: they fill memory.
-            stream = sorted(stream, key=lambda pair: (len(pair[0]), pair[0]))
-        found = {}
-        for batch in _batches(stream, self._task.batch_size):
-            found.update(self._encode(batch))
-        written = self._write(Path(row["folder"]) / source.name, row["of"], keys, wanted, found)
-        return {"sidecar": row["sidecar"], **written}
-
-    def _distinct(
-        self, source: Path, views: list[Kind], keys: list[str], wanted: list[list[str]]
-    ) -> Iterator[tuple[str, Any]]:
-        """Yields each distinct input with its identity; notes every sample's key and the identities it wants."""
-        seen = set[str]()
-        for sample in iterate_samples(source):
-            items = sidecar_items(sample, views, self._task.modality)
-            keys.append(sample.key)
-            wanted.append([_identity(sample, item, self._task.kind) for item in items])
-            for identity, item in zip(wanted[-1], items, strict=True):
-                if identity not in seen:
-                    seen.add(identity)
-                    yield identity, _input(sample, item, self._task.kind)
-
-    def _encode(self, batch: list[tuple[str, Any]]) -> dict[str, tuple[npt.NDArray[Any], int]]:
-        embeddings, lengths = self._encoder([value for _, value in batch])
-        stored = as_stored(embeddings, self._task.dtype, self._encoder.name)
-        return {
-            identity: (embedding, int(length))
-            for (identity, _), embedding, length in zip(batch, stored, lengths, strict=True)
-        }
-
-    def _write(
-        self, tar: Path, of: str, keys: list[str], wanted: list[list[str]], found: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Writes the tar and then its index, which says what it belongs to: with it, a shard is finished."""
-        index = []
-        shape = next(iter(found.values()))[0].shape if found else ()
-        empty = np.zeros((0, *shape), self._task.dtype)
-        with atomic_path(tar) as temporary, TarShardWriter(temporary) as writer:
-            for key, identities in zip(keys, wanted, strict=True):
-                array = to_npy(np.stack([found[name][0] for name in identities]) if identities else empty)
-                offset, _ = writer.write(key, {"npy": array})
-                lengths = [found[name][1] for name in identities]
-                entry = {"key": key, "offset": offset + tarfile.BLOCKSIZE, "length": len(array), "lengths": lengths}
-                index.append(entry)
-        shard = Shard(name=tar.name, samples=len(keys), bytes=tar.stat().st_size, sha256=hash_file(tar))
-        items = sum(len(identities) for identities in wanted)
-        state = {"items": items, "shape": list(shape), "shard": asdict(shard), "of": of, "dtype": self._task.dtype}
-        write_rows(index_path(tar), index, SIDECAR_SCHEMA.with_metadata({STATE: json.dumps(state, sort_keys=True)}))
-        return state
+        dataset, work = self._sidecars[row["sidecar"]]
+        plan = ShardPlan.from_row(row)
+        state = self._embedder(work, plan)
+        metrics.count(dataset, items=len(plan.owned), bytes=state.shard.bytes if state.shard else 0)
+        return {"sidecar": row["sidecar"], "shard": plan.shard, "items": len(plan.owned), "state": state.to_json()}
 
 
-def as_stored(embeddings: npt.NDArray[np.float32], dtype: str, name: str) -> npt.NDArray[Any]:
-    """Embeddings in the type they are kept in.
-
-    Raises:
-        ValueError: some are not finite in it; `name` is the encoder's.
-    """
-    with np.errstate(over="ignore"):  # said below, in words
-        stored = embeddings.astype(dtype)
-    if not np.isfinite(stored).all():
-        raise ValueError(
-            f"{name}: gave embeddings that are not finite as {dtype}; check its weights, or store them as float32"
-        )
-    return stored
-
-
-def _run(rows: list[dict[str, Any]], tasks: Sequence[EmbedTask], pool: Pool) -> Iterable[dict[str, Any]]:
-    if not rows:
-        return []
-    mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ShardEmbedder,
-        fn_constructor_args=(list(tasks),),
-        compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(rows))),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus,
-    )
-    return mapped.iter_rows()
+def _encode(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:
+    plans = [(index, plan) for index, sidecar in enumerate(sidecars) for plan in sidecar.to_encode()]
+    rows = [{"sidecar": index, **plan.to_row()} for index, plan in plans]
+    actors = {
+        "fn_constructor_args": (list(tasks), [(sidecar.dataset, sidecar.work) for sidecar in sidecars]),
+        "compute": ray.data.ActorPoolStrategy(size=max(1, min(pool.actors, len(rows)))),
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus,
+    }
+    with track("embed", sum(len(plan.owned) for _, plan in plans), "embeddings") as bar:
+        for row in map_rows(rows, _Actor, **actors):
+            sidecars[row["sidecar"]].take(row["shard"], ShardState.from_json(row["state"]))
+            bar.advance(row["items"])
 
 
-def _finished_shards(folder: Path, dataset: Manifest, dtype: str) -> dict[str, dict[str, Any]]:
-    """The sidecar shards that are there, whole, of the wanted type, and of the shards as they are now."""
-    found = {}
-    for shard in dataset.shards:
-        index = index_path(folder / shard.name)
-        state = json.loads(read_metadata(index).get(STATE, "{}")) if index.is_file() else {}
-        current = state.get("of") == shard.sha256 and state["dtype"] == dtype
-        if current and is_whole(folder / shard.name, Shard(**state["shard"])):
-            found[shard.name] = state
-    return found
+def _assemble(sidecars: Sequence[Sidecar]) -> None:
+    works = [(sidecar.dataset, sidecar.work, sidecar.packed) for sidecar in sidecars]
+    rows = [
+        {"sidecar": index, **plan.to_row()} for index, sidecar in enumerate(sidecars) for plan in sidecar.to_assemble()
+    ]
+    with track("assemble", len(rows), "shards") as bar:
+        for row in map_rows(rows, partial(_assemble_row, works=works)):
+            sidecars[row["sidecar"]].take(row["shard"], ShardState.from_json(row["state"]))
+            bar.advance()
 
 
-def _identity(sample: Sample, item: Item, kind: str) -> str:
-    if kind != ENCODER:
-        return item.caption
-    return hashlib.sha256(sample.media[item.name].data).hexdigest()
+def _assemble_row(row: dict[str, Any], works: Sequence[tuple[str, SidecarWork, frozenset[int]]]) -> dict[str, Any]:
+    dataset, work, packed = works[row["sidecar"]]
+    plan = ShardPlan.from_row(row)
+    state = assemble_shard(work, plan, packed)
+    metrics.count(dataset, bytes=state.shard.bytes if state.shard else 0)
+    return {"sidecar": row["sidecar"], "shard": plan.shard, "state": state.to_json()}
 
 
-def _input(sample: Sample, item: Item, kind: str) -> Any:
-    if kind != ENCODER:
-        return item.caption
-    return media_files.decode(sample.media[item.name], fps=VIDEO_FPS)
-
-
-def _batches(stream: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(stream)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+def map_rows(rows: list[dict[str, Any]], step: Callable[..., Any], **options: Any) -> Iterator[dict[str, Any]]:
+    """A step on every row, a task a row, in any order."""
+    if rows:
+        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(step, **options).iter_rows()

@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, on a local disk or in any object store that fsspec knows.
+
+A path is a `pathlib.Path`, or for a URL (`s3://`, `gs://`, `memory://` ...) a `upath.UPath`, which is used in the same
+way and passes for one here. What a local disk alone can do (renaming, links, change times) is hidden in this module.
+"""
 
 import json
 import os
@@ -7,34 +11,103 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+COPY_BYTES = 1 << 20
+
+
+def to_path(value: str | Path) -> Path:
+    """The absolute path of a local file or folder, or the path of a URL.
+
+    Raises:
+        ValueError: nothing that is installed can open such a URL; the message names it.
+    """
+    if not isinstance(value, str):
+        return value.expanduser().resolve() if is_local(value) else value
+    if value.startswith("file://") or "://" not in value:
+        return Path(value.removeprefix("file://")).expanduser().resolve()
+    from upath import UPath  # late: few runs need it
+
+    try:
+        path = UPath(value, use_listings_cache=False)  # others may write to it while we look
+        path.fs  # noqa: B018 - makes the file system, and so finds what is not installed
+    except (ImportError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{value}: cannot be opened: {reason} (extras: nextgpt-ray[s3], nextgpt-ray[gcs])") from None
+    return cast(Path, path)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path is on a disk of this machine."""
+    return isinstance(path, Path)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed, on error removed."""
+    """Yields a local temporary path; on success it takes the place of `path` at once, on error it is removed.
+
+    On a local disk it lies beside `path`, is synced and renamed; an object store shows an upload once it is whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    local = is_local(path)
+    handle, name = tempfile.mkstemp(dir=path.parent if local else None, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        if local:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        else:
+            with temporary.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def stamp(path: Path) -> str:
+    """What changes when a file's content does, without opening it; `missing` where it is no file.
+
+    Locally its size, and the times of its content and of its inode (the second cannot be set back); in an object store
+    its size and tag.
+    """
+    try:
+        if is_local(path):
+            status = path.stat()
+            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        return _stamp_of(path.fs.info(path.path))  # type: ignore[attr-defined]
+    except (OSError, ValueError):
+        return "missing"
+
+
+def stamps_below(folder: Path) -> dict[str, str]:
+    """The stamps of all files below a folder of an object store, by their path below it, from its listing alone."""
+    assert not is_local(folder)
+    files = folder.fs.find(folder.path, detail=True)  # type: ignore[attr-defined]
+    start = len(folder.path.rstrip("/")) + 1  # type: ignore[attr-defined]
+    return {name[start:]: _stamp_of(info) for name, info in sorted(files.items())}
+
+
+def _stamp_of(info: dict[str, Any]) -> str:
+    return " ".join(str(info.get(name, "")) for name in ("size", "ETag", "etag", "LastModified", "mtime", "created"))
+
+
+def to_json(value: Any) -> str:
+    """A value as the text of a JSON file; equal values give equal text."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, atomically: equal values give equal bytes."""
+    """Writes JSON atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -54,7 +127,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
 def is_sound(path: Path) -> bool:
     """Whether a Parquet file is there and all of its pages have the checksums they were written with."""
     try:
-        pq.read_table(path, page_checksum_verification=True)
+        with path.open("rb") as file:
+            pq.read_table(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
         return False
     return True
@@ -62,15 +136,38 @@ def is_sound(path: Path) -> bool:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The key-value metadata of a Parquet file's schema."""
-    return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+    with path.open("rb") as file:
+        return {key.decode(): value.decode() for key, value in (pq.read_schema(file).metadata or {}).items()}
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a Parquet file as a table."""
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Reads a Parquet file as dictionaries."""
-    return pq.read_table(path, columns=columns).to_pylist()
+    return read_table(path, columns).to_pylist()
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Reads a byte range of a file."""
+    with path.open("rb") as file:
+        return read_at(cast(BinaryIO, file), offset, length)
+
+
+def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    """Reads a byte range of an open file; may be shorter at its end."""
+    file.seek(offset)
+    return file.read(length)
 
 
 def remove_tree(path: Path) -> None:
     """Removes a folder if it is there."""
-    if path.exists():
+    if not path.exists():
+        return
+    if is_local(path):
         shutil.rmtree(path)
+    else:
+        path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]

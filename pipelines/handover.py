@@ -6,7 +6,6 @@ of the steps it has to do. A row is one sample: its turns and the embeddings of 
 
 from typing import Any
 
-import pyarrow as pa
 import ray.data
 import ray.train
 
@@ -14,16 +13,16 @@ from pipelines.mixture import Mixture
 from pipelines.planned import PlannedView, ReadSteps
 
 STEPS_PER_BLOCK = 8
+MAX_BLOCKS = 4096  # each is an object in Ray's store, put there before training begins
 # Reading is light; a fraction of a core leaves room for it beside workers that hold whole ones.
 READ_CPUS = 0.1
 
 
 def step_dataset(first: int, last: int) -> ray.data.Dataset:
     """The dataset handed to the trainer: the numbers of the steps to do, in order."""
-    # Tables in the object store, not `ray.data.range`: its read tasks want whole cores, which the workers hold.
-    starts = range(first, last, STEPS_PER_BLOCK)
-    tables = [pa.table({"id": pa.array(range(start, min(start + STEPS_PER_BLOCK, last)))}) for start in starts]
-    return ray.data.from_arrow(tables)
+    # Items in the object store, not `ray.data.range`: its read tasks want whole cores, which the workers hold.
+    blocks = min(MAX_BLOCKS, -(-(last - first) // STEPS_PER_BLOCK))
+    return ray.data.from_items([{"id": step} for step in range(first, last)], override_num_blocks=max(1, blocks))
 
 
 class PlannedDataConfig(ray.train.DataConfig):
@@ -45,5 +44,11 @@ class PlannedDataConfig(ray.train.DataConfig):
 
     def _rank_dataset(self, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
         steps.context.execution_options.preserve_order = True
-        read = ReadSteps(self._mixture, self._views, rank, world_size)
-        return steps.map_batches(read, batch_size=None, num_cpus=READ_CPUS)
+        # One actor, not tasks: it keeps the plan of the epoch and the shards' indexes, which a task would make anew.
+        return steps.map_batches(
+            ReadSteps,
+            fn_constructor_args=(self._mixture, self._views, rank, world_size),
+            compute=ray.data.ActorPoolStrategy(size=1),
+            batch_size=None,
+            num_cpus=READ_CPUS,
+        )

@@ -42,7 +42,7 @@ class Mixture:
         """The (dataset, sample) pairs of the global batch at `step`, in order."""
         epoch, place = divmod(step, self.epoch_steps)
         rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return [(int(dataset), int(sample)) for dataset, sample in rows]
+        return [(dataset, sample) for dataset, sample in rows.tolist()]
 
     def rank_batch(self, step: int, rank: int, world_size: int) -> list[tuple[int, int]]:
         """One rank's share of the global batch: every `world_size`-th sample, beginning at `rank`."""

@@ -1,306 +1,207 @@
-"""From a catalog entry to shards: rows are staged in chunks, chunks become parts, parts become exact shards.
+"""From a catalog entry to exact shards, on Ray Data: chunks of rows become parts, parts become shards.
 
-A row can be rejected only once its media are read, so which rows stand in which shard is known only afterwards.
-Chunks of rows are therefore preprocessed into part tars (in parallel, on Ray Data), and the shards are put
-together from byte ranges of the parts: nothing is decoded twice, and neither the number of workers nor a crash
-changes a byte. A part that is finished is not made again.
+Neither the number of workers nor a crash changes a byte, and a rerun does only what is missing or has changed: see
+`staging` for what is compared, `parts` for the work itself, `state` for what is remembered.
 """
 
-import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
 
-from pipelines.catalog import Entry
-from pipelines.files import atomic_path, read_json, read_rows, remove_tree, write_json, write_rows
-from pipelines.media_folder import load_media, state_of
+from pipelines.files import remove_tree, stamp, write_rows
+from pipelines.ledger import by_reason, check_rejected
+from pipelines.metrics import count
+from pipelines.parts import Piece, assemble_shard, is_made, plan_shards, prepare_part
 from pipelines.progress import track
-from pipelines.readers import READERS
-from pipelines.sample import Modality, Reject, Sample, turns_from_json, turns_to_json
+from pipelines.sample import Modality, Reject
 from pipelines.shards import (
-    INDEX_SCHEMA,
     MANIFEST,
     REJECT_SCHEMA,
     REJECTS,
     Manifest,
     Shard,
-    TarShardWriter,
-    copy_range,
-    end_of_archive,
-    hash_members,
+    hash_file,
     hash_strings,
     index_path,
-    is_whole,
-    json_range,
-    members,
     remove_others,
     shard_name,
 )
-from pipelines.views import sidecar_items
-
-WORK = ".work"
-# What a dataset was made from, as this machine sees it; beside the manifest, which is the same on every machine.
-STATE = "source.json"
-# Raised when the same input would give other bytes, so that nothing old is taken for finished.
-PREPROCESS_VERSION = 1
+from pipelines.staging import Source, Staged, part_path, source_stamp, stage_rows
+from pipelines.state import Outcome, State, StoredShard, finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where one dataset's rows and media lie, and where its shards go."""
+class Prepared:
+    """A finished dataset, how many shards were written now, and what that took."""
 
-    entry: Entry
-    path: Path
-    media: Path | None
-    directory: Path
-    samples_per_shard: int
-
-    @property
-    def work(self) -> Path:
-        """The folder of unfinished work; gone once the manifest is written."""
-        return self.directory / WORK
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Rows `start` to `stop` of the accepted samples of part `part`: a slice of a shard."""
-
-    part: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """Rows laid out for preprocessing: how many, each chunk's fingerprint, and the rejects found while reading (JSON).
-
-    A fingerprint covers the settings, a chunk's rows and the size and time of the media they name.
-    """
-
+    manifest: Manifest
+    shards: int
     rows: int
-    fingerprints: list[str]
-    rejects: list[str]
+    bytes: int
+    seconds: float
 
 
-def prepare(source: Source) -> tuple[Manifest, bool]:
-    """Writes a dataset's shards; returns its manifest and whether anything had to be made."""
+def prepare(source: Source, max_rejected: float = 1.0, retry_rejected: bool = False) -> Prepared:
+    """Writes what is missing of a dataset's shards, or has changed.
+
+    With `retry_rejected`, chunks with rejected rows are made again though nothing they are made from has changed.
+
+    Raises:
+        TooManyRejected: more than this share of the rows is rejected, with the three commonest reasons.
+    """
+    started = time.monotonic()
     source.directory.mkdir(parents=True, exist_ok=True)
-    staged = stage_rows(source)
-    fingerprint = hash_strings([*_settings(source), *staged.fingerprints, *staged.rejects])
-    finished = _finished(source.directory, fingerprint)
-    if finished:
+    manifest = finished(source)
+    if manifest and not (retry_rejected and _has_media_rejects(source)):
         remove_tree(source.work)
-        return finished, False
+        check_rejected(manifest.dataset, manifest.rows, manifest.rejected, max_rejected)
+        return Prepared(manifest=manifest, shards=0, rows=0, bytes=0, seconds=time.monotonic() - started)
     (source.directory / MANIFEST).unlink(missing_ok=True)
-    _run_parts(source, staged)
-    shards = _run_shards(source, len(staged.fingerprints))
-    return _finish(source, fingerprint, shards, staged), True
+    stamped = source_stamp(source.path)
+    with track(f"{source.entry.name}: read", None, "rows") as bar:
+        staged = stage_rows(source, bar)
+    state = State.read(source.directory)
+    outcomes, rows = _outcomes(source, staged, state, retry_rejected)
+    rejects = [*staged.rejects, *(reject for outcome in outcomes for reject in outcome.rejects)]
+    write_rows(source.directory / REJECTS, [asdict(reject) for reject in rejects], REJECT_SCHEMA)
+    total = len(staged.rejects) + sum(chunk.rows for chunk in staged.chunks)
+    check_rejected(source.entry.name, total, by_reason(rejects), max_rejected)
+    shards, made = _shards(source, staged, outcomes, state)
+    state = _state(source, stamped, staged, outcomes, shards)
+    manifest = _finish(source, outcomes, rejects, shards, state)
+    written = sum(shards[name].shard.bytes for name in made)
+    return Prepared(manifest=manifest, shards=len(made), rows=rows, bytes=written, seconds=time.monotonic() - started)
 
 
-def stage_rows(source: Source) -> Staged:
-    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` rows."""
-    fingerprints, rejects, seen, chunk = list[str](), list[str](), set[str](), list[Sample]()
-    remove_tree(source.work / "rows")
-    for row in READERS[source.entry.reader](source.entry, source.path):
-        if isinstance(row, Sample) and row.key in seen:
-            row = Reject(source=row.source, key=row.key, stage="read", reason="duplicate key")
-        if isinstance(row, Reject):
-            rejects.append(json.dumps(asdict(row), ensure_ascii=False))
-            continue
-        seen.add(row.key)
-        chunk.append(row)
-        if len(chunk) == source.samples_per_shard:
-            fingerprints.append(_stage_chunk(source, len(fingerprints), chunk))
-            chunk = []
-    if chunk:
-        fingerprints.append(_stage_chunk(source, len(fingerprints), chunk))
-    return Staged(rows=len(seen), fingerprints=fingerprints, rejects=rejects)
+def _outcomes(source: Source, staged: Staged, state: State | None, retry_rejected: bool) -> tuple[list[Outcome], int]:
+    """What became of every chunk, and how many rows were worked on now; known chunks are not made again."""
+    known = {outcome.fingerprint: outcome for outcome in state.outcomes} if state else {}
+    outcomes = [known.get(chunk.fingerprint) for chunk in staged.chunks]
+    if retry_rejected:
+        outcomes = [None if outcome and outcome.rejects else outcome for outcome in outcomes]
+    todo = [part for part, outcome in enumerate(outcomes) if outcome is None]
+    made = _run_parts(source, staged, todo, retry_rejected)
+    complete = [outcome or made[part] for part, outcome in enumerate(outcomes)]
+    return complete, sum(staged.chunks[part].rows for part in todo)
 
 
-def prepare_part(source: Source, part: int, fingerprint: str) -> dict[str, int]:
-    """Loads, checks and writes the rows of one chunk as a part tar; returns the number of accepted and rejected."""
-    tar = _part_path(source, part)
-    done = tar.with_suffix(".json")
-    if all(path.is_file() for path in (tar, index_path(tar), done)) and read_json(done)["fingerprint"] == fingerprint:
-        return read_json(done)["counts"]
-    index, rejects = [], []
-    with atomic_path(tar) as temporary, TarShardWriter(temporary) as writer:
-        for row in _staged_rows(source, part):
-            try:
-                sample = load_media(row, source.media)
-            except (ValueError, OSError) as error:
-                reason = str(error).splitlines()[0]
-                rejects.append(asdict(Reject(source=row.source, key=row.key, stage="media", reason=reason)))
-                continue
-            index.append(_write_sample(writer, sample))
-    write_rows(index_path(tar), index, INDEX_SCHEMA)
-    counts = {"accepted": len(index), "rejected": len(rejects)}
-    items = _count_items(source, part, {str(row["key"]) for row in index})
-    write_json(done, {"fingerprint": fingerprint, "counts": counts, "rejects": rejects, "items": items})
-    return counts
+def _shards(
+    source: Source, staged: Staged, outcomes: list[Outcome], state: State | None
+) -> tuple[dict[str, StoredShard], list[str]]:
+    """All shards by name, and the names of those that had to be put together now."""
+    plan = plan_shards([outcome.accepted for outcome in outcomes], source.samples_per_shard)
+    recipes = {shard_name(index): _recipe(outcomes, pieces) for index, pieces in enumerate(plan)}
+    shards = {
+        name: state.shards[name]
+        for name, recipe in recipes.items()
+        if state and state.holds(source.directory, name, recipe)
+    }
+    todo = [index for index in range(len(plan)) if shard_name(index) not in shards]
+    parts = sorted({piece.part for index in todo for piece in plan[index]})
+    missing = [part for part in parts if not is_made(source, part, staged.chunks[part].fingerprint)]
+    for part, outcome in _run_parts(source, staged, missing, False).items():
+        if outcome.result != outcomes[part].result:
+            raise ValueError(f"{source.entry.name}: media changed while they were read; run it again")
+    jobs = [{"index": index, "pieces": [asdict(piece) for piece in plan[index]]} for index in todo]
 
+    def assemble(job: dict[str, Any]) -> dict[str, Any]:
+        return asdict(assemble_shard(source, job["index"], [Piece(**piece) for piece in job["pieces"]]))
 
-def assemble_shard(source: Source, index: int, pieces: list[Piece]) -> Shard:
-    """Copies byte ranges of parts into the shard at `index`, writes its index beside it, and returns its entry."""
-    tar, rows, offset = source.directory / shard_name(index), [], 0
-    digest = hashlib.sha256()
-    with atomic_path(tar) as temporary, temporary.open("wb") as target:
-        for piece in pieces:
-            part = _part_path(source, piece.part)
-            with part.open("rb") as file:
-                for row in read_rows(index_path(part))[piece.start : piece.stop]:
-                    copy_range(file, target, row["offset"], row["length"], digest)
-                    rows.append(row | {"offset": offset, "json_offset": row["json_offset"] - row["offset"] + offset})
-                    offset += row["length"]
-        end = end_of_archive(offset)
-        digest.update(end)
-        target.write(end)
-    write_rows(index_path(tar), rows, INDEX_SCHEMA)
-    return Shard(name=tar.name, samples=len(rows), bytes=offset + len(end), sha256=digest.hexdigest())
-
-
-def plan_shards(accepted: list[int], samples_per_shard: int) -> list[list[Piece]]:
-    """Which rows of which parts make up each shard: exactly `samples_per_shard` each but the last."""
-    shards: list[list[Piece]] = []
-    room = 0
-    for part, count in enumerate(accepted):
-        start = 0
-        while start < count:
-            if room == 0:
-                shards.append([])
-                room = samples_per_shard
-            stop = min(count, start + room)
-            shards[-1].append(Piece(part=part, start=start, stop=stop))
-            room -= stop - start
-            start = stop
-    return shards
-
-
-def _run_parts(source: Source, staged: Staged) -> None:
-    chunks = [{"part": part, "fingerprint": value} for part, value in enumerate(staged.fingerprints)]
-    if not chunks:
-        return
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks))
-    results = dataset.map(lambda chunk: prepare_part(source, chunk["part"], chunk["fingerprint"])).iter_rows()
-    with track(f"prepare {source.entry.name}", staged.rows, "rows") as bar:
-        for counts in results:
-            bar.advance(counts["accepted"] + counts["rejected"], rejected=counts["rejected"])
-
-
-def _run_shards(source: Source, parts: int) -> list[Shard]:
-    accepted = [read_json(_part_path(source, part).with_suffix(".json"))["counts"]["accepted"] for part in range(parts)]
-    plan = plan_shards(accepted, source.samples_per_shard)
-    if not plan:
-        return []
-    jobs = [{"index": index, "pieces": [asdict(p) for p in pieces]} for index, pieces in enumerate(plan)]
-    dataset = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
-        lambda job: asdict(assemble_shard(source, job["index"], [Piece(**piece) for piece in job["pieces"]]))
-    )
-    with track(f"write {source.entry.name}", len(jobs), "shards") as bar:
-        shards = []
-        for row in dataset.iter_rows():
-            shards.append(Shard(**row))
+    with track(f"{source.entry.name}: write", len(jobs), "shards") as bar:
+        for row in _map(jobs, assemble):
+            shards[row["name"]] = _stored(source.directory, Shard(**row), recipes[row["name"]])
             bar.advance(1)
-    return sorted(shards, key=lambda shard: shard.name)
+    return {name: shards[name] for name in recipes}, [shard_name(index) for index in todo]
 
 
-def _finish(source: Source, fingerprint: str, shards: list[Shard], staged: Staged) -> Manifest:
-    items: Counter[str] = Counter()
-    rejects = [json.loads(reject) for reject in staged.rejects]
-    for part in range(len(staged.fingerprints)):
-        state = read_json(_part_path(source, part).with_suffix(".json"))
-        rejects.extend(state["rejects"])
-        items.update(state["items"])
-    remove_others(source.directory, {shard.name for shard in shards})
-    write_rows(source.directory / REJECTS, rejects, REJECT_SCHEMA)
-    samples = sum(shard.samples for shard in shards)
+def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected: bool) -> dict[int, Outcome]:
+    chunks = [{"part": part, "fingerprint": staged.chunks[part].fingerprint} for part in parts]
+
+    def work(chunk: dict[str, Any]) -> dict[str, Any]:
+        outcome = prepare_part(source, chunk["part"], chunk["fingerprint"], retry_rejected)
+        size = part_path(source, chunk["part"]).stat().st_size
+        count(source.entry.name, rows=outcome.accepted, rejects=len(outcome.rejects), bytes=size)
+        return {"part": chunk["part"], "outcome": json.dumps(asdict(outcome))}
+
+    outcomes = {}
+    with track(f"{source.entry.name}: prepare", sum(staged.chunks[part].rows for part in parts), "rows") as bar:
+        for row in _map(chunks, work):
+            outcome = outcomes[row["part"]] = Outcome.from_fields(json.loads(row["outcome"]))
+            bar.advance(outcome.accepted + len(outcome.rejects), rejected=len(outcome.rejects))
+    return outcomes
+
+
+def _map(rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One task of Ray Data a row, in whatever order they end."""
+    if rows:
+        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(work).iter_rows()
+
+
+def _recipe(outcomes: list[Outcome], pieces: list[Piece]) -> str:
+    """A hash of what a shard is put together from: equal recipes give equal bytes."""
+    return hash_strings([f"{outcomes[piece.part].result} {piece.start} {piece.stop}" for piece in pieces])
+
+
+def _stored(directory: Path, shard: Shard, recipe: str) -> StoredShard:
+    tar = directory / shard.name
+    return StoredShard(shard=shard, recipe=recipe, tar=stamp(tar), index=stamp(index_path(tar)))
+
+
+def _state(
+    source: Source, stamped: str, staged: Staged, outcomes: list[Outcome], shards: dict[str, StoredShard]
+) -> State:
+    directory = source.directory
+    return State(
+        settings=source.settings,
+        source=stamped,
+        outcomes=outcomes,
+        rows=[chunk.rows for chunk in staged.chunks],
+        media=[chunk.media for chunk in staged.chunks],
+        stamps=[chunk.stamps for chunk in staged.chunks],
+        shards={name: _stored(directory, stored.shard, stored.recipe) for name, stored in shards.items()},
+        rejects=stamp(directory / REJECTS),
+    )
+
+
+def _finish(
+    source: Source, outcomes: list[Outcome], rejects: list[Reject], shards: dict[str, StoredShard], state: State
+) -> Manifest:
+    """Clears away what is left of earlier runs, then writes the memory and, last, the manifest."""
+    directory, items = source.directory, Counter[str]()
+    for outcome in outcomes:
+        items.update(outcome.items)
+    entries = [stored.shard for stored in shards.values()]
+    samples = sum(shard.samples for shard in entries)
     manifest = Manifest(
         dataset=source.entry.name,
         rows=samples + len(rejects),
         samples=samples,
         samples_per_shard=source.samples_per_shard,
-        rejected=dict(sorted(Counter(reject["reason"].partition(":")[0] for reject in rejects).items())),
-        shards=shards,
+        rejected=by_reason(rejects),
+        shards=entries,
         views={name: view.kind for name, view in source.entry.views.items()},
-        output_items={name: items[name] for name in ("image", "video", "audio") if items[name]},
+        output_items={modality.value: items[modality] for modality in Modality if items[modality]},
         input_items=items["input"],
         licence=source.entry.licence,
+        source=source.entry.source,
+        stages={name: view.stage for name, view in source.entry.views.items()},
+        media_policy=source.policy.model_dump(mode="json"),
+        rejects_sha256=hash_file(directory / REJECTS),
     )
-    write_json(source.directory / STATE, {"fingerprint": fingerprint})
-    manifest.write(source.directory)
+    remove_others(directory, set(shards))
+    state.write(directory)
+    manifest.write(directory)
     remove_tree(source.work)
     return manifest
 
 
-def _finished(directory: Path, fingerprint: str) -> Manifest | None:
-    """The manifest, if it is of the same input and every file it names is there, whole."""
-    try:
-        manifest = Manifest.read(directory)
-    except (FileNotFoundError, ValueError):
-        return None
-    whole = all(is_whole(directory / shard.name, shard) for shard in manifest.shards)
-    state = directory / STATE
-    return manifest if whole and state.is_file() and read_json(state)["fingerprint"] == fingerprint else None
-
-
-def _stage_chunk(source: Source, chunk: int, rows: list[Sample]) -> str:
-    lines = [
-        json.dumps([row.key, row.source, turns_to_json(row.turns), dict(row.meta)], ensure_ascii=False) for row in rows
-    ]
-    with atomic_path(_rows_path(source, chunk)) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    state = [f"{item.name} {state_of(source.media, item.name)}" for row in rows for item in row.items() if item.name]
-    return hash_strings([*_settings(source), *lines, *state])
-
-
-def _settings(source: Source) -> list[str]:
-    """What the bytes of shards depend on beside rows and media."""
-    return [str(PREPROCESS_VERSION), str(source.samples_per_shard), source.entry.model_dump_json()]
-
-
-def _staged_rows(source: Source, chunk: int) -> Iterator[Sample]:
-    with _rows_path(source, chunk).open(encoding="utf-8") as file:
-        for line in file:
-            key, origin, turns, meta = json.loads(line)
-            yield Sample(key=key, source=origin, turns=turns_from_json(turns), meta=meta)
-
-
-def _write_sample(writer: TarShardWriter, sample: Sample) -> dict[str, object]:
-    values = members(sample)
-    offset, length = writer.write(sample.key, values)
-    json_offset, json_length = json_range(values, offset)
-    return {
-        "key": sample.key,
-        "source": sample.source,
-        "caption": next((item.caption for item in sample.items() if item.caption), ""),
-        "offset": offset,
-        "length": length,
-        "json_offset": json_offset,
-        "json_length": json_length,
-        "sha256": hash_members(values),
-    }
-
-
-def _count_items(source: Source, part: int, keys: set[str]) -> dict[str, int]:
-    """How many items of the accepted rows each sidecar will hold."""
-    kinds = [view.kind for view in source.entry.views.values()]
-    counts: Counter[str] = Counter()
-    for row in _staged_rows(source, part):
-        if row.key in keys:
-            counts["input"] += len(sidecar_items(row, kinds, None))
-            for modality in Modality:
-                counts[modality.value] += len(sidecar_items(row, kinds, modality))
-    return dict(counts)
-
-
-def _rows_path(source: Source, chunk: int) -> Path:
-    return source.work / "rows" / f"{chunk:05d}.jsonl"
-
-
-def _part_path(source: Source, part: int) -> Path:
-    return source.work / "parts" / shard_name(part)
+def _has_media_rejects(source: Source) -> bool:
+    state = State.read(source.directory)
+    return state is None or any(outcome.rejects for outcome in state.outcomes)

@@ -11,9 +11,12 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal."""
+    """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal.
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    Without a total, which only the end of a source tells, there is no estimate.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty())
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
@@ -24,8 +27,9 @@ class Progress:
         """Moves on by `amount`, and adds to the named counters."""
         self._done += amount
         for name, count in counts.items():
-            self._counts[name] = self._counts.get(name, 0) + count
-        self._bar.set_postfix(self._counts, refresh=False)
+            if count:
+                self._counts[name] = self._counts.get(name, 0) + count
+                self._bar.set_postfix(self._counts, refresh=False)
         self._bar.update(amount)
         if self._bar.disable and time.monotonic() - self._shown > LOG_SECONDS:
             self._print_line()
@@ -37,14 +41,14 @@ class Progress:
     def _print_line(self) -> None:
         self._shown = time.monotonic()
         rate = self._done / (self._shown - self._started)
-        left = (self._total - self._done) / rate if rate else float("inf")
         counts = "".join(f", {count} {name}" for name, count in self._counts.items())
-        done = f"{self._done} of {self._total} {self._unit}"
-        print(f"{self._title}: {done}{counts}, {rate:.1f}/s, about {left:.0f} s left", file=sys.stderr, flush=True)
+        line = f"{self._title}: {self._done}{f' of {self._total}' if self._total else ''} {self._unit}{counts}"
+        left = f", about {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
+        print(f"{line}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def track(title: str, total: int, unit: str) -> Iterator[Progress]:
+def track(title: str, total: int | None, unit: str) -> Iterator[Progress]:
     """Progress with rate and estimate on standard error."""
     progress = Progress(title, total, unit)
     try:

@@ -10,19 +10,21 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipelines.files import is_sound, read_json, read_rows, write_json
+from pipelines.files import is_sound, read_json, read_rows, to_json, write_json
 from pipelines.sample import Media, Modality, Sample, turns_from_json, turns_to_json
 from pipelines.views import Kind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
+# What this machine remembers of a dataset's files and sources; no part of the data.
+STATE = ".state.parquet"
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -33,6 +35,7 @@ INDEX_SCHEMA = pa.schema(
         ("length", pa.int64()),
         ("json_offset", pa.int64()),
         ("json_length", pa.int64()),
+        ("media", pa.string()),
         ("sha256", pa.string()),
     ]
 )
@@ -42,12 +45,13 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "key", "st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A finished tar: its file name, how many samples it holds, its size in bytes and its hash."""
+    """A finished tar: its file name, how many samples it holds, its size in bytes, its hash and that of its index."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    index_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Manifest:
     """What a dataset's folder holds; counts are rows, `rejected` is by reason.
 
     `output_items` counts the items a sidecar of caption embeddings needs by modality, `input_items` those the
-    sidecar of encoder features needs.
+    sidecar of encoder features needs. `stages` says which training stage each view is for.
     """
 
     dataset: str
@@ -68,6 +72,10 @@ class Manifest:
     output_items: dict[str, int]
     input_items: int
     licence: str
+    source: str = ""
+    stages: dict[str, int] = field(default_factory=dict)
+    media_policy: dict[str, Any] = field(default_factory=dict)
+    rejects_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -77,7 +85,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`, the mark of a finished dataset."""
-        write_json(directory / MANIFEST, asdict(self))
+        write_manifest(directory, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -90,13 +98,37 @@ class Manifest:
         path = directory / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; run jobs/prepare.py for this dataset first")
-        fields = read_json(path)
+        fields = read_manifest(directory)
         if fields.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(
                 f"{path}: schema version {fields.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
                 "run jobs/prepare.py again"
             )
         return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+
+
+def write_manifest(directory: Path, fields: dict[str, Any]) -> None:
+    """Writes `manifest.json` with a `checksum` of its own content; atomically, so that it marks a finished folder."""
+    write_json(directory / MANIFEST, fields | {"checksum": _checksum(fields)})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Reads what `write_manifest` wrote, without the checksum.
+
+    Raises:
+        ValueError: it is no JSON, or its content is not what was written.
+    """
+    path = directory / MANIFEST
+    fields = read_json(path)
+    if not isinstance(fields, dict) or fields.pop("checksum", None) != _checksum(fields):
+        raise ValueError(
+            f"{path}: does not fit its checksum: damaged or changed by hand; run the job that made it again"
+        )
+    return fields
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(fields).encode()).hexdigest()
 
 
 def shard_name(index: int) -> str:
@@ -203,19 +235,12 @@ def copy_range(source: BinaryIO, target: BinaryIO, offset: int, length: int, dig
         length -= len(piece)
 
 
-def read_range(path: Path, offset: int, length: int) -> bytes:
-    """Reads a byte range of a file."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
-
-
 def iterate_samples(tar: Path) -> Iterator[Sample]:
     """Reads a shard's samples one at a time by its index; memory holds one sample."""
     with tar.open("rb") as file:
         for row in read_rows(index_path(tar), ["offset", "length"]):
             file.seek(row["offset"])
-            yield from_members(_split_members(file.read(row["length"])))
+            yield from_members(split_members(file.read(row["length"])))
 
 
 def hash_members(values: Mapping[str, bytes]) -> str:
@@ -234,13 +259,16 @@ def hash_file(path: Path) -> str:
 
 
 def is_whole(tar: Path, shard: Shard) -> bool:
-    """Whether a shard is there byte for byte as the manifest says, with an index that its checksums find sound."""
-    return tar.is_file() and is_sound(index_path(tar)) and hash_file(tar) == shard.sha256
+    """Whether a shard and its index are there, byte for byte as they were written."""
+    index = index_path(tar)
+    if not tar.is_file() or not index.is_file() or hash_file(tar) != shard.sha256:
+        return False
+    return hash_file(index) == shard.index_sha256 if shard.index_sha256 else is_sound(index)
 
 
 def remove_others(directory: Path, names: set[str]) -> None:
     """Removes shards that are not named, left by an earlier run, and what a run that was killed had begun to write."""
-    begun = [path for path in directory.glob(".*") if path.is_file()]
+    begun = [path for path in directory.glob(".*.*") if path.is_file() and path.name != STATE]
     left = [path for tar in directory.glob("[0-9]*.tar") if tar.name not in names for path in (tar, index_path(tar))]
     for path in begun + left:
         path.unlink(missing_ok=True)
@@ -255,7 +283,7 @@ def _padded(length: int) -> int:
     return length + -length % tarfile.BLOCKSIZE
 
 
-def _split_members(data: bytes) -> dict[str, bytes]:
+def split_members(data: bytes) -> dict[str, bytes]:
     """The members of one sample by suffix, from its bytes in a tar."""
     result = {}
     with tarfile.open(fileobj=io.BytesIO(data + end_of_archive(len(data))), mode="r:") as tar:

@@ -2,7 +2,8 @@
 
 `<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
 embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D)
-or encoder features (num_items, E). The index beside it adds how many of the L positions are the caption's own.
+or encoder features (num_items, E), as float32, float16, or int8 with a scale for each vector (`storage.py`). The index
+beside it adds how many of the L positions are the caption's own, and a hash of what each embedding was made from.
 """
 
 import io
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.files import read_json, write_json
-from pipelines.shards import MANIFEST, Manifest, Shard
+from pipelines.ownership import IDENTITY_BYTES
+from pipelines.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from pipelines.storage import restore
 
 # What a sidecar holds: caption embeddings for one output modality, or features of the input items.
 ENCODER = "encoder"
@@ -27,13 +29,18 @@ SIDECAR_SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("lengths", pa.list_(pa.int32())),
+        ("sha256", pa.string()),
+        ("identities", pa.list_(pa.binary(IDENTITY_BYTES))),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SidecarManifest:
-    """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to."""
+    """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to.
+
+    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`.
+    """
 
     kind: str
     encoder_id: str
@@ -44,16 +51,25 @@ class SidecarManifest:
     items: int
     shards: list[Shard]
     of_shards: list[str]
+    max_error: float = 0.0
+    min_cosine: float = 1.0
 
     def write(self, directory: Path) -> None:
         """Writes the manifest, the mark of a finished sidecar."""
-        write_json(directory / MANIFEST, asdict(self))
+        write_manifest(directory, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "SidecarManifest":
-        """Reads a finished sidecar's manifest."""
-        fields = read_json(directory / MANIFEST)
-        return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+        """Reads a finished sidecar's manifest.
+
+        Raises:
+            ValueError: it is damaged, or of another version of this program.
+        """
+        fields = read_manifest(directory)
+        try:
+            return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+        except (TypeError, KeyError):
+            raise ValueError(f"{directory / MANIFEST}: of another version; run jobs/embed.py again") from None
 
 
 def sidecar_folder(dataset: Path, encoder_id: str) -> Path:
@@ -80,5 +96,5 @@ def to_npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def from_npy(data: bytes) -> npt.NDArray[Any]:
-    """Reads `.npy` bytes; pickles are refused by numpy with a ValueError."""
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    """Reads `.npy` bytes, int8 with scales as float32; pickles are refused by numpy with a ValueError."""
+    return restore(np.load(io.BytesIO(data), allow_pickle=False))

@@ -60,6 +60,7 @@ class Cluster:
 
     job_server: str
     environment: Mapping[str, str]
+    head: int
 
     def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- ENTRYPOINT`, from the checkout, to its end."""
@@ -70,7 +71,12 @@ class Cluster:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of `jobs/` from the checkout as a driver of this cluster."""
-        return _python(command, {**self.environment, "RAY_ADDRESS": self.environment["TEST_RAY_ADDRESS"]})
+        return _python(command, self.driver_environment)
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        """What a driver of this cluster finds it by."""
+        return {**self.environment, "RAY_ADDRESS": self.environment["TEST_RAY_ADDRESS"]}
 
     def alone(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of `jobs/` with no cluster to find: it starts a local Ray of its own."""
@@ -98,7 +104,7 @@ def cluster() -> Iterator[Cluster]:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_for(dashboard, head)
-            yield Cluster(job_server=f"http://127.0.0.1:{dashboard}", environment=environment)
+            yield Cluster(job_server=f"http://127.0.0.1:{dashboard}", environment=environment, head=head.pid)
         finally:
             _end(head)
 

@@ -1,14 +1,14 @@
 """Readers of other people's files, by the name the catalog calls them.
 
-A reader takes a catalog entry and its file and yields samples, and rejects for the rows it cannot use. It opens no
-media: an item's name is a file below the entry's media folder.
+A reader takes a catalog entry and its file or folder, of any format of rows, and yields samples, and rejects for the
+rows it cannot use. It opens no media: an item's name is a file below the entry's media folder, or inside a container.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.readers import alpaca, conversations, mosit, pairs, t2x, videochat
+from pipelines.readers import alpaca, chats, conversations, mosit, pairs, t2x, videochat
 from pipelines.sample import Reject, Sample
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 READERS: dict[str, Callable[["Entry", Path], Iterator[Sample | Reject]]] = {
     "pairs": pairs.read,
     "conversations": conversations.read,
+    "chats": chats.read,
     "alpaca": alpaca.read,
     "videochat": videochat.read,
     "t2x": t2x.read,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
-from pipelines.sample import Reject, Sample, Turn
+from pipelines.sample import Reject, Sample
 
 if TYPE_CHECKING:
     from pipelines.catalog import Entry
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     """Yields each instruction with its input as one exchange; tags such as `<video>` in it are HTML and stay text."""
-    return rows.read(path, lambda row, index: row_key(index), _turns)
+    return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
 
 
-def _turns(row: rows.Row) -> tuple[Turn, ...]:
+def _dialogue(row: rows.Row) -> rows.Dialogue:
     if "instruction" not in row:
         return dialogue.text_turns(row)
     asked = [rows.prose(rows.field(row, "instruction"), "instruction"), rows.prose(row.get("input") or "", "input")]

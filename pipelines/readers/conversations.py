@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import make_key, row_key, stem_of
-from pipelines.sample import Item, Reject, Sample, Turn
+from pipelines.sample import Item, Reject, Sample
 
 if TYPE_CHECKING:
     from pipelines.catalog import Entry
@@ -18,7 +18,7 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     A row's input media are in `input_image` (newer files), `image` (LLaVA) or `image_name` (LLaVA as NExT-GPT's older
     code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
     """
-    return rows.read(path, _key, _turns)
+    return rows.read(entry, path, _key, _dialogue)
 
 
 def _key(row: rows.Row, index: int) -> str:
@@ -26,10 +26,11 @@ def _key(row: rows.Row, index: int) -> str:
     if inputs:  # Many rows may speak about one medium.
         return row_key(index, stem_of(inputs[0].name))
     outputs = dialogue.items(row, ["output_{}"])
-    return make_key(stem_of(outputs[0].name)) if outputs else row_key(index)
+    stem = stem_of(outputs[0].name) if outputs else ""
+    return make_key(stem) if stem else row_key(index)
 
 
-def _turns(row: rows.Row) -> tuple[Turn, ...]:
+def _dialogue(row: rows.Row) -> rows.Dialogue:
     return dialogue.turns(row, _inputs(row), dialogue.captioned_items(row))
 
 

@@ -1,10 +1,10 @@
 """Conversations in other people's JSON: speakers, texts, and the placeholders in which items stand."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines.readers.rows import Row, caption, field, listed, name, prose
+from pipelines.readers.rows import Dialogue, Row, caption, field, listed, name, prose
 from pipelines.sample import Item, Modality, Part, Role, Turn
 
 PLACEHOLDER = re.compile(r"<(image|video|audio)>")
@@ -72,8 +72,27 @@ def captioned_items(row: Row) -> list[Item]:
     return found
 
 
-def turns(row: Row, inputs: Sequence[Item] = (), outputs: Sequence[Item] = ()) -> tuple[Turn, ...]:
-    """A row's conversation, with its items where the placeholders stand.
+def embeddings(row: Row) -> dict[str, Any]:
+    """What a sample remembers of the precomputed caption embeddings its row names: `{"embeddings": {"image": [file]}}`.
+
+    They belong to the captions of `{modality}_captions`, one each and in their order, as the items to generate do.
+
+    Raises:
+        ValueError: a name is bad, or there are not as many as captions.
+    """
+    found = {}
+    for modality in Modality:
+        names = [name(value, f"{modality} embedding") for value in listed(row, f"{modality}_caption_embeddings")]
+        count = len(listed(row, f"{modality}_captions"))
+        if names and len(names) != count:
+            raise ValueError(f"bad field: {len(names)} {modality}_caption_embeddings for {count} {modality}_captions")
+        if names:
+            found[modality.value] = names
+    return {"embeddings": found} if found else {}
+
+
+def turns(row: Row, inputs: Sequence[Item] = (), outputs: Sequence[Item] = ()) -> Dialogue:
+    """A row's conversation, with its items where the placeholders stand, and the names of their caption embeddings.
 
     Inputs without a placeholder stand at the beginning of the first user turn, outputs at the end of the last
     assistant turn.
@@ -89,10 +108,10 @@ def turns(row: Row, inputs: Sequence[Item] = (), outputs: Sequence[Item] = ()) -
     said = [(role, parts(role, text)) for role, text in speeches(row)]
     said[0][1][:0] = pools["user"].rest()
     said[1::2][-1][1].extend(pools["assistant"].rest())
-    return finished(said)
+    return finished(said, embeddings(row))
 
 
-def text_turns(row: Row) -> tuple[Turn, ...]:
+def text_turns(row: Row) -> Dialogue:
     """A row's conversation without items: what looks like a placeholder is text.
 
     Raises:
@@ -116,12 +135,33 @@ def speeches(row: Row) -> list[tuple[Role, str]]:
     if not isinstance(conversation, list) or not all(isinstance(said, dict) for said in conversation):
         raise ValueError("bad field: conversations is no list of turns")
     said = [
-        (_role(field(turn, "from", "role")), prose(field(turn, "value", "content"), "text")) for turn in conversation
+        (role_of(field(turn, "from", "role")), prose(field(turn, "value", "content"), "text")) for turn in conversation
     ]
-    expected: list[Role] = ["user", "assistant"] * len(said)
-    if len(said) < 2 or [role for role, _ in said] != expected[: len(said)]:
-        raise ValueError("bad conversation: user and assistant must take turns, the user first")
+    check_order([role for role, _ in said])
     return said
+
+
+def check_order(roles: Sequence[Role]) -> None:
+    """Whether user and assistant take turns.
+
+    Raises:
+        ValueError: they do not, the assistant begins, or there is no answer at all.
+    """
+    expected: list[Role] = ["user", "assistant"] * len(roles)
+    if len(roles) < 2 or list(roles) != expected[: len(roles)]:
+        raise ValueError("bad conversation: user and assistant must take turns, the user first")
+
+
+def role_of(value: Any) -> Role:
+    """Who speaks, under any of the usual names.
+
+    Raises:
+        ValueError: it is no name of a user or an assistant.
+    """
+    role = _ROLES.get(value) if isinstance(value, str) else None
+    if role is None:
+        raise ValueError(f"bad conversation: unknown speaker {str(value)[:20]!r}")
+    return role
 
 
 def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], Item | None]) -> list[Part]:
@@ -135,23 +175,19 @@ def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], I
     return [part for part in parts if part]
 
 
-def finished(said: Iterable[tuple[Role, list[Part]]]) -> tuple[Turn, ...]:
-    """Turns from roles and parts that alternate; a last question without an answer teaches nothing and is left out.
+def finished(said: Iterable[tuple[Role, list[Part]]], meta: Mapping[str, Any] | None = None) -> Dialogue:
+    """A dialogue from roles and parts that alternate.
+
+    A last question without an answer teaches nothing: it is left out, and `unanswered` in the meta says so.
 
     Raises:
         ValueError: a turn is empty.
     """
     result = tuple(Turn(role=role, parts=tuple(parts)) for role, parts in said)
-    if result[-1].role == "user":
+    unanswered = {"unanswered": True} if result[-1].role == "user" else {}
+    if unanswered:
         result = result[:-1]
     empty = next((turn.role for turn in result if not turn.parts), None)
     if empty:
         raise ValueError(f"empty turn: the {empty} says nothing")
-    return result
-
-
-def _role(value: Any) -> Role:
-    role = _ROLES.get(value) if isinstance(value, str) else None
-    if role is None:
-        raise ValueError(f"bad conversation: unknown speaker {str(value)[:20]!r}")
-    return role
+    return Dialogue(result, {**(meta or {}), **unanswered})

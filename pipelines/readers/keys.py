@@ -4,6 +4,8 @@ import hashlib
 import re
 from pathlib import PurePosixPath
 
+from pipelines import columns
+
 MAX_KEY_LENGTH = 64
 _HASH_LENGTH = 8
 
@@ -28,5 +30,6 @@ def row_key(index: int, stem: str = "") -> str:
 
 
 def stem_of(name: str) -> str:
-    """A medium's file name without folders and suffix."""
-    return PurePosixPath(name.replace("\\", "/")).stem
+    """A medium's file name without folders and suffix; empty where it has none: embedded in a table."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "" if any(part.lower().endswith(columns.SUFFIXES) for part in path.parts[:-1]) else path.stem

@@ -1,13 +1,16 @@
 """Dialogues that change modality (MosIT), as JSON of both generations or as the text its authors work with."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
-from pipelines.sample import Item, Modality, Part, Reject, Sample, Turn
+from pipelines.readers.raw import Raw
+from pipelines.readers.text_rows import text_lines
+from pipelines.sample import Item, Modality, Part, Reject, Sample
 
 if TYPE_CHECKING:
     from pipelines.catalog import Entry
@@ -25,16 +28,14 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     `image_captions` and placeholders instead. A `.txt` file holds turns `Human: ...` and `GPT: ...`, dialogues
     between lines of dashes. Named media lie in `images/`, `videos/` and `audios/`.
     """
-    if path.suffix == ".txt":
-        return rows.samples(path, _written(path), _key, _turns)
-    return rows.read(path, _key, _turns)
+    return rows.read(entry, path, _key, _dialogue, {".txt": _written})
 
 
 def _key(row: rows.Row, index: int) -> str:
     return row_key(index)
 
 
-def _turns(row: rows.Row) -> tuple[Turn, ...]:
+def _dialogue(row: rows.Row) -> rows.Dialogue:
     if any(f"{modality}_captions" in row for modality in Modality):
         return dialogue.turns(row, outputs=dialogue.captioned_items(row))
     media = _listed(row)
@@ -73,16 +74,23 @@ def _item(match: re.Match[str], media: Mapping[str, Item]) -> Item | None:
     return Item(modality=Modality(match[1].lower()), caption=rows.caption(content))
 
 
-def _written(path: Path) -> Iterator[dict[str, Any]]:
+def _written(path: Path, name: str) -> Iterator[Raw]:
     """The dialogues of a text file as rows of JSON."""
+    with path.open("rb") as file:
+        for index, said in enumerate(_dialogues(text_lines(cast(BinaryIO, file)))):
+            conversation = [{"from": who, "value": "".join(words)} for who, words in said]
+            yield Raw(source=f"{name}#{index}", value={"conversation": conversation})
+
+
+def _dialogues(lines: Iterable[str]) -> Iterator[list[tuple[str, list[str]]]]:
+    """Who says which lines, a list for each stretch between lines of dashes in which anyone speaks."""
     said: list[tuple[str, list[str]]] = []
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for line in [*file, "---"]:
-            if line.startswith("---"):
-                if said:
-                    yield {"conversation": [{"from": who, "value": "".join(lines)} for who, lines in said]}
-                said = []
-            elif speaker := _SPEAKER.match(line):
-                said.append(({"Human": "human", "GPT": "gpt"}[speaker[1]], [speaker[2]]))
-            elif said:
-                said[-1][1].append(line)
+    for line in chain(lines, ["---"]):
+        if line.startswith("---"):
+            if said:
+                yield said
+            said = []
+        elif speaker := _SPEAKER.match(line):
+            said.append(({"Human": "human", "GPT": "gpt"}[speaker[1]], [speaker[2]]))
+        elif said:
+            said[-1][1].append(line)

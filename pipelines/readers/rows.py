@@ -1,47 +1,51 @@
-"""What every reader shares: a JSON array read row by row, the checks of its fields, and rows that become samples."""
+"""What every reader shares: the rows of a source, the checks of their fields, and rows that become samples."""
 
-import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ijson
-
+from pipelines.readers import formats
 from pipelines.readers.keys import row_key
+from pipelines.readers.raw import Parser, Raw
 from pipelines.sample import Reject, Sample, Turn
 
+if TYPE_CHECKING:
+    from pipelines.catalog import Entry
+
 Row = Mapping[str, Any]
+
+
+class Dialogue(NamedTuple):
+    """What a row says, and what is to be known about it beside that."""
+
+    turns: tuple[Turn, ...]
+    meta: Mapping[str, Any] = {}
+
+
 ToKey = Callable[[Row, int], str]
-ToTurns = Callable[[Row], tuple[Turn, ...]]
+ToDialogue = Callable[[Row], Dialogue]
 
 MAX_NAME_BYTES = 1024
 MAX_CAPTION_BYTES = 8 * 1024
 MAX_TEXT_BYTES = 32 * 1024
 _REPLACEMENT = "\ufffd"
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://|(data):", re.IGNORECASE)
 
 
-def read(path: Path, to_key: ToKey, to_turns: ToTurns) -> Iterator[Sample | Reject]:
-    """Yields a sample for every good row of a JSON array and a reject for every bad one.
+def read(
+    entry: "Entry", path: Path, to_key: ToKey, to_dialogue: ToDialogue, parsers: Mapping[str, Parser] | None = None
+) -> Iterator[Sample | Reject]:
+    """Yields a sample for every good row of a file or folder and a reject for every bad one, in order.
 
-    `to_key` and `to_turns` raise ValueError with the reason to reject a row. Where the file breaks off, what was
-    readable is followed by one reject.
+    The entry's column names are translated first. `to_key` and `to_dialogue` raise ValueError with the reason to reject
+    a row. Where a file breaks off, what was readable is followed by one reject. `parsers` read further file suffixes.
 
     Raises:
-        ValueError: the file is no JSON array at all.
+        ValueError: the file is not of its format, or the folder holds no rows.
     """
-    count = 0
-    try:
-        for result in samples(path, _array(path), to_key, to_turns):
-            count += 1
-            yield result
-    except ijson.JSONError as error:
-        reason = f"bad JSON: {str(error).partition(chr(10))[0].removeprefix('parse error: ')}"
-        yield Reject(source=f"{path.name}#{count}", key="", stage="read", reason=reason)
-
-
-def samples(path: Path, rows: Iterable[Any], to_key: ToKey, to_turns: ToTurns) -> Iterator[Sample | Reject]:
-    """As `read`, for rows that are parsed already."""
-    return (_sample(path, row, index, to_key, to_turns) for index, row in enumerate(rows))
+    raws = formats.read(path, entry.patterns(path), parsers or {})
+    return (_sample(entry, raw, index, to_key, to_dialogue) for index, raw in enumerate(raws))
 
 
 def field(row: Row, *spellings: str) -> Any:
@@ -71,11 +75,13 @@ def name(value: Any, what: str) -> str:
     """The name of a medium's file.
 
     Raises:
-        ValueError: it is no text, empty, over 1 KB, or damaged.
+        ValueError: it is no text, empty, a URL, over 1 KB, or damaged.
     """
     text = _text(value, what)
     if not text.strip():
         raise ValueError(f"empty {what}")
+    if url := _URL.match(text):
+        raise ValueError(f"missing file: {what} is a {url[1] or url[2]} URL, and nothing is downloaded")
     return _sound(text, what, MAX_NAME_BYTES)
 
 
@@ -119,44 +125,21 @@ def _sound(text: str, what: str, limit: int) -> str:
     return text
 
 
-def _sample(path: Path, row: Any, index: int, to_key: ToKey, to_turns: ToTurns) -> Sample | Reject:
-    source, key = f"{path.name}#{index}", row_key(index)
+def _sample(entry: "Entry", raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDialogue) -> Sample | Reject:
+    key = row_key(index) if raw.key is None else raw.key
     try:
-        if not isinstance(row, dict):
+        if raw.error:
+            raise ValueError(raw.error)
+        if not isinstance(raw.value, dict):
             raise ValueError("bad row: not an object")
+        row = _translated(entry, raw.value)
         key = to_key(row, index)
-        return Sample(key=key, source=source, turns=to_turns(row))
+        turns, meta = to_dialogue(row)
+        return Sample(key=key, source=raw.source, turns=turns, meta=meta)
     except ValueError as error:
-        return Reject(source=source, key=key, stage="read", reason=str(error))
+        return Reject(source=raw.source, key=key, stage="read", reason=str(error))
 
 
-def _array(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        stream = _Utf8(file)
-        if stream.first() != b"[":
-            raise ValueError(f"{path}: not a JSON array; expected a file that begins with '['")
-        yield from ijson.items(stream, "item")
-
-
-class _Utf8:
-    """A file without byte order mark and white space in front, whose wrong bytes are replaced.
-
-    So one row with wrong bytes costs that row and not the rest of the file.
-    """
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
-        self._ahead = b""
-
-    def first(self) -> bytes:
-        """The first character that is no white space, not consumed; empty at the end."""
-        while not self._ahead and (text := self._text.read(1)):
-            self._ahead = text.lstrip().encode()
-        return self._ahead
-
-    def read(self, size: int = -1) -> bytes:
-        """At least one byte, unless the end is reached; more or fewer than `size`."""
-        if size == 0:
-            return b""
-        data, self._ahead = self._ahead + self._text.read(size).encode(), b""
-        return data
+def _translated(entry: "Entry", row: Row) -> Row:
+    """The row with its columns under the names that readers know; the columns' own names stay too."""
+    return {**row, **{name: optional(row, *columns) for name, columns in entry.fields.items()}}

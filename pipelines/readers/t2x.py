@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
-from pipelines.sample import Item, Modality, Reject, Sample, Turn
+from pipelines.sample import Item, Modality, Reject, Sample
 
 if TYPE_CHECKING:
     from pipelines.catalog import Entry
@@ -18,10 +18,10 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     Newer files list the captions in `audio_captions` and have placeholders in the text; older ones give `caption` and
     `output_modality` with each answer and have none. The media they name were never published.
     """
-    return rows.read(path, lambda row, index: row_key(index), _turns)
+    return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
 
 
-def _turns(row: rows.Row) -> tuple[Turn, ...]:
+def _dialogue(row: rows.Row) -> rows.Dialogue:
     listed = dialogue.captioned_items(row)
     if listed:
         return dialogue.turns(row, outputs=listed)

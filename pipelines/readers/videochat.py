@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     """Yields each row as one dialogue: the medium, then its questions and answers in order."""
-    return rows.read(path, _key, _turns)
+    return rows.read(entry, path, _key, _dialogue)
 
 
 def _key(row: rows.Row, index: int) -> str:
     return row_key(index, stem_of(_medium(row).name))
 
 
-def _turns(row: rows.Row) -> tuple[Turn, ...]:
+def _dialogue(row: rows.Row) -> rows.Dialogue:
     answered = rows.field(row, "QA")
     if not isinstance(answered, list) or not answered or not all(isinstance(pair, dict) for pair in answered):
         raise ValueError("bad field: QA is no list of questions and answers")
     said = [turn for pair in answered for turn in _exchange(pair)]
-    turns = dialogue.finished(said)
+    turns, meta = dialogue.finished(said)
     first = Turn(role="user", parts=(_medium(row), *turns[0].parts))
-    return first, *turns[1:]
+    return rows.Dialogue((first, *turns[1:]), meta)
 
 
 def _exchange(pair: dict[str, Any]) -> Iterator[tuple[Role, list[Part]]]:

@@ -106,6 +106,34 @@ def test_a_caption_is_embedded_alike_alone_and_in_a_batch(
     np.testing.assert_allclose(batch, alone, atol=1e-5)
 
 
+def test_captions_of_many_lengths_keep_their_order(encoders: dict[Modality, CaptionEncoder]) -> None:
+    """A pooled encoder takes them by length, some at once; a result belongs to its caption all the same."""
+    captions = ["very " * (number * 7 % 40) + f"loud {number}" for number in range(40)]
+    encoder = encoders[Modality.AUDIO]
+    alone = np.concatenate([encoder([caption]).embeddings for caption in captions])
+    np.testing.assert_allclose(encoder(captions).embeddings, alone, atol=1e-5)
+
+
+@each_clip
+def test_bfloat16_keeps_every_position_close_and_has_an_id_of_its_own(
+    modality: Modality, encoders: dict[Modality, CaptionEncoder]
+) -> None:
+    exact, fast = encoders[modality], CaptionEncoder(modality, name_of(modality), precision="bfloat16")
+    expected, found = exact(CAPTIONS).embeddings, fast(CAPTIONS).embeddings
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
+    assert ((expected * found).sum(axis=-1) / norms).min() > 0.9999
+    assert fast.id == f"{exact.id}-bfloat16"
+
+
+def test_a_pooled_encoder_stays_in_float32(encoders: dict[Modality, CaptionEncoder]) -> None:
+    exact = encoders[Modality.AUDIO]
+    same = CaptionEncoder(Modality.AUDIO, name_of(Modality.AUDIO), precision="bfloat16")
+    np.testing.assert_array_equal(same(CAPTIONS).embeddings, exact(CAPTIONS).embeddings)
+    assert same.id == exact.id
+
+
 @each_modality
 def test_different_captions_have_different_embeddings(
     modality: Modality, encoders: dict[Modality, CaptionEncoder]

@@ -16,7 +16,6 @@ from model.checkpoint import from_pretrained
 from model.dialogue import IGNORE
 from model.training import Job, Rank, Row, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json
-from pipelines.sidecars import to_npy
 
 STEPS = 4
 
@@ -59,10 +58,17 @@ def rows(count: int = 4) -> list[Row]:
                 Turn(role="assistant", parts=("Here.", *outputs)),
             )
             shapes = {"encoder": (1, 32), "image": (1, 77, 64), "audio": (1, 1, 32)}
-            embeddings = {kind: to_npy(generator.normal(size=s).astype(np.float32)) for kind, s in shapes.items()}
+            embeddings = {kind: generator.normal(size=s).astype(np.float32) for kind, s in shapes.items()}
             lengths = {"encoder_lengths": [1], "image_lengths": [9], "audio_lengths": [1], "video_lengths": []}
             result.append(
-                {"step": step, "key": f"k{place}", "turns": turns_to_json(turns), "video": b"", **embeddings, **lengths}
+                {
+                    "step": step,
+                    "key": f"k{place}",
+                    "turns": turns_to_json(turns),
+                    "video": None,
+                    **embeddings,
+                    **lengths,
+                }
             )
     return result
 

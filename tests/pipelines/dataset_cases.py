@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed import Embedded, EmbedTask, EncoderIdentity, ShardEmbedder, Sidecar
+from pipelines.embed import Embedded, EncoderIdentity, Sidecar
 from pipelines.files import write_rows
 from pipelines.media import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
+from pipelines.shard_embedder import EmbedTask, ShardEmbedder, shard_items
 from pipelines.shards import (
     INDEX_SCHEMA,
+    STATE,
     Manifest,
     Shard,
     TarShardWriter,
@@ -26,6 +28,7 @@ from pipelines.shards import (
     members,
     shard_name,
 )
+from pipelines.sidecar_shards import assemble_shard
 from pipelines.views import Kind, sidecar_items
 
 PAIR_VIEWS: dict[str, Kind] = {"pictures_enc": "caption", "pictures_dec": "generate"}
@@ -37,10 +40,10 @@ def picture(shade: int, size: int = 8) -> Media:
     return encode(Image(pixels=np.full((size, size, 3), shade, np.uint8)))
 
 
-def pair(key: str, caption: str = "", shade: int = 0) -> Sample:
+def pair(key: str, caption: str = "", shade: int = 0, **meta: Any) -> Sample:
     item = Item(modality=Modality.IMAGE, name="png", caption=caption or f"caption of {key}")
     turns = (Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(item.caption,)))
-    return Sample(key=key, source=f"rows.json#{key}", turns=turns, media={"png": picture(shade)})
+    return Sample(key=key, source=f"rows.json#{key}", turns=turns, media={"png": picture(shade)}, meta=meta)
 
 
 def talk(key: str, captions: Sequence[str]) -> Sample:
@@ -58,9 +61,16 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
             offset, length = writer.write(sample.key, values)
             start, size = json_range(values, offset)
             row = {"key": sample.key, "source": sample.source, "caption": "", "sha256": hash_members(values)}
+            row["media"] = json.dumps(sample.meta.get("media", {}))
             index.append(row | {"offset": offset, "length": length, "json_offset": start, "json_length": size})
     write_rows(index_path(path), index, INDEX_SCHEMA)
-    return Shard(name=path.name, samples=len(samples), bytes=path.stat().st_size, sha256=hash_file(path))
+    return Shard(
+        name=path.name,
+        samples=len(samples),
+        bytes=path.stat().st_size,
+        sha256=hash_file(path),
+        index_sha256=hash_file(index_path(path)),
+    )
 
 
 def write_dataset(
@@ -129,22 +139,40 @@ def task(kind: str = "image", dtype: str = "float32", batch_size: int = 64, **en
     return EmbedTask(kind=kind, factory=partial(NotingEncoder, **encoder), dtype=dtype, batch_size=batch_size)
 
 
-def write_sidecar(directory: Path, work: EmbedTask) -> Embedded:
-    """What `embed` does, in this process: a Ray actor costs seconds to start."""
+def begin_sidecar(directory: Path, work: EmbedTask) -> tuple[Sidecar, Iterator[int]]:
+    """A sidecar in the making, and its steps: each writes a file and yields the number of its shard."""
     encoder = work.factory()
     identity = EncoderIdentity(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
-    sidecar, actor = Sidecar(directory, Manifest.read(directory), work, identity), ShardEmbedder([work])
-    for row in sidecar.rows(0):
-        done = actor(row)
-        sidecar.done[done["shard"]["name"]] = done
+    sidecar = Sidecar(directory, Manifest.read(directory), work.kind, work.dtype, identity)
+
+    def steps() -> Iterator[int]:
+        embedder = ShardEmbedder([work])
+        if sidecar.todo:
+            sidecar.plan([shard_items(sidecar.work, number) for number in range(len(sidecar.work.shards))])
+        for plan in sidecar.to_encode():
+            sidecar.take(plan.shard, embedder(sidecar.work, plan))
+            yield plan.shard
+        for plan in sidecar.to_assemble():
+            sidecar.take(plan.shard, assemble_shard(sidecar.work, plan, sidecar.packed))
+            yield plan.shard
+
+    return sidecar, steps()
+
+
+def write_sidecar(directory: Path, work: EmbedTask) -> Embedded:
+    """What `embed` does, in this process: a Ray actor costs seconds to start."""
+    sidecar, steps = begin_sidecar(directory, work)
+    for _ in steps:
+        pass
     return sidecar.finish()
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder with its hash, hidden ones too."""
-    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file below a folder with its hash, hidden ones too, but for what a machine remembers."""
+    return {name: hash_file(folder / name) for name in times(folder)}
 
 
 def times(folder: Path) -> dict[str, int]:
-    """Every file below a folder with the time it was written."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """Every such file below a folder with the time it was written."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != STATE]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}

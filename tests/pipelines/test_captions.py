@@ -11,8 +11,9 @@ import ray.cloudpickle
 from dataset_cases import embedding_of, task
 
 from pipelines.captions import CaptionWriter, embed_captions
-from pipelines.embed import EmbedTask, Pool
+from pipelines.embed import Pool
 from pipelines.sample import Reject
+from pipelines.shard_embedder import EmbedTask
 
 ray.cloudpickle.register_pickle_by_value(dataset_cases)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -73,10 +74,11 @@ def test_names_with_folders_and_repeated_names_are_rejected(written: tuple[Path,
     assert count + len(rejects) == 11
 
 
-def test_a_caption_with_a_single_vector_has_a_plain_one(tmp_path: Path) -> None:
+def test_a_caption_with_a_single_vector_has_a_plain_one_under_every_name(tmp_path: Path) -> None:
     write = CaptionWriter(EmbedTask(kind="audio", factory=SingleVectorEncoder, dtype="float32"), tmp_path)
-    write({"name": ["1.wav"], "caption": ["a bell"]})
-    np.testing.assert_array_equal(np.load(tmp_path / "1.wav.npy"), embedding_of("a bell")[0])
+    write({"names": [json.dumps(["1.wav", "2.wav"])], "caption": ["a bell"]})
+    for name in ("1.wav.npy", "2.wav.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / name), embedding_of("a bell")[0])
 
 
 def test_a_file_without_good_rows_writes_nothing(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.catalog import Entry, View, load_catalog
-from pipelines.sample import Modality
+from pipelines.files import to_path
+from pipelines.readers import READERS
+from pipelines.sample import Modality, Sample
 
 PAIRS = {"cc3m": Modality.IMAGE, "webvid": Modality.VIDEO, "audiocap": Modality.AUDIO}
-STAGE_3 = {f"{name}_{task}" for name in PAIRS for task in ("comprehension", "generation")} | {
-    f"{name}_instruction" for name in ("alpaca", "llava", "videochat", "audio", "image", "video", "mosit")
-}
+STAGE_3 = (
+    {f"{name}_{task}" for name in PAIRS for task in ("comprehension", "generation")}
+    | {f"{name}_instruction" for name in ("alpaca", "llava", "videochat", "audio", "image", "video", "mosit")}
+    | {"mosit_demonstrations"}
+)
 
 
 def write(folder: Path, **entries: object) -> Path:
@@ -98,7 +102,7 @@ def test_select_names_every_unknown_name_and_what_was_meant_in_one_line() -> Non
 def test_a_catalog_of_ones_own_is_read(tmp_path: Path) -> None:
     catalog = load_catalog(write(tmp_path, mine=entry(views={"mine": {"stage": 3, "kind": "dialogue"}})))
     assert list(catalog.datasets) == ["mine"]
-    assert catalog.datasets["mine"].media is None
+    assert not catalog.datasets["mine"].media
 
 
 def test_all_mistakes_of_a_catalog_are_told_in_one_line(tmp_path: Path) -> None:
@@ -156,3 +160,114 @@ def test_a_missing_catalog_is_named(tmp_path: Path) -> None:
 def test_entries_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         setattr(Entry(name="a", reader="alpaca", paths=["a"]), "name", "b")  # noqa: B010
+
+
+def test_a_catalog_of_ones_own_stands_over_the_projects(tmp_path: Path) -> None:
+    mine = write(
+        tmp_path, mine=entry(views={}), cc3m=entry(reader="pairs", modality="image", views={}, paths=["x.csv"])
+    )
+    catalog = load_catalog(extra=[mine])
+    assert set(catalog.datasets) == {*load_catalog().datasets, "mine"}
+    assert catalog.datasets["cc3m"].paths == ["x.csv"]
+    assert "cc3m_enc" not in catalog.views
+    assert "webvid_enc" in catalog.views
+
+
+def test_views_must_not_clash_across_catalogs(tmp_path: Path) -> None:
+    mine = write(tmp_path, mine=entry(views={"webvid_enc": {"stage": 3, "kind": "dialogue"}}))
+    with pytest.raises(ValueError, match=r"catalog\.yaml: mine: the view webvid_enc has the name .* of webvid$"):
+        load_catalog(extra=[mine])
+
+
+def test_names_of_media_are_made_of_columns_only(tmp_path: Path) -> None:
+    pairs = {"reader": "pairs", "modality": "image", "views": {}}
+    path = write(
+        tmp_path,
+        plain=entry(**pairs, media_name="a.jpg"),
+        deep=entry(**pairs, media_name="{a.__class__}.jpg"),
+        other=entry(views={}, media_name="{a}.jpg"),
+        empty=entry(views={}, fields={"a": []}),
+        word=entry(views={}, missing_media="drop"),
+    )
+    with pytest.raises(ValueError, match=r"^.*catalog\.yaml: ") as caught:
+        load_catalog(path)
+    for part in (
+        "plain: media_name: 'a.jpg' must be a file name with columns of the row in it",
+        "deep: media_name: '{a.__class__}.jpg' must be",
+        "other: media_name is for the reader 'pairs'",
+        "empty: fields.a: List should have at least 1 item",
+        "word: missing_media: Input should be 'reject' or 'caption'",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_candidate_may_be_a_folder_or_files_of_one(tmp_path: Path) -> None:
+    catalog = load_catalog(write(tmp_path, mine=entry(paths=["none/*.tar", "a/*/x-*.json", "b"], views={})))
+    assert catalog.find(tmp_path) == {}
+    (tmp_path / "b").mkdir()
+    assert catalog.find(tmp_path) == {"mine": tmp_path / "b"}
+    (tmp_path / "a" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "c" / "y.json").touch()
+    assert catalog.find(tmp_path) == {"mine": tmp_path / "b"}
+    (tmp_path / "a" / "c" / "x-1.json").touch()
+    assert catalog.find(tmp_path) == {"mine": tmp_path / "a"}
+    assert catalog.datasets["mine"].patterns(tmp_path / "a") == ["*/x-*.json"]
+
+
+def test_media_lie_in_the_first_folder_named_or_beside_their_source(tmp_path: Path) -> None:
+    catalog = load_catalog(write(tmp_path, mine=entry(paths=["a/rows.json"], media=["x", "y"], views={})))
+    mine, path = catalog.datasets["mine"], tmp_path / "a" / "rows.json"
+    path.parent.mkdir()
+    path.touch()
+    assert catalog.media_folder(mine, tmp_path, path) == tmp_path / "a"
+    (tmp_path / "y").mkdir()
+    assert catalog.media_folder(mine, tmp_path, path) == tmp_path / "y"
+
+
+CSVS = {
+    "T-X_pair_data/webvid/results_2M_train.csv": (
+        "webvid",
+        'videoid,contentUrl,duration,page_dir,name\r\n21,https://a/b.mp4,PT09S,000001_000050,"A cat, running"\r\n',
+        ("21", "000001_000050/21.mp4", "A cat, running"),
+    ),
+    "T-X_pair_data/audiocap/train.csv": (
+        "audiocap",
+        "audiocap_id,youtube_id,start_time,caption\n91139,r1nicOVtvkQ,130,A woman talks\n",
+        ("91139", "91139.wav", "A woman talks"),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", CSVS)
+def test_the_published_csvs_are_read(tmp_path: Path, path: str) -> None:
+    name, text, expected = CSVS[path]
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(text, newline="")
+    catalog = load_catalog()
+    assert catalog.find(tmp_path) == {name: tmp_path / path}
+    (sample,) = READERS["pairs"](catalog.datasets[name], tmp_path / path)
+    assert isinstance(sample, Sample)
+    (item,) = sample.items()
+    assert (sample.key, item.name, item.caption) == expected
+
+
+def test_the_demonstrations_of_mosit_are_one_dataset(shared: Path) -> None:
+    catalog = load_catalog()
+    entry, path = catalog.datasets["mosit_demonstrations"], catalog.find(shared / "data")["mosit_demonstrations"]
+    results = list(READERS[entry.reader](entry, path))
+    assert path == shared / "data" / "mosit-demonstrations"
+    assert (len(results), len({result.key for result in results})) == (21, 21)
+    assert [result.source for result in results][:8] == [*(f"T_A.txt#{index}" for index in range(7)), "T_A_I.txt#0"]
+    assert entry.missing_media == "caption"
+
+
+def test_every_file_of_both_generations_is_found_on_an_object_store(tmp_path: Path) -> None:
+    """Each candidate, alone in its folder, leads to its dataset, locally and behind a URL."""
+    catalog = load_catalog()
+    for name, value in catalog.datasets.items():
+        for number, candidate in enumerate(value.paths):
+            for root in (tmp_path / name / str(number), to_path(f"memory://found/{name}/{number}")):
+                file = root / candidate.replace("*", "00000")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"[]")
+                assert name in catalog.find(root)

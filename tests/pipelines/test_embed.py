@@ -1,15 +1,26 @@
 """Sidecars: an embedding for every item that needs one, made once, whatever the number of actors."""
 
+import itertools
 import json
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import dataset_cases
+import hypothesis
 import numpy as np
 import pytest
 import ray.cloudpickle
 from dataset_cases import (
     DIALOGUE_VIEWS,
+    NotingEncoder,
+    begin_sidecar,
     embedding_of,
     length_of,
     pair,
@@ -20,11 +31,16 @@ from dataset_cases import (
     write_dataset,
     write_sidecar,
 )
+from hypothesis import settings
+from hypothesis import strategies as st
+from upath import UPath
 
-from pipelines.embed import Embedded, EmbedTask, Pool, embed, plan_pool
-from pipelines.files import read_rows
+from pipelines.embed import Embedded, Pool, embed, plan_pool
+from pipelines.files import read_rows, stamp
 from pipelines.media import decode
-from pipelines.shards import MANIFEST, Manifest, index_path, iterate_samples
+from pipelines.shard_embedder import EmbedTask
+from pipelines.shards import MANIFEST, STATE, Manifest, index_path, iterate_samples
+from pipelines.sidecar_shards import WORK, recall, remember
 from pipelines.sidecars import ENCODER, SidecarManifest, from_npy, sidecar_folder
 
 # Workers do not have the folder of the tests on their path.
@@ -61,8 +77,21 @@ def changed(directory: Path, written: dict[str, int]) -> set[str]:
     return {Path(name).name for name in now if now[name] != written.get(name)}
 
 
+def flip(path: Path, place: int) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def stamps_of(tar: Path) -> tuple[str, str]:
+    return stamp(tar), stamp(index_path(tar))
+
+
 def given(log: Path) -> list[str]:
     """What encoders were given, in the order of the log."""
+    if not log.exists():
+        return []
     return [value for line in log.read_text().splitlines() for value in json.loads(line)]
 
 
@@ -111,13 +140,14 @@ def test_two_actors_write_the_bytes_that_one_does(embedded: Path, pictures: Path
     assert tree(pictures) == tree(embedded)
 
 
-def test_equal_captions_and_equal_media_of_a_shard_are_encoded_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("samples_per_shard", [8, 2, 1])
+def test_equal_captions_and_equal_media_of_a_dataset_are_encoded_once(tmp_path: Path, samples_per_shard: int) -> None:
     same = [pair(f"k{number}", "one and the same", shade=5) for number in range(4)] + [pair("other", "another", 9)]
-    write_dataset(tmp_path / "pictures", same, 8)
+    write_dataset(tmp_path / "pictures", same, samples_per_shard)
     for kind, expected in (("image", ["another", "one and the same"]), (ENCODER, ["media", "media"])):
         log = tmp_path / f"{kind}.log"
         write_sidecar(tmp_path / "pictures", task(kind, encoder_id=kind, log=log))
-        assert given(log) == expected
+        assert sorted(given(log)) == expected
         assert len(arrays(tmp_path / "pictures", kind)) == 5
 
 
@@ -159,15 +189,39 @@ def test_a_rerun_embeds_nothing_and_writes_no_shard(pictures: Path, tmp_path: Pa
 
 def test_a_damaged_shard_of_a_sidecar_alone_is_made_again(pictures: Path, tmp_path: Path) -> None:
     write_sidecar(pictures, task(encoder_id="image-0"))
-    before, written = tree(pictures), times(pictures)
-    tar = sidecar_folder(pictures, "image-0") / "00001.tar"
-    data = bytearray(tar.read_bytes())
-    data[600] ^= 1
-    tar.write_bytes(data)
-    assert write_sidecar(pictures, task(encoder_id="image-0", log=tmp_path / "log")).made == 1
-    assert len(given(tmp_path / "log")) == 3
-    assert tree(pictures) == before
-    assert changed(pictures, written) == {"00001.tar", "00001.parquet", MANIFEST}
+    before = tree(pictures)
+    # The first shard encodes all three captions; the second holds what the first encodes.
+    for name, encoded in (("00001.tar", 0), ("00000.tar", 3), ("00000.parquet", 3)):
+        written, log = times(pictures), tmp_path / f"{name}.log"
+        flip(sidecar_folder(pictures, "image-0") / name, 600)
+        assert write_sidecar(pictures, task(encoder_id="image-0", log=log)).made == 1
+        assert len(given(log)) == encoded
+        assert tree(pictures) == before
+        assert changed(pictures, written) == {f"{name[:5]}.tar", f"{name[:5]}.parquet", MANIFEST}
+
+
+def test_damage_is_found_without_what_the_machine_remembers(pictures: Path) -> None:
+    write_sidecar(pictures, task(encoder_id="image-0"))
+    before, folder = tree(pictures), sidecar_folder(pictures, "image-0")
+    for name in ("00001.tar", "00002.parquet"):
+        (folder / STATE).unlink()
+        flip(folder / name, 40)
+        assert write_sidecar(pictures, task(encoder_id="image-0")).made == 1
+        assert tree(pictures) == before
+
+
+def test_a_rerun_hashes_only_what_has_another_size_or_time_than_is_remembered(pictures: Path) -> None:
+    write_sidecar(pictures, task(encoder_id="image-0"))
+    folder = sidecar_folder(pictures, "image-0")
+    tar = folder / "00001.tar"
+    tar.touch()
+    assert write_sidecar(pictures, task(encoder_id="image-0")).made == 0, "its content is what it was"
+    flip(tar, 600)
+    states = [replace(state, stamps=stamps_of(folder / name)) for name, state in recall(folder).items()]
+    remember(folder, states)
+    assert write_sidecar(pictures, task(encoder_id="image-0")).made == 0, "what is remembered is not opened"
+    tar.touch()
+    assert write_sidecar(pictures, task(encoder_id="image-0")).made == 1
 
 
 def test_only_the_shards_that_changed_are_embedded_again(pictures: Path) -> None:
@@ -199,6 +253,85 @@ def test_embeddings_of_another_type_are_made_anew(pictures: Path) -> None:
     assert {array.dtype.name for _, array, _ in arrays(pictures, "image-0")} == {manifest.dtype} == {"float16"}
 
 
+@settings(max_examples=25, deadline=None)
+@hypothesis.given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=10), st.integers(1, 4), st.integers(0, 12))
+def test_an_interrupted_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
+    captions: list[str], samples_per_shard: int, steps_done: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        whole, broken, log = Path(folder) / "whole" / "d", Path(folder) / "broken" / "d", Path(folder) / "log"
+        for directory in (whole, broken):
+            write_dataset(directory, [pair(f"k{n}", text) for n, text in enumerate(captions)], samples_per_shard)
+        write_sidecar(whole, task(batch_size=2))
+        _, steps = begin_sidecar(broken, task(batch_size=2, log=log))
+        for _ in itertools.islice(steps, steps_done):
+            pass
+        write_sidecar(broken, task(batch_size=2, log=log))
+        assert tree(broken) == tree(whole)
+        assert sorted(given(log)) == sorted(set(captions)), "each caption was encoded once in both runs together"
+
+
+class MortalEncoder(NotingEncoder):
+    """Its process is killed once, as it is given a certain caption."""
+
+    def __init__(self, grave: Path, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._grave = grave
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        result = super().__call__(inputs)
+        if "fatal" in inputs and not self._grave.exists():
+            self._grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+@pytest.mark.ray
+def test_an_actor_that_is_killed_loses_nothing_and_repeats_no_finished_shard(local_ray: None, tmp_path: Path) -> None:
+    captions = ["one", "two", "three", "one", "fatal", "two", "four", "fatal", "five", "six"]
+    for name in ("whole", "killed"):
+        write_dataset(tmp_path / name / "d", [pair(f"k{n}", text) for n, text in enumerate(captions)], 2)
+    write_sidecar(tmp_path / "whole" / "d", task())
+    grave, log = tmp_path / "grave", tmp_path / "log"
+    mortal = EmbedTask(kind="image", factory=partial(MortalEncoder, grave, log=log), dtype="float32")
+    run(tmp_path / "killed" / "d", mortal, pool=TWO)
+    assert grave.exists()
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+    assert sorted(given(log)) == sorted([*set(captions), "fatal"]), "the shard that was begun alone is encoded again"
+
+
+def test_a_dataset_in_an_object_store_gets_the_same_sidecar(pictures: Path) -> None:
+    remote = cast(Path, UPath("memory://embed/pictures"))
+    for path in pictures.iterdir():
+        (remote / path.name).write_bytes(path.read_bytes())
+    for directory in (pictures, remote):
+        assert write_sidecar(directory, task(encoder_id="image-0")).made == 3
+        assert write_sidecar(directory, task(encoder_id="image-0")).made == 0
+    local, there = sidecar_folder(pictures, "image-0"), sidecar_folder(remote, "image-0")
+    names = [path.name for path in local.iterdir() if path.name != STATE]
+    assert {name: (local / name).read_bytes() for name in names} == {
+        name: (there / name).read_bytes() for name in names
+    }
+    assert not (there / WORK).exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most", "least"),
+    [("float32", 0.0, 1.0), ("float16", 2e-3, 0.99999), ("int8", 0.02, 0.999)],
+)
+def test_what_storing_costs_is_known_on_a_rerun_too(pictures: Path, dtype: str, most: float, least: float) -> None:
+    exact = {caption: embedding_of(caption) for caption in {item.caption for one in PAIRS for item in one.items()}}
+    for _ in range(2):
+        manifest = write_sidecar(pictures, task(dtype=dtype, encoder_id="image-0")).manifest
+        assert (manifest.dtype, manifest.shape) == (dtype, [3, 2])
+        stored = [array[0] for _, array, _ in arrays(pictures, "image-0")]
+        wanted = [exact[next(iter(one.items())).caption] for one in PAIRS]
+        errors = [np.abs(a.astype(np.float32) - b).max() for a, b in zip(stored, wanted, strict=True)]
+        assert manifest.max_error == pytest.approx(max(errors), abs=1e-6)
+        assert manifest.max_error <= most
+        assert least <= manifest.min_cosine <= 1.0
+
+
 @pytest.mark.ray
 def test_what_was_embedded_before_a_failure_is_not_embedded_again(
     local_ray: None, pictures: Path, tmp_path: Path
@@ -206,8 +339,10 @@ def test_what_was_embedded_before_a_failure_is_not_embedded_again(
     write_dataset(pictures, [*PAIRS[:6], pair("k6", "poison")], 3)
     with pytest.raises(Exception, match="noting: gave embeddings that are not finite"):
         run(pictures, task(encoder_id="image-0", poison="poison"))
+    # Nothing says in which order an actor takes its shards; the first has all captions but one.
+    first = (sidecar_folder(pictures, "image-0") / "00000.tar").is_file()
     write_sidecar(pictures, task(encoder_id="image-0", log=tmp_path / "log"))
-    assert given(tmp_path / "log") == ["poison"]
+    assert set(given(tmp_path / "log")) == {"poison", *(() if first else (f"caption number {n}" for n in range(3)))}
 
 
 @pytest.mark.parametrize(

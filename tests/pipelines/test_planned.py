@@ -123,6 +123,15 @@ def test_samples_are_read_in_any_order_and_from_many_views(pictures: Path, tmp_p
         assert reader.read(index, number) == alone[index][number]
 
 
+def test_samples_read_together_are_those_read_alone(pictures: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "talks", TALKS, 2, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "talks", task("image", encoder_id="image-0"))
+    reader = SampleReader(views=[view(pictures, "generate"), view(tmp_path / "talks", "dialogue")])
+    pairs = [(0, 4), (1, 2), (0, 4), (1, 0), (0, 1)]
+    assert reader.read_all(pairs) == [reader.read(*pair) for pair in pairs]
+    assert reader.read_all([]) == []
+
+
 def test_a_sidecar_whose_keys_are_others_is_refused(pictures: Path) -> None:
     planned = view(pictures, "generate")
     index = index_path(planned.sidecars["image"] / "00001.tar")

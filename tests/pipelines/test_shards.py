@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipelines.files import write_rows
+from pipelines.files import read_range, read_rows, write_rows
 from pipelines.sample import Item, Media, Modality, Sample, Turn
 from pipelines.shards import (
     INDEX_SCHEMA,
@@ -20,7 +20,7 @@ from pipelines.shards import (
     json_range,
     list_datasets,
     members,
-    read_range,
+    write_manifest,
 )
 
 
@@ -76,8 +76,6 @@ def test_the_webdataset_library_reads_a_shard(tmp_path: Path) -> None:
 def test_the_index_finds_a_samples_json_in_the_tar(tmp_path: Path) -> None:
     samples = [pair("a"), pair("b")]
     path = write(tmp_path / "00000.tar", samples)
-    from pipelines.files import read_rows
-
     row = read_rows(index_path(path))[1]
     assert read_range(path, row["json_offset"], row["json_length"]) == members(samples[1])["json"]
 
@@ -90,7 +88,7 @@ def test_a_folder_without_a_finished_dataset_says_what_to_run(tmp_path: Path) ->
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
+    write_manifest(tmp_path, {"schema_version": 99})
     with pytest.raises(ValueError, match="schema version 99"):
         Manifest.read(tmp_path)
 

@@ -74,3 +74,37 @@ def test_a_bad_row_is_rejected_with_its_reason(read: Read, row: dict[str, object
     (reject,) = read("t2x", [row])
     assert isinstance(reject, Reject)
     assert reject.reason == reason
+
+
+def test_the_embeddings_of_captions_are_remembered_in_the_order_of_their_items(read: Read) -> None:
+    row = {
+        "image_captions": ["sun", "moon"],
+        "image_caption_embeddings": ["1.jpg.npy", "2.jpg.npy"],
+        "audio_captions": "rain",
+        "audio_caption_embeddings": "3.wav.npy",
+        "conversations": talk("<image> <audio> <image>"),
+    }
+    for reader in ("t2x", "conversations", "mosit"):
+        (sample,) = read(reader, [row])
+        assert isinstance(sample, Sample)
+        assert sample.meta == {"embeddings": {"image": ["1.jpg.npy", "2.jpg.npy"], "audio": ["3.wav.npy"]}}
+        images = [item.caption for item in sample.items("assistant") if item.modality == Modality.IMAGE]
+        assert images == ["sun", "moon"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["1.npy"], "bad field: 1 image_caption_embeddings for 2 image_captions"),
+        ([1, 2], "bad field: image embedding is no text"),
+    ],
+)
+def test_embeddings_that_fit_no_captions_are_rejected(read: Read, names: list[object], reason: str) -> None:
+    row = {
+        "image_captions": ["sun", "moon"],
+        "image_caption_embeddings": names,
+        "conversations": talk("<image> <image>"),
+    }
+    (reject,) = read("t2x", [row])
+    assert isinstance(reject, Reject)
+    assert reject.reason == reason

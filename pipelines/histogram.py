@@ -1,0 +1,104 @@
+"""Histograms and choices made in one pass over any number of values, in bounded memory."""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+MAX_BARS = 28
+# Few values are far larger than all others; what is beyond this share of them goes into one last bar.
+SHOWN = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """How many values are at least `low` and less than `high`, which is infinite for the last bar of a long tail."""
+
+    low: float
+    high: float
+    count: int
+
+
+class Histogram:
+    """Counts values, rounded to multiples of `step`, so that memory holds the distinct ones alone."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self.step = step
+        self._counts: Counter[int] = Counter()
+
+    def add(self, value: float, count: int = 1) -> None:
+        """Counts a value so many times."""
+        self._counts[round(value / self.step)] += count
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    @property
+    def sum(self) -> float:
+        """All values together."""
+        return sum(value * count for value, count in self._counts.items()) * self.step
+
+    def quantile(self, share: float) -> float:
+        """The smallest value that at least this share of all does not exceed."""
+        assert self._counts, "an empty histogram has no quantiles"
+        values = sorted(self._counts.items())
+        sums = itertools.accumulate(count for _, count in values)
+        reached = next(place for place, total in enumerate(sums) if total >= share * len(self))
+        return values[reached][0] * self.step
+
+    def bars(self) -> list[Bar]:
+        """At most `MAX_BARS` bars of equal, round width over the values, without gaps; none where there are none."""
+        if not self._counts:
+            return []
+        first, last = round(self.quantile(0) / self.step), round(self.quantile(SHOWN) / self.step)
+        width = _round_width((last - first + 1) / MAX_BARS)
+        start = first // width * width
+        heights = [0] * ((last - start) // width + 1)
+        beyond = 0
+        for value, count in self._counts.items():
+            place = (value - start) // width
+            if place < len(heights):
+                heights[place] += count
+            else:
+                beyond += count
+        edges = [(start + place * width) * self.step for place in range(len(heights) + 1)]
+        bars = [Bar(low=edges[n], high=edges[n + 1], count=height) for n, height in enumerate(heights)]
+        return [*bars, Bar(low=edges[-1], high=math.inf, count=beyond)] if beyond else bars
+
+
+class Spread(Generic[Value]):
+    """Chooses at most `quota` of any number of values, evenly spaced in the order they come; no chance is involved."""
+
+    def __init__(self, quota: int) -> None:
+        self._quota, self._stride = quota, 1
+        self._kept: list[Value] = []
+        self.seen = 0
+
+    def offer(self, value: Value) -> None:
+        """Shows the next value."""
+        if self.seen % self._stride == 0:
+            self._kept.append(value)
+        if len(self._kept) > 8 * self._quota:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+        self.seen += 1
+
+    def chosen(self) -> list[Value]:
+        """The choice among all that was offered so far."""
+        count = len(self._kept)
+        if count <= self._quota:
+            return list(self._kept)
+        return [self._kept[place * count // self._quota] for place in range(self._quota)]
+
+
+def _round_width(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50 ... that is not less."""
+    scale = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * scale >= least:
+                return digit * scale
+        scale *= 10

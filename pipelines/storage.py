@@ -1,0 +1,77 @@
+"""How embeddings are kept: as float32, float16, or int8 with a scale for each vector; and what that costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DTYPES = ("float32", "float16", "int8")
+INT8_MAX = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What storing costs against float32: the largest error of a number, the lowest cosine of a vector."""
+
+    max_error: float = 0.0
+    min_cosine: float = 1.0
+
+    def worse(self, other: "Loss") -> "Loss":
+        """The worse of both, figure by figure."""
+        return Loss(max_error=max(self.max_error, other.max_error), min_cosine=min(self.min_cosine, other.min_cosine))
+
+
+def record_type(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
+    """One stored embedding of `shape` (..., D) as a numpy type; in int8 a vector is its scale and D values."""
+    if dtype != "int8":
+        return np.dtype((dtype, tuple(shape)))
+    vector = np.dtype([("scale", "<f4"), ("values", "i1", (shape[-1],))]) if shape else np.dtype("<f4")
+    return np.dtype((vector, tuple(shape[:-1])))
+
+
+def store(embeddings: npt.NDArray[Any], dtype: str, name: str) -> tuple[npt.NDArray[Any], Loss]:
+    """Embeddings (N, ..., D) as they are kept, and what that costs.
+
+    Raises:
+        ValueError: some are not finite, or not in this type; `name` says whose they are.
+    """
+    if np.isfinite(embeddings).all():
+        with np.errstate(over="ignore"):  # said below, in words
+            stored = _quantised(embeddings) if dtype == "int8" else embeddings.astype(dtype)
+        kept = restore(stored)
+        if np.isfinite(kept).all():
+            return stored, Loss() if dtype == embeddings.dtype else _loss(embeddings, kept)
+    raise ValueError(
+        f"{name}: gave embeddings that are not finite as {dtype}; check its weights, or store them as float32"
+    )
+
+
+def restore(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Stored embeddings as floating-point numbers: int8 gives float32, other types are left as they are."""
+    if stored.dtype.names is None:
+        return stored
+    return stored["values"].astype(np.float32) * stored["scale"][..., None]
+
+
+def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    stored = np.zeros(len(embeddings), record_type("int8", embeddings.shape[1:]))
+    scale = (np.abs(embeddings).max(-1) / INT8_MAX).astype(np.float32)
+    stored["scale"] = scale
+    # A vector of zeros, or of numbers so small that their scale is no float32 above zero, is kept as zeros.
+    with np.errstate(invalid="ignore"):
+        steps = np.divide(embeddings, scale[..., None], out=np.zeros_like(embeddings), where=scale[..., None] > 0)
+        stored["values"] = np.clip(np.rint(steps), -INT8_MAX, INT8_MAX)
+    return stored
+
+
+def _loss(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> Loss:
+    if not exact.size:
+        return Loss()
+    a, b = exact.astype(np.float64), kept.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    # Equal vectors, so zeros as well, are in no doubt; a vector that was lost to zeros has a cosine of 0.
+    cosines = np.divide((a * b).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    cosines[(a == b).all(-1)] = 1.0
+    return Loss(max_error=float(np.abs(a - b).max()), min_cosine=min(1.0, float(cosines.min())))

@@ -1,0 +1,200 @@
+"""SIGKILL of the driver, of a worker or of a node: nothing broken under a final name, and a rerun makes up for it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import BIN, ROOT, Cluster
+
+from pipelines.files import is_sound
+from pipelines.media import encode
+from pipelines.sample import Audio, Image
+from pipelines.shards import STATE, hash_file
+
+ROWS = 240
+Whole = tuple[dict[str, str], float]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Caption pairs of 240 pictures and 60 sounds, every tenth of them missing."""
+    root, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    picture = encode(Image(pixels=noise.integers(0, 255, (96, 128, 3), np.uint8))).data
+    sound = encode(Audio(waveform=noise.uniform(-1, 1, (1, 44100)).astype(np.float32), sample_rate=44100)).data
+    for folder, name, media, suffix, count, content in [
+        ("cc3m", "image", "images", "png", ROWS, picture),
+        ("audiocap", "audio", "audios", "wav", ROWS // 4, sound),
+    ]:
+        place = root / "T-X_pair_data" / folder
+        (place / media).mkdir(parents=True)
+        rows = [{"id": f"k{n}", "caption": f"number {n}", f"{name}_name": f"{n}.{suffix}"} for n in range(count)]
+        (place / f"{folder}.json").write_text(json.dumps(rows))
+        for number in range(count):
+            if number % 10:
+                (place / media / f"{number}.{suffix}").write_bytes(content)
+    return root
+
+
+def command(data: Path, out: Path) -> list[str]:
+    arguments = ["--data", str(data), "--out", str(out), "--samples-per-shard", "8", "--max-rejected", "0.2"]
+    return [sys.executable, "jobs/prepare.py", *arguments]
+
+
+def start(cluster: Cluster, data: Path, out: Path) -> subprocess.Popen[str]:
+    log = (out.parent / f"{out.name}.log").open("a")
+    return subprocess.Popen(
+        command(data, out), cwd=ROOT, env=cluster.driver_environment, stdout=log, stderr=log, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The files of a run that nothing happened to, and how many seconds it took."""
+    out = tmp_path_factory.mktemp("whole") / "shards"
+    started = time.monotonic()
+    assert start(cluster, data, out).wait(200) == 0
+    return content(out), time.monotonic() - started
+
+
+def content(out: Path) -> dict[str, str]:
+    """The hashes of all files but those that are of this machine or this run: its memory, and the reports."""
+    return {
+        str(path.relative_to(out)): hash_file(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != STATE and path.parent.name != "reports"
+    }
+
+
+def assert_readable(out: Path) -> None:
+    """Every file that does not bear a temporary name, parts of unfinished work too."""
+    for path in (path for path in out.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        match path.suffix:
+            case ".tar":
+                with tarfile.open(path) as tar:
+                    assert all(member.isreg() for member in tar), path
+                assert path.read_bytes()[-1024:] == bytes(1024), f"{path} has no end"
+            case ".parquet":
+                assert is_sound(path), path
+            case ".json":
+                json.loads(path.read_text())
+
+
+def kill_driver(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
+    driver.kill()
+
+
+def kill_worker(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
+    """One of this cluster's workers, its child that decodes included or not, as it comes."""
+    workers = [p for p in psutil.Process(cluster.head).children(recursive=True) if name_of(p).startswith("ray::")]
+    if workers:
+        choice.choice(workers).send_signal(signal.SIGKILL)
+
+
+def kill_node(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
+    """The raylet of a second node, and with it all that runs there."""
+    raylets = [p for p in psutil.process_iter() if is_second_raylet(p, cluster)]
+    for process in raylets:
+        process.send_signal(signal.SIGKILL)
+    assert raylets, "the second node was there"
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def is_second_raylet(process: psutil.Process, cluster: Cluster) -> bool:
+    line = name_of(process)
+    address = cluster.environment["TEST_RAY_ADDRESS"]
+    try:
+        below_head = any(parent.pid == cluster.head for parent in process.parents())
+    except psutil.Error:
+        return False
+    return "raylet/raylet" in line.partition(" ")[0] and f"--gcs-address={address}" in line and not below_head
+
+
+@contextmanager
+def second_node(cluster: Cluster, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    line = [str(BIN / "ray"), "start", "--block", f"--address={cluster.environment['TEST_RAY_ADDRESS']}"]
+    line += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    node = subprocess.Popen(
+        line, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(is_second_raylet(p, cluster) for p in psutil.process_iter()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield
+    finally:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(node.pid, kind)
+                node.wait(15)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+Kill = Callable[[subprocess.Popen[str], Cluster, random.Random], None]
+KILLS: list[Kill] = [kill_driver, kill_worker, kill_node]
+POINTS = [pytest.param(number, KILLS[number % 3], id=f"{number}-{KILLS[number % 3].__name__}") for number in range(20)]
+
+
+def killed_and_run_again(
+    cluster: Cluster, data: Path, out: Path, seconds: float, number: int, kill: Kill
+) -> tuple[int, int]:
+    choice = random.Random(number)
+    with second_node(cluster, kill is kill_node):
+        driver = start(cluster, data, out)
+        try:
+            # The first third is Python's and Ray's start, in which nothing is written.
+            driver.wait(choice.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            kill(driver, cluster, choice)
+        first = driver.wait(200)
+    assert_readable(out)
+    return first, start(cluster, data, out).wait(200)
+
+
+@pytest.mark.ray
+def test_after_the_driver_was_killed_a_rerun_gives_the_same_files(
+    cluster: Cluster, data: Path, uninterrupted: Whole, tmp_path: Path
+) -> None:
+    files, seconds = uninterrupted
+    out = tmp_path / "shards"
+    first, second = killed_and_run_again(cluster, data, out, seconds * 0.9, 1, kill_driver)
+    assert (first, second) == (-signal.SIGKILL, 0)
+    assert content(out) == files
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "kill"), POINTS)
+def test_after_a_kill_at_a_random_point_a_rerun_gives_the_same_files(
+    cluster: Cluster,
+    data: Path,
+    uninterrupted: Whole,
+    tmp_path: Path,
+    number: int,
+    kill: Kill,
+) -> None:
+    files, seconds = uninterrupted
+    out = tmp_path / "shards"
+    _, second = killed_and_run_again(cluster, data, out, seconds, number, kill)
+    assert second == 0, (tmp_path / "shards.log").read_text()[-2000:]
+    assert content(out) == files
