@@ -48,6 +48,7 @@ def _arguments(argv: Sequence[str]) -> Namespace:
 
 
 def _prepare(arguments: Namespace) -> None:
+    from pipelines.files import remove_tree
     from pipelines.ledger import TooManyRejected, check_rejected
     from pipelines.state import finished
 
@@ -58,6 +59,7 @@ def _prepare(arguments: Namespace) -> None:
             # A rerun with nothing to do needs no Ray.
             manifest = None if arguments.retry_rejected else finished(source)
             if manifest:
+                remove_tree(source.work)  # a worker whose node had died may have written on
                 check_rejected(manifest.dataset, manifest.rows, manifest.rejected, arguments.max_rejected)
                 state = "  (was up to date)"
             else:

@@ -24,6 +24,7 @@ import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 import soundfile
+from av.video.reformatter import VideoReformatter
 
 from pipelines.media_policy import Limits, Refused
 
@@ -109,8 +110,8 @@ class Film:
         With `fps`, at most one in each 1/fps seconds, and its place counts these; without, every frame, its place
         counted. `short_side` shrinks to even sizes; `seconds` ends it early.
         """
-        count, last, start = 0, -1, 0.0
-        size = (0, 0)
+        count, last, start, size = 0, -1, 0.0, (0, 0)
+        reformatter = VideoReformatter()  # one for all frames: its tables cost more than a frame
         for count, frame in enumerate(self.container.decode(self.stream), start=1):
             if count > self.limits.max_frames:
                 raise Refused(f"too long: more than {self.limits.max_frames} frames")
@@ -125,7 +126,7 @@ class Film:
             if place <= last:
                 continue
             last = place
-            rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            rgb = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
             yield place, np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
         if last < 0:
             raise Refused("unreadable: no frames")

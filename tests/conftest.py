@@ -61,6 +61,7 @@ class Cluster:
     job_server: str
     environment: Mapping[str, str]
     head: int
+    metrics: str
 
     def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- ENTRYPOINT`, from the checkout, to its end."""
@@ -86,7 +87,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Starts a head with a job server on ports and in a folder of its own, tokens on; ends it by its process id."""
-    port, dashboard, agent = _free_port(), _free_port(), _free_port()
+    port, dashboard, agent, metrics = (_free_port() for _ in range(4))
     # A short path: Ray's sockets live below it, and the length of a socket's path is limited.
     with tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder:
         environment = {
@@ -99,12 +100,18 @@ def cluster() -> Iterator[Cluster]:
         environment.pop("RAY_ADDRESS", None)
         command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        command += [f"--temp-dir={folder}", "--disable-usage-stats"]
         with (Path(folder) / "head.log").open("w") as log:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_for(dashboard, head)
-            yield Cluster(job_server=f"http://127.0.0.1:{dashboard}", environment=environment, head=head.pid)
+            yield Cluster(
+                job_server=f"http://127.0.0.1:{dashboard}",
+                environment=environment,
+                head=head.pid,
+                metrics=f"http://127.0.0.1:{metrics}/metrics",
+            )
         finally:
             _end(head)
 

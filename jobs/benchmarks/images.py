@@ -62,7 +62,7 @@ def run(scale: float) -> list[Row]:
 
 
 def _one_core(paths: list[Path]) -> Row:
-    samples = [_sample(path) for path in paths]
+    samples = [sample(path) for path in paths]
 
     def ours() -> float:
         with timed() as watch:
@@ -128,16 +128,18 @@ def draw_images(folder: Path, count: int) -> list[Path]:
 
 def bare_loop(paths: list[str]) -> int:
     """Decodes, shrinks and encodes images one after the other; returns how many bytes they came to."""
-    size = 0
-    for path in paths:
-        with PIL.Image.open(path) as picture:
-            image = picture.convert("RGB")
-        factor = SHORT_SIDE / min(image.size)
-        target = round(image.width * factor), round(image.height * factor)
-        buffer = io.BytesIO()
-        image.resize(target, PIL.Image.Resampling.BICUBIC).save(buffer, format="JPEG", quality=QUALITY)
-        size += buffer.tell()
-    return size
+    return sum(len(bare_image(path)) for path in paths)
+
+
+def bare_image(path: str) -> bytes:
+    """An image as a script would prepare it: decoded, shrunk and encoded by Pillow."""
+    with PIL.Image.open(path) as picture:
+        image = picture.convert("RGB")
+    factor = SHORT_SIDE / min(image.size)
+    size = round(image.width * factor), round(image.height * factor)
+    buffer = io.BytesIO()
+    image.resize(size, PIL.Image.Resampling.BICUBIC).save(buffer, format="JPEG", quality=QUALITY)
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -199,7 +201,8 @@ def _texture(random: np.random.Generator) -> NDArray[np.uint8]:
     return np.clip(128 + CONTRAST * channels / channels.std(), 0, 255).astype(np.uint8)
 
 
-def _sample(path: Path) -> Sample:
+def sample(path: Path) -> Sample:
+    """The row of an image, as a reader yields it."""
     item = Item(modality=Modality.IMAGE, name=path.name, caption=_caption(path))
     turns = Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(_caption(path),))
     return Sample(key=path.stem, source=f"images#{path.stem}", turns=turns)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,8 +96,9 @@ def kill_driver(driver: subprocess.Popen[str], cluster: Cluster, choice: random.
 
 
 def kill_worker(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
-    """One of this cluster's workers, its child that decodes included or not, as it comes."""
-    workers = [p for p in psutil.Process(cluster.head).children(recursive=True) if name_of(p).startswith("ray::")]
+    """A worker at work; Ray's own agents, whose end ends a node, are named alike."""
+    processes = psutil.Process(cluster.head).children(recursive=True)
+    workers = [p for p in processes if name_of(p).startswith("ray::") and "Agent" not in name_of(p)]
     if workers:
         choice.choice(workers).send_signal(signal.SIGKILL)
 
@@ -180,6 +182,18 @@ def test_after_the_driver_was_killed_a_rerun_gives_the_same_files(
     first, second = killed_and_run_again(cluster, data, out, seconds * 0.9, 1, kill_driver)
     assert (first, second) == (-signal.SIGKILL, 0)
     assert content(out) == files
+
+
+@pytest.mark.ray
+def test_the_cluster_counts_rows_rejects_and_bytes(cluster: Cluster, uninterrupted: Whole, tmp_path: Path) -> None:
+    deadline, found = time.monotonic() + 60, dict[str, float]()
+    while len(found) < 3 and time.monotonic() < deadline:  # workers report every few seconds
+        with urllib.request.urlopen(cluster.metrics) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_nextgpt_")]
+        found = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if '"cc3m"' in line}
+        time.sleep(1)
+    assert {name.removesuffix("_total") for name in found} >= {f"ray_nextgpt_{n}" for n in ("rows", "rejects", "bytes")}
+    assert all(value > 0 for value in found.values())
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""The benchmark: what it prints, how it takes turns, and that a section runs."""
+
+import io
+import json
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jobs import bench
+from jobs.benchmarks import Row, compare, images, memory, not_measured
+from pipelines.media_folder import load_rows
+from pipelines.sample import Sample
+
+FAST = Row(name="fast", ours=2500.0, peer=1000.0, ratio=2.5, target=2.0, unit="rows/s", note="the same rows")
+BIG = Row(name="big", ours=120.0, peer=100.0, ratio=1.2, target=1.15, unit="MB", at_most=True)
+ABSENT = not_measured("absent", 1.0, "images/s", "img2dataset: no network")
+
+
+def test_a_target_is_met_from_its_own_side() -> None:
+    assert FAST.met
+    assert not BIG.met
+    assert [FAST.verdict, BIG.verdict, ABSENT.verdict] == ["met", "MISSED", "not measured"]
+
+
+def test_the_table_is_aligned_and_keeps_the_notes() -> None:
+    header, fast, note, big, absent, reason = bench.table([FAST, BIG, ABSENT])
+
+    assert header.split() == ["what", "ours", "peer", "unit", "ratio", "target"]
+    assert fast.split() == ["fast", "2,500", "1,000", "rows/s", "2.50", ">=", "2", "met"]
+    assert big.split() == ["big", "120", "100", "MB", "1.20", "<=", "1.15", "MISSED"]
+    assert absent.split() == ["absent", "-", "-", "images/s", "-", ">=", "1", "not", "measured"]
+    assert (note.strip(), reason.strip()) == ("the same rows", "img2dataset: no network")
+    assert fast.index("2.50") == big.index("1.20")
+
+
+def test_sides_take_turns_and_the_first_changes() -> None:
+    order: list[str] = []
+    figures = iter([1.0, 10.0, 20.0, 2.0, 9.0, 30.0])
+
+    def side(name: str) -> float:
+        order.append(name)
+        return next(figures)
+
+    medians = compare(lambda: side("ours"), lambda: side("peer"), repeats=3)
+
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
+    assert medians == (2.0, 20.0)
+
+
+def test_a_section_that_fails_is_told_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(scale: float) -> list[Row]:
+        raise RuntimeError("out of disk")
+
+    monkeypatch.setattr(images, "run", broken)
+    monkeypatch.setattr(memory, "run", lambda scale: [FAST])
+    out = tmp_path / "figures.json"
+
+    bench.main(["pipelines", "--only", "images", "memory", "--json", str(out)])
+
+    assert "not measured" in capsys.readouterr().out
+    broken_row, row = json.loads(out.read_text())["rows"]
+    assert (broken_row["ratio"], broken_row["note"]) == (None, "RuntimeError: out of disk")
+    assert (row["name"], row["verdict"]) == ("fast", "met")
+    with pytest.raises(ValueError, match="1 of 2 targets"):
+        bench.main(["pipelines", "--only", "images", "memory", "--strict"])
+
+
+def test_a_scale_of_nothing_is_refused() -> None:
+    for scale in ("0", "-1", str(nan)):
+        with pytest.raises(ValueError, match="must be above 0"):
+            bench.main(["pipelines", "--scale", scale])
+
+
+def test_both_sides_of_the_image_section_make_the_same_pictures(tmp_path: Path) -> None:
+    paths = images.draw_images(tmp_path / "images", 3)
+    sizes = {PIL.Image.open(path).size for path in paths}
+    bits = [8 * path.stat().st_size / np.prod(PIL.Image.open(path).size) for path in paths]
+
+    results = list(load_rows([images.sample(path) for path in paths], paths[0].parent, images.POLICY))
+
+    assert sizes == set(images.SIZES)
+    assert all(1.5 < value < 3 for value in bits), "photographs take about two bits a pixel"
+    for result, path in zip(results, paths, strict=True):
+        assert isinstance(result, Sample)
+        ours = PIL.Image.open(io.BytesIO(result.media["jpg"].data))
+        theirs = PIL.Image.open(io.BytesIO(images.bare_image(str(path))))
+        assert ours.size == theirs.size
+        assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).mean() < 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs the process files of Linux")
+def test_the_peak_of_memory_is_seen() -> None:
+    watch = memory.PeakMemory()
+    before = memory.memory_now()
+    watch.start()
+
+    held = np.ones(100_000_000, np.uint8)
+    after = watch.stop()
+
+    assert held.all()
+    assert 95 < after - before < 200
+
+
+@pytest.mark.ray
+def test_the_section_of_shards_runs(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.benchmarks import shards
+
+    monkeypatch.setattr(shards, "SHARDS", 2)
+    monkeypatch.setattr(shards, "REPEATS", 1)
+
+    (row,) = shards.run(0.002)
+
+    assert row.measured
+    assert row.unit == "rows/s"
