@@ -55,6 +55,8 @@ def configure_ray_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray Data would keep half of a small machine's cores for other steps; our executions have one step each.
+    context.op_resource_reservation_enabled = False
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
 

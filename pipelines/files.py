@@ -124,6 +124,19 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, write_page_checksum=True)
 
 
+def share_file(path: Path, target: Path) -> None:
+    """Puts a file at a second place too, atomically: by a hard link where the disk has them, else by a copy."""
+    temporary = target.with_name(f".{target.name}.link")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+    except OSError:  # no such links here, or none across disks
+        with atomic_path(target) as copy:
+            shutil.copyfile(path, copy)
+    else:
+        temporary.replace(target)
+
+
 def is_sound(path: Path) -> bool:
     """Whether a Parquet file is there and all of its pages have the checksums they were written with."""
     try:

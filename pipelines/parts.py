@@ -7,13 +7,13 @@ Shards are therefore put together from byte ranges of parts: nothing is decoded 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines.files import atomic_path, read_json, read_rows, write_json, write_rows
+from pipelines.files import atomic_path, is_local, read_json, read_rows, share_file, write_json, write_rows
 from pipelines.media_folder import load_rows
-from pipelines.sample import Modality, Reject, Sample
+from pipelines.sample import Reject, Sample
 from pipelines.shards import (
     INDEX_SCHEMA,
     Shard,
@@ -30,7 +30,7 @@ from pipelines.shards import (
 )
 from pipelines.staging import Source, part_path, staged_rows
 from pipelines.state import Outcome
-from pipelines.views import Kind, sidecar_items
+from pipelines.views import sidecar_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def write_part(source: Source, part: int, fingerprint: str, results: Iterable[Sa
                 rejects.append(result)
                 continue
             index.append(_write_sample(writer, result))
-            items.update(_count_items(result, kinds))
+            items.update(sidecar_counts(result, kinds))
     write_rows(index_path(tar), index, INDEX_SCHEMA)
     outcome = Outcome(
         fingerprint=fingerprint,
@@ -81,31 +81,21 @@ def is_made(source: Source, part: int, fingerprint: str) -> bool:
     return _finished_part(part_path(source, part), fingerprint) is not None
 
 
-def assemble_shard(source: Source, index: int, pieces: Iterable[Piece]) -> Shard:
-    """Copies byte ranges of parts into the shard at `index`, writes its index beside it, and returns its entry."""
-    tar, rows, offset = source.directory / shard_name(index), [], 0
-    digest = hashlib.sha256()
-    with atomic_path(tar) as temporary, temporary.open("wb") as target:
-        for piece in pieces:
-            part = part_path(source, piece.part)
-            slice_ = read_rows(index_path(part))[piece.start : piece.stop]
-            begin = slice_[0]["offset"]
-            length = slice_[-1]["offset"] + slice_[-1]["length"] - begin
-            with part.open("rb") as file:  # the samples of a piece stand one after the other
-                copy_range(file, target, begin, length, digest)
-            shift = offset - begin
-            moved = ("offset", "json_offset")
-            rows += [row | {name: row[name] + shift for name in moved} for row in slice_]
-            offset += length
-        end = end_of_archive(offset)
-        digest.update(end)
-        target.write(end)
-    write_rows(index_path(tar), rows, INDEX_SCHEMA)
+def assemble_shard(source: Source, index: int, pieces: Sequence[Piece]) -> Shard:
+    """Puts the shard at `index` together from parts, writes its index beside it, and returns its entry."""
+    tar = source.directory / shard_name(index)
+    whole = _whole_part(source, pieces)
+    if whole:  # its bytes, and those of its index, are the shard's
+        share_file(whole, tar)
+        share_file(index_path(whole), index_path(tar))
+        digest = hash_file(tar)
+    else:
+        digest = _copy_pieces(source, pieces, tar)
     return Shard(
         name=tar.name,
-        samples=len(rows),
-        bytes=offset + len(end),
-        sha256=digest.hexdigest(),
+        samples=sum(piece.stop - piece.start for piece in pieces),
+        bytes=tar.stat().st_size,
+        sha256=digest,
         index_sha256=hash_file(index_path(tar)),
     )
 
@@ -152,7 +142,31 @@ def _write_sample(writer: TarShardWriter, sample: Sample) -> dict[str, object]:
     }
 
 
-def _count_items(sample: Sample, kinds: list[Kind]) -> dict[str, int]:
-    """How many items of a sample each sidecar will hold."""
-    counts = {modality.value: len(sidecar_items(sample, kinds, modality)) for modality in Modality}
-    return counts | {"input": len(sidecar_items(sample, kinds, None))}
+def _whole_part(source: Source, pieces: Sequence[Piece]) -> Path | None:
+    """The part that is the shard as it stands, if there is one, and both are on a disk of this machine."""
+    part = part_path(source, pieces[0].part)
+    if len(pieces) > 1 or pieces[0].start or not is_local(part):
+        return None
+    return part if pieces[0].stop == read_json(part.with_suffix(".json"))["accepted"] else None
+
+
+def _copy_pieces(source: Source, pieces: Iterable[Piece], tar: Path) -> str:
+    """Copies byte ranges of parts into a tar and their rows into its index; returns the hash of the tar."""
+    rows, offset, digest = [], 0, hashlib.sha256()
+    with atomic_path(tar) as temporary, temporary.open("wb") as target:
+        for piece in pieces:
+            part = part_path(source, piece.part)
+            slice_ = read_rows(index_path(part))[piece.start : piece.stop]
+            begin = slice_[0]["offset"]
+            length = slice_[-1]["offset"] + slice_[-1]["length"] - begin
+            with part.open("rb") as file:  # the samples of a piece stand one after the other
+                copy_range(file, target, begin, length, digest)
+            shift = offset - begin
+            moved = ("offset", "json_offset")
+            rows += [row | {name: row[name] + shift for name in moved} for row in slice_]
+            offset += length
+        end = end_of_archive(offset)
+        digest.update(end)
+        target.write(end)
+    write_rows(index_path(tar), rows, INDEX_SCHEMA)
+    return digest.hexdigest()

@@ -7,9 +7,9 @@ Neither the number of workers nor a crash changes a byte, and a rerun does only 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import ray
@@ -29,12 +29,13 @@ from pipelines.shards import (
     Shard,
     hash_file,
     hash_strings,
-    index_path,
     remove_others,
     shard_name,
 )
 from pipelines.staging import Source, Staged, part_path, source_stamp, stage_rows
 from pipelines.state import Outcome, State, StoredShard, finished
+
+WAITING_TASKS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,21 @@ def prepare(source: Source, max_rejected: float = 1.0, retry_rejected: bool = Fa
     return Prepared(manifest=manifest, shards=len(made), rows=rows, bytes=written, seconds=time.monotonic() - started)
 
 
+def assemble_shards(source: Source, plan: Mapping[int, list[Piece]]) -> Iterator[Shard]:
+    """Puts shards together, a Ray task each, in whatever order they end.
+
+    Plain tasks: they move files and hand no rows on, so that an execution of Ray Data would only add its start.
+    """
+    task, left, running = ray.remote(assemble_shard), iter(plan.items()), list[Any]()
+    try:
+        while running := running + [task.remote(source, *job) for job in islice(left, WAITING_TASKS - len(running))]:
+            (done,), running = ray.wait(running)
+            yield ray.get(done)
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
 def _outcomes(source: Source, staged: Staged, state: State | None, retry_rejected: bool) -> tuple[list[Outcome], int]:
     """What became of every chunk, and how many rows were worked on now; known chunks are not made again."""
     known = {outcome.fingerprint: outcome for outcome in state.outcomes} if state else {}
@@ -109,14 +125,9 @@ def _shards(
     for part, outcome in _run_parts(source, staged, missing, False).items():
         if outcome.result != outcomes[part].result:
             raise ValueError(f"{source.entry.name}: media changed while they were read; run it again")
-    jobs = [{"index": index, "pieces": [asdict(piece) for piece in plan[index]]} for index in todo]
-
-    def assemble(job: dict[str, Any]) -> dict[str, Any]:
-        return asdict(assemble_shard(source, job["index"], [Piece(**piece) for piece in job["pieces"]]))
-
-    with track(f"{source.entry.name}: write", len(jobs), "shards") as bar:
-        for row in _map(jobs, assemble):
-            shards[row["name"]] = _stored(source.directory, Shard(**row), recipes[row["name"]])
+    with track(f"{source.entry.name}: write", len(todo), "shards") as bar:
+        for shard in assemble_shards(source, {index: plan[index] for index in todo}):
+            shards[shard.name] = StoredShard.at(source.directory, shard, recipes[shard.name])
             bar.advance(1)
     return {name: shards[name] for name in recipes}, [shard_name(index) for index in todo]
 
@@ -149,15 +160,9 @@ def _recipe(outcomes: list[Outcome], pieces: list[Piece]) -> str:
     return hash_strings([f"{outcomes[piece.part].result} {piece.start} {piece.stop}" for piece in pieces])
 
 
-def _stored(directory: Path, shard: Shard, recipe: str) -> StoredShard:
-    tar = directory / shard.name
-    return StoredShard(shard=shard, recipe=recipe, tar=stamp(tar), index=stamp(index_path(tar)))
-
-
 def _state(
     source: Source, stamped: str, staged: Staged, outcomes: list[Outcome], shards: dict[str, StoredShard]
 ) -> State:
-    directory = source.directory
     return State(
         settings=source.settings,
         source=stamped,
@@ -165,8 +170,8 @@ def _state(
         rows=[chunk.rows for chunk in staged.chunks],
         media=[chunk.media for chunk in staged.chunks],
         stamps=[chunk.stamps for chunk in staged.chunks],
-        shards={name: _stored(directory, stored.shard, stored.recipe) for name, stored in shards.items()},
-        rejects=stamp(directory / REJECTS),
+        shards=shards,
+        rejects=stamp(source.directory / REJECTS),
     )
 
 
@@ -196,9 +201,12 @@ def _finish(
         rejects_sha256=hash_file(directory / REJECTS),
     )
     remove_others(directory, set(shards))
+    # A shard may be a part by another name: when the part goes, the stamp of both changes. Killed in between, the
+    # first memory is good enough: content decides where stamps differ.
     state.write(directory)
-    manifest.write(directory)
     remove_tree(source.work)
+    state.restamped(directory).write(directory)
+    manifest.write(directory)
     return manifest
 
 

@@ -107,16 +107,20 @@ class Reject:
     reason: str
 
 
-def turns_to_json(turns: tuple[Turn, ...]) -> str:
-    """Writes turns as compact JSON; equal turns give equal bytes."""
+def turns_document(turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
+    """Turns as JSON can hold them."""
 
     def part(value: Part) -> str | dict[str, str]:
         if isinstance(value, str):
             return value
-        return {"modality": value.modality.value, "name": value.name, "caption": value.caption}
+        return {"modality": str(value.modality), "name": value.name, "caption": value.caption}
 
-    rows = [{"role": turn.role, "parts": [part(p) for p in turn.parts]} for turn in turns]
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    return [{"role": turn.role, "parts": [part(p) for p in turn.parts]} for turn in turns]
+
+
+def turns_to_json(turns: tuple[Turn, ...]) -> str:
+    """Writes turns as compact JSON; equal turns give equal bytes."""
+    return json.dumps(turns_document(turns), ensure_ascii=False, separators=(",", ":"))
 
 
 def turns_from_json(text: str | bytes) -> tuple[Turn, ...]:

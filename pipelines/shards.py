@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipelines.files import is_sound, read_json, read_rows, to_json, write_json
-from pipelines.sample import Media, Modality, Sample, turns_from_json, turns_to_json
+from pipelines.sample import Media, Modality, Sample, turns_document, turns_from_json
+from pipelines.tar_members import write_member
 from pipelines.views import Kind
 
 SCHEMA_VERSION = 2
@@ -25,6 +26,8 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 # What this machine remembers of a dataset's files and sources; no part of the data.
 STATE = ".state.parquet"
+WRITE_BYTES = 1 << 20
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -160,11 +163,11 @@ def members(sample: Sample) -> dict[str, bytes]:
     document = {
         "key": sample.key,
         "source": sample.source,
-        "turns": json.loads(turns_to_json(sample.turns)),
-        "media": {name: medium.modality.value for name, medium in sample.media.items()},
+        "turns": turns_document(sample.turns),
+        "media": {name: str(medium.modality) for name, medium in sample.media.items()},
         "meta": dict(sample.meta),
     }
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    text = _JSON.encode(document)
     captions = [item.caption for item in sample.items() if item.caption]
     result = {name: medium.data for name, medium in sample.media.items()} | {"json": text.encode()}
     return result | ({"txt": captions[0].encode()} if len(captions) == 1 else {})
@@ -183,23 +186,22 @@ def from_members(values: Mapping[str, bytes]) -> Sample:
 
 
 class TarShardWriter:
-    """Writes samples into a tar whose bytes depend on nothing but the samples (webdataset.TarWriter inside)."""
+    """Writes samples into a tar whose bytes depend on nothing but the samples."""
 
     def __init__(self, path: Path) -> None:
-        import webdataset  # late: it brings torch along, which readers of shards need not wait for
-
-        self._file = path.open("wb")
-        self._tar = webdataset.TarWriter(self._file, user="", group="", mtime=0, mode=0o644, encoder=False)
+        self._file = path.open("wb", buffering=WRITE_BYTES)
+        self._size = 0
 
     def write(self, key: str, values: Mapping[str, bytes]) -> tuple[int, int]:
         """Appends one sample; returns the offset and length in bytes of its members in the tar."""
-        start = self._tar.tarstream.offset
-        self._tar.write({"__key__": key, **{name: values[name] for name in sorted(values)}})
-        return start, self._tar.tarstream.offset - start
+        start = self._size
+        for name in sorted(values):
+            self._size += write_member(self._file, f"{key}.{name}", values[name])
+        return start, self._size - start
 
     def close(self) -> None:
         """Ends the archive."""
-        self._tar.close()
+        self._file.write(end_of_archive(self._size))
         self._file.close()
 
     def __enter__(self) -> "TarShardWriter":

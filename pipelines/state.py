@@ -6,7 +6,7 @@ Losing it costs one run that reads all media again; the shards stay as they are.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ class StoredShard:
     recipe: str
     tar: str
     index: str
+
+    @classmethod
+    def at(cls, directory: Path, shard: Shard, recipe: str) -> "StoredShard":
+        """The shard as it lies in a dataset's folder now."""
+        tar = directory / shard.name
+        return cls(shard=shard, recipe=recipe, tar=stamp(tar), index=stamp(index_path(tar)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,11 @@ class State:
             stamps=[row["stamps"] for row in rows],
             shards=shards,
         )
+
+    def restamped(self, directory: Path) -> "State":
+        """The same memory with the stamps that the shards have now."""
+        shards = {name: StoredShard.at(directory, stored.shard, stored.recipe) for name, stored in self.shards.items()}
+        return replace(self, shards=shards)
 
     def holds(self, directory: Path, name: str, recipe: str) -> bool:
         """Whether a shard is there, whole, and made by this recipe."""

@@ -1,7 +1,6 @@
 """How a training stage sees a stored sample, and which of its items need an embedding for that."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal, assert_never
 
 from pipelines.sample import Item, Modality, Sample, Turn
@@ -60,8 +59,23 @@ def sidecar_items(sample: Sample, kinds: Iterable[Kind], modality: Modality | No
     return []
 
 
+def sidecar_counts(sample: Sample, kinds: Iterable[Kind]) -> dict[str, int]:
+    """How many `sidecar_items` a sample has: by modality of output items, and `input`; no zeros."""
+    counts: dict[str, int] = {}
+    for kind in kinds:
+        found: dict[str, int] = {}
+        for turn in apply_view(kind, sample).turns:
+            for part in turn.parts:
+                if isinstance(part, Item) and (part.name if turn.role == "user" else part.caption):
+                    name = "input" if turn.role == "user" else part.modality.value
+                    found[name] = found.get(name, 0) + 1
+        counts = found | counts
+    return counts
+
+
 def _exchange(sample: Sample, user: tuple[str | Item, ...], assistant: tuple[str | Item, ...]) -> Sample:
-    return replace(sample, turns=(Turn(role="user", parts=user), Turn(role="assistant", parts=assistant)))
+    turns = Turn(role="user", parts=user), Turn(role="assistant", parts=assistant)
+    return Sample(key=sample.key, source=sample.source, turns=turns, media=sample.media, meta=sample.meta)
 
 
 def _pair(kind: Kind, sample: Sample) -> tuple[Item, str]:

@@ -24,7 +24,8 @@ from jobs import cli
 from jobs.benchmarks import Row, compare, say, timed
 from pipelines.catalog import Entry, View
 from pipelines.files import remove_tree
-from pipelines.parts import Piece, assemble_shard, write_part
+from pipelines.parts import Piece, write_part
+from pipelines.preprocess import assemble_shards
 from pipelines.sample import Item, Media, Modality, Sample, Turn
 from pipelines.staging import Source
 
@@ -72,11 +73,10 @@ def write_ours(dataset: ray.data.Dataset, out: Path, rows_per_shard: int) -> Non
         outcome = write_part(source, index, "", _samples(block))
         return pa.table({"part": [index], "rows": [outcome.accepted]})
 
-    def shard(row: dict[str, Any]) -> dict[str, Any]:
-        return {"name": assemble_shard(source, row["part"], [Piece(part=row["part"], start=0, stop=row["rows"])]).name}
-
     parts = dataset.map_batches(part, batch_size=None, batch_format="pyarrow").take_all()
-    ray.data.from_items(parts, override_num_blocks=len(parts)).map(shard).take_all()
+    plan = {row["part"]: [Piece(part=row["part"], start=0, stop=row["rows"])] for row in parts}
+    written = list(assemble_shards(source, plan))
+    assert len(written) == len(plan)
     remove_tree(source.work)
 
 

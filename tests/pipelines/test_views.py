@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.sample import Item, Media, Modality, Part, Sample, Turn, turns_from_json, turns_to_json
-from pipelines.views import CAPTION_PROMPT, Kind, apply_view, input_items, output_items, sidecar_items
+from pipelines.views import CAPTION_PROMPT, Kind, apply_view, input_items, output_items, sidecar_counts, sidecar_items
 
 IMAGE = Item(modality=Modality.IMAGE, name="jpg", caption="a red cube")
 PAIR = Sample(
@@ -94,3 +94,21 @@ def turns() -> st.SearchStrategy[tuple[Turn, ...]]:
 @given(turns())
 def test_turns_survive_json(said: tuple[Turn, ...]) -> None:
     assert turns_from_json(turns_to_json(said)) == said
+
+
+@pytest.mark.parametrize(
+    ("sample", "kinds"),
+    [
+        (PAIR, []),
+        (PAIR, ["caption"]),
+        (PAIR, ["generate"]),
+        (PAIR, ["caption", "generate"]),
+        (PAIR, ["generate", "caption"]),
+        (DIALOGUE, ["dialogue"]),
+    ],
+)
+def test_sidecar_counts_are_the_numbers_of_sidecar_items(sample: Sample, kinds: list[Kind]) -> None:
+    expected = {modality.value: len(sidecar_items(sample, kinds, modality)) for modality in Modality}
+    expected["input"] = len(sidecar_items(sample, kinds, None))
+
+    assert sidecar_counts(sample, kinds) == {name: count for name, count in expected.items() if count}
