@@ -53,7 +53,7 @@ def _prepare(arguments: Namespace) -> None:
     from pipelines.state import finished
 
     sources, out = _sources(arguments), cli.new_folder(arguments.out)
-    totals, failures = [0, 0, 0], list[str]()
+    totals, failures = [0, 0, 0], dict[str, str]()
     for source in sources:
         try:
             # A rerun with nothing to do needs no Ray.
@@ -70,14 +70,15 @@ def _prepare(arguments: Namespace) -> None:
                 _report(source, prepared)
                 manifest, state = prepared.manifest, f"  ({prepared.shards} shards written)"
         except TooManyRejected as error:
-            failures.append(str(error))
+            failures[source.entry.name] = str(error)
             continue
         rejected = _print_counts(manifest, state)
         totals = [totals[0] + manifest.rows, totals[1] + manifest.samples, totals[2] + rejected]
-    print(f"all: {totals[0]} in = {totals[1]} out + {totals[2]} rejected; shards in {out}")
+    left = f"; not finished: {', '.join(failures)}" if failures else ""
+    print(f"all: {totals[0]} in = {totals[1]} out + {totals[2]} rejected; shards in {out}{left}")
     print(f"reports: {out / 'reports'}/<dataset>.html")
     if failures:
-        raise cli.Failures("\n".join(failures))
+        raise cli.Failures("\n".join(failures.values()))
 
 
 def _sources(arguments: Namespace) -> "list[Source]":
