@@ -87,7 +87,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Starts a head with a job server on ports and in a folder of its own, tokens on; ends it by its process id."""
-    port, dashboard, agent, metrics = (_free_port() for _ in range(4))
+    port, dashboard, agent, metrics = (free_port() for _ in range(4))
     # A short path: Ray's sockets live below it, and the length of a socket's path is limited.
     with tempfile.TemporaryDirectory(prefix="nx", dir="/tmp", ignore_cleanup_errors=True) as folder:
         environment = {
@@ -122,7 +122,8 @@ def _python(command: Sequence[str], environment: Mapping[str, str]) -> subproces
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on now."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

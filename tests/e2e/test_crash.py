@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import BIN, ROOT, Cluster
+from conftest import BIN, ROOT, Cluster, free_port
 
 from pipelines.files import is_sound
 from pipelines.media import encode
@@ -120,12 +121,16 @@ def name_of(process: psutil.Process) -> str:
 
 def is_second_raylet(process: psutil.Process, cluster: Cluster) -> bool:
     line = name_of(process)
-    address = cluster.environment["TEST_RAY_ADDRESS"]
+    port = cluster.environment["TEST_RAY_ADDRESS"].rpartition(":")[2]  # Ray puts the machine's own address before it
     try:
         below_head = any(parent.pid == cluster.head for parent in process.parents())
     except psutil.Error:
         return False
-    return "raylet/raylet" in line.partition(" ")[0] and f"--gcs-address={address}" in line and not below_head
+    return (
+        "raylet/raylet" in line.partition(" ")[0]
+        and re.search(rf"--gcs-address=\S+:{port}\b", line) is not None
+        and not below_head
+    )
 
 
 @contextmanager
@@ -135,6 +140,9 @@ def second_node(cluster: Cluster, wanted: bool) -> Iterator[None]:
         return
     line = [str(BIN / "ray"), "start", "--block", f"--address={cluster.environment['TEST_RAY_ADDRESS']}"]
     line += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    # Ports of its own: an agent that finds its port taken ends, and the node with it.
+    ports = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
+    line += [f"--{name}={free_port()}" for name in ports]
     node = subprocess.Popen(
         line, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
