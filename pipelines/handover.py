@@ -4,18 +4,20 @@
 of the steps it has to do. A row is one sample: its turns and the embeddings of its items from the sidecars.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray.data
 import ray.train
 
-from pipelines.mixture import Mixture
+from pipelines.mixture import Plan
 from pipelines.planned import PlannedView, ReadSteps
 
 STEPS_PER_BLOCK = 8
 MAX_BLOCKS = 4096  # each is an object in Ray's store, put there before training begins
-# Reading is light; a fraction of a core leaves room for it beside workers that hold whole ones.
-READ_CPUS = 0.1
+# Reading is light. A worker on the CPU leaves a tenth of its core to the readers of two datasets, and to those of the
+# workers before it, which may take a while to end.
+READ_CPUS = 0.02
 
 
 def step_dataset(first: int, last: int) -> ray.data.Dataset:
@@ -26,29 +28,41 @@ def step_dataset(first: int, last: int) -> ray.data.Dataset:
 
 
 class PlannedDataConfig(ray.train.DataConfig):
-    """Gives each rank the samples the mixture plans for it, in the plan's order."""
+    """Gives each rank the samples planned for it, in the plan's order; `plans` are by the dataset's name."""
 
-    def __init__(self, mixture: Mixture, views: list[PlannedView]) -> None:
+    def __init__(self, plans: Mapping[str, Plan], views: list[PlannedView]) -> None:
         super().__init__()
-        self._mixture = mixture
+        self._plans = dict(plans)
         self._views = views
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
         """One iterator a rank for each dataset of step numbers."""
+        # A plan of millions of samples is put into Ray's store once, and readers on a node share it.
+        plans = {name: ray.put(self._plans[name]) for name in datasets}
         return [
-            {name: self._rank_dataset(steps, rank, world_size).iterator() for name, steps in datasets.items()}
+            {
+                name: self._rank_dataset(plans[name], steps, rank, world_size).iterator()
+                for name, steps in datasets.items()
+            }
             for rank in range(world_size)
         ]
 
-    def _rank_dataset(self, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
+    def _rank_dataset(self, plan: Any, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
         steps.context.execution_options.preserve_order = True
         # One actor, not tasks: it keeps the plan of the epoch and the shards' indexes, which a task would make anew.
         return steps.map_batches(
-            ReadSteps,
-            fn_constructor_args=(self._mixture, self._views, rank, world_size),
+            _Reader,
+            fn_constructor_args=(plan, self._views, rank, world_size),
             compute=ray.data.ActorPoolStrategy(size=1),
             batch_size=None,
             num_cpus=READ_CPUS,
         )
+
+
+class _Reader(ReadSteps):
+    """The actor of a rank: takes the plan out of Ray's store."""
+
+    def __init__(self, plan: Any, views: list[PlannedView], rank: int, world_size: int) -> None:
+        super().__init__(ray.get(plan), views, rank, world_size)

@@ -1,32 +1,115 @@
-"""Which sample, at which step, on which rank: a pure function of the datasets, their weights, the seed and the step."""
+"""Which samples, at which step, in which micro-batch: a pure function of samples, weights, seed and step.
 
+A global batch holds samples of like length and is cut into micro-batches before it is shared out, so that neither
+depends on how many ranks there are. `Mixture` plans training, `HeldOut` validation.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Pair = tuple[int, int]  # the number of a view, and of a sample in it
+# Rows are places among the candidates of all views, one view after the other; int32 halves what a plan takes.
+_Rows = npt.NDArray[np.int32]
 
-@dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """A plan of global batches over several datasets.
 
-    `counts` and `weights` are by dataset: a weight of 1 takes every sample once an epoch, 2.5 takes every sample
-    twice and half of them once more. An epoch ends with a batch that may be smaller; nothing is dropped.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """The samples of a view that may be taken: their numbers (n,), their lengths in tokens (n,), and their weight.
+
+    A weight of 1 takes every sample once an epoch, 2.5 takes every sample twice and half of them once more.
     """
 
-    counts: Sequence[int]
-    weights: Sequence[float]
-    batch_size: int
-    epochs: int
-    seed: int
-    _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+    samples: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int32]
+    weight: float = 1.0
 
-    @cached_property
-    def epoch_samples(self) -> int:
+    @property
+    def taken(self) -> int:
         """How many samples an epoch takes."""
-        return sum(round(count * weight) for count, weight in zip(self.counts, self.weights, strict=True))
+        return round(len(self.samples) * self.weight)
+
+
+class Plan(ABC):
+    """Global batches of the samples of several views, cut into micro-batches; pickled, 8 bytes a sample."""
+
+    def __init__(self, candidates: Sequence[Candidates], batch_size: int, micro_batch_size: int) -> None:
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self._starts = np.cumsum([0, *(len(view.samples) for view in candidates)])
+        self._samples = np.concatenate([np.empty(0, np.int32), *(view.samples for view in candidates)], dtype=np.int32)
+        self._lengths = np.concatenate([np.empty(0, np.int32), *(view.lengths for view in candidates)], dtype=np.int32)
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """How many global batches the plan has."""
+
+    @abstractmethod
+    def _batch(self, step: int) -> _Rows:
+        """The rows of the global batch at a step, by length."""
+
+    def micro_batches(self, step: int) -> list[list[Pair]]:
+        """The (view, sample) pairs of each micro-batch of a step's global batch; the last may be smaller."""
+        rows, size = self._batch(step), self.micro_batch_size
+        views = np.searchsorted(self._starts, rows, side="right") - 1
+        pairs = list(zip(views.tolist(), self._samples[rows].tolist(), strict=True))
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def rank_batch(self, step: int, rank: int, world_size: int) -> list[tuple[int, int, int]]:
+        """A rank's share of a step as (micro-batch, view, sample): every `world_size`-th micro-batch from `rank` on."""
+        micro_batches = list(enumerate(self.micro_batches(step)))
+        return [(number, *pair) for number, pairs in micro_batches[rank::world_size] for pair in pairs]
+
+    def padding(self, num_steps: int | None = None) -> float:
+        """Which share of the tokens in the micro-batches of the first steps, of all by default, is padding."""
+        padded = held = 0
+        for step in range(self.num_steps if num_steps is None else min(num_steps, self.num_steps)):
+            lengths = self._lengths[self._batch(step)]
+            held += int(lengths.sum())
+            for start in range(0, len(lengths), self.micro_batch_size):
+                micro = lengths[start : start + self.micro_batch_size]
+                padded += len(micro) * int(micro[-1])
+        return (padded - held) / max(padded, 1)
+
+
+class Mixture(Plan):
+    """A plan of training: epochs of shuffled samples, weighed by view.
+
+    An epoch is shuffled and cut into windows of `window` global batches; a window's samples are sorted by length and
+    cut into its batches; these come in a shuffled order. One batch of an epoch may be smaller; nothing is dropped.
+    `max_steps` overrides `epochs`, and may be more than they hold.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidates],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        window: int,
+        seed: int,
+        epochs: int,
+        max_steps: int | None = None,
+    ) -> None:
+        """Takes the candidates of each view, in the order of the views.
+
+        Raises:
+            ValueError: an epoch would be empty.
+        """
+        super().__init__(candidates, batch_size, micro_batch_size)
+        self.epoch_samples = sum(view.taken for view in candidates)
+        if not self.epoch_samples:
+            raise ValueError("datasets: no sample is left to train on; name other datasets or hold fewer out")
+        self.window, self.seed, self.epochs, self.max_steps = window, seed, epochs, max_steps
+        self._taken = [view.taken for view in candidates]
+        self._kept: tuple[int, _Rows, _Rows] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}  # whoever is sent the plan shuffles for himself
 
     @property
     def epoch_steps(self) -> int:
@@ -36,30 +119,54 @@ class Mixture:
     @property
     def num_steps(self) -> int:
         """How many global batches the whole plan has."""
-        return self.epoch_steps * self.epochs
+        return self.max_steps or self.epoch_steps * self.epochs
 
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """The (dataset, sample) pairs of the global batch at `step`, in order."""
+    def _batch(self, step: int) -> _Rows:
         epoch, place = divmod(step, self.epoch_steps)
-        rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return [(dataset, sample) for dataset, sample in rows.tolist()]
+        rows, batches = self._epoch(epoch)
+        window, number = divmod(int(batches[place]), self.window)
+        size = self.window * self.batch_size
+        found = rows[window * size : (window + 1) * size]
+        by_length = found[np.argsort(self._lengths[found], kind="stable")]
+        return by_length[number * self.batch_size : (number + 1) * self.batch_size]
 
-    def rank_batch(self, step: int, rank: int, world_size: int) -> list[tuple[int, int]]:
-        """One rank's share of the global batch: every `world_size`-th sample, beginning at `rank`."""
-        return self.batch(step)[rank::world_size]
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """All (dataset, sample) pairs of an epoch, shuffled; the last epoch asked for is kept."""
-        if epoch not in self._orders:
+    def _epoch(self, epoch: int) -> tuple[_Rows, _Rows]:
+        """An epoch's rows, shuffled, and the order of its batches; the last epoch asked for is kept."""
+        if self._kept is None or self._kept[0] != epoch:
             generator = np.random.default_rng([self.seed, epoch])
-            parts = [self._take(index, generator) for index in range(len(self.counts))]
-            pairs = np.concatenate(parts)
-            self._orders.clear()
-            self._orders[epoch] = pairs[generator.permutation(len(pairs))]
-        return self._orders[epoch]
+            rows = np.concatenate([self._take(view, generator) for view in range(len(self._taken))])
+            generator.shuffle(rows)
+            self._kept = epoch, rows, generator.permutation(self.epoch_steps).astype(np.int32)
+        return self._kept[1:]
 
-    def _take(self, dataset: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        count = self.counts[dataset]
-        repeats, rest = divmod(round(count * self.weights[dataset]), max(count, 1))
-        samples = np.concatenate([np.tile(np.arange(count), repeats), generator.permutation(count)[:rest]])
-        return np.stack([np.full(len(samples), dataset), samples], axis=1)
+    def _take(self, view: int, generator: np.random.Generator) -> _Rows:
+        rows = np.arange(self._starts[view], self._starts[view + 1], dtype=np.int32)
+        repeats, rest = divmod(self._taken[view], max(len(rows), 1))
+        again = generator.permutation(rows)[:rest] if rest else rows[:0]
+        return np.concatenate([np.tile(rows, repeats), again])
+
+
+class HeldOut(Plan):
+    """A plan of validation: at most `limit` samples by length, the views' shares as in training, each once."""
+
+    def __init__(self, candidates: Sequence[Candidates], *, limit: int, batch_size: int, micro_batch_size: int) -> None:
+        super().__init__(candidates, batch_size, micro_batch_size)
+        # The n-th sample of a view comes at n / (what training takes of it); so every view has its first.
+        places = [np.arange(len(view.samples)) / (len(view.samples) * view.weight) for view in candidates]
+        views = np.repeat(np.arange(len(candidates)), np.diff(self._starts))
+        chosen = views[np.argsort(np.concatenate([np.empty(0), *places]), kind="stable")[:limit]]
+        shares = np.bincount(chosen, minlength=len(candidates)).tolist()
+        spread = [
+            start + np.arange(share) * len(view.samples) // max(share, 1)
+            for start, share, view in zip(self._starts[:-1].tolist(), shares, candidates, strict=True)
+        ]
+        rows = np.concatenate([np.empty(0, np.int32), *spread], dtype=np.int32)
+        self._rows: _Rows = rows[np.argsort(self._lengths[rows], kind="stable")]
+
+    @property
+    def num_steps(self) -> int:
+        """How many global batches hold all samples."""
+        return -(-len(self._rows) // self.batch_size)
+
+    def _batch(self, step: int) -> _Rows:
+        return self._rows[step * self.batch_size : (step + 1) * self.batch_size]

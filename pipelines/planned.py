@@ -3,27 +3,42 @@
 Plain reading of byte ranges: no media are decoded and no encoder runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.mixture import Mixture
+from pipelines.mixture import Plan
 from pipelines.random_access import Entry, Indexes, Ranges
-from pipelines.sample import turns_to_json
+from pipelines.sample import Modality, turns_to_json
 from pipelines.shards import Manifest, from_members
-from pipelines.sidecars import ENCODER, KINDS, SidecarManifest, find_sidecars, from_npy, needs, sidecar_folder
+from pipelines.sidecars import (
+    ENCODER,
+    KINDS,
+    LATENTS,
+    ROW_KINDS,
+    SidecarManifest,
+    embed_command,
+    find_sidecars,
+    from_npy,
+    needs,
+    output_modality,
+    sidecar_folder,
+)
 from pipelines.views import Kind, apply_view
 
 # Which sidecars a kind of view reads: comprehension takes features in, generation aims at caption embeddings.
 READS = {"caption": (ENCODER,), "generate": ("image", "video", "audio"), "dialogue": KINDS}
 
+# The folder below a dataset's where the lengths of its samples are kept, see `survey.py`; no part of the data.
+LENGTHS = "lengths"
+
 ROW_SCHEMA = pa.schema(
-    [("step", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
-    + [(kind, pa.binary()) for kind in KINDS]
-    + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in KINDS]
+    [("step", pa.int64()), ("micro", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
+    + [(kind, pa.binary()) for kind in ROW_KINDS]
+    + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in ROW_KINDS]
 )
 
 
@@ -39,23 +54,33 @@ class PlannedView:
     weight: float = 1.0
 
 
-def plan_view(name: str, kind: Kind, directory: Path, weight: float, wanted: Mapping[str, str]) -> PlannedView:
+def plan_view(
+    name: str,
+    kind: Kind,
+    directory: Path,
+    weight: float,
+    wanted: Mapping[str, str],
+    denoised: Collection[Modality] = (),
+) -> PlannedView:
     """Finds the sidecars a view needs.
 
-    `wanted` names the encoder id to use by sidecar kind, where it is not the only one.
+    `wanted` names the encoder id to use by sidecar kind, where it is not the only one. Of the `denoised` modalities,
+    the latents are read as well.
 
     Raises:
         ValueError: a sidecar is missing, out of date, or there are several and none is named.
     """
     manifest = Manifest.read(directory)
-    sidecars = {k: _choose(directory, manifest, k, wanted.get(k)) for k in READS[kind] if needs(manifest, k)}
+    latents = [k for k in LATENTS if output_modality(k) in denoised and output_modality(k) in READS[kind]]
+    reads = [k for k in (*READS[kind], *latents) if needs(manifest, k)]
+    sidecars = {k: _choose(directory, manifest, k, wanted.get(k)) for k in reads}
     return PlannedView(name=name, kind=kind, directory=directory, manifest=manifest, sidecars=sidecars, weight=weight)
 
 
 def _choose(directory: Path, manifest: Manifest, kind: str, wanted: str | None) -> Path:
     found = find_sidecars(directory, kind)
     usable = {name: sidecar for name, sidecar in found.items() if wanted is None or name == wanted}
-    command = f"jobs/embed.py --shards {directory.parent} --modality {kind}"
+    command = embed_command(directory.parent, kind)
     if not usable:
         what = f"by {wanted}" if wanted else "at all"
         raise ValueError(f"{directory}: has no {kind} embeddings {what}; run {command}")
@@ -121,7 +146,7 @@ class SampleReader:
 def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes]) -> dict[str, Any]:
     sample = apply_view(view.kind, from_members({"json": data["json"]}))
     row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}
-    for kind in KINDS:
+    for kind in ROW_KINDS:
         row[kind] = data.get(kind, b"")
         row[f"{kind}_lengths"] = entries[kind].lengths if kind in entries else []
     return row
@@ -130,8 +155,8 @@ def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, byt
 class ReadSteps:
     """A Ray Data step: from step numbers to the samples one rank takes at those steps, in order."""
 
-    def __init__(self, mixture: Mixture, views: list[PlannedView], rank: int, world_size: int) -> None:
-        self._mixture = mixture
+    def __init__(self, plan: Plan, views: list[PlannedView], rank: int, world_size: int) -> None:
+        self._plan = plan
         self._reader = SampleReader(views=views)
         self._rank = rank
         self._world_size = world_size
@@ -139,8 +164,9 @@ class ReadSteps:
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         """Yields one table a step; a step at which this rank has no sample gives none."""
         for step in batch["id"]:
-            pairs = self._mixture.rank_batch(int(step), self._rank, self._world_size)
-            rows = [row | {"step": int(step)} for row in self._reader.read_all(pairs)]
+            places = self._plan.rank_batch(int(step), self._rank, self._world_size)
+            found = self._reader.read_all([(view, sample) for _, view, sample in places])
+            rows = [{"step": int(step), "micro": micro} | row for (micro, *_), row in zip(places, found, strict=True)]
             if rows:
                 yield pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 

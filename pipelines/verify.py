@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.damage import Extent, Problem, Row, check_tar, read_checked, read_index, repeated_keys, strays
 from pipelines.files import is_sound, read_rows
+from pipelines.planned import LENGTHS
 from pipelines.progress import track
 from pipelines.shards import (
     INDEX_SCHEMA,
@@ -50,7 +51,7 @@ def verify(dataset: Path) -> Iterator[Problem]:
             bar.advance(shard.samples)
     for folder in sorted((dataset / EMBEDDINGS).iterdir()) if (dataset / EMBEDDINGS).is_dir() else []:
         yield from _check_sidecar(dataset, manifest, folder)
-    yield from strays(dataset, manifest.shards, {MANIFEST, REJECTS, STATE, EMBEDDINGS})
+    yield from strays(dataset, manifest.shards, {MANIFEST, REJECTS, STATE, EMBEDDINGS, LENGTHS})
 
 
 def verify_all(shards: Path) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RAY_STEPS = {"preprocess", "embed", "captions", "handover", "metrics"}
+RAY_STEPS = {"preprocess", "embed", "captions", "handover", "metrics", "survey"}
 
 
 def imports(path: Path) -> Iterator[str]:

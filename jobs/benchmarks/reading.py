@@ -12,7 +12,7 @@ import webdataset
 
 from jobs.benchmarks import Row, compare, timed
 from pipelines.files import write_rows
-from pipelines.mixture import Mixture
+from pipelines.mixture import Candidates, Mixture
 from pipelines.planned import PlannedView, ReadSteps, plan_view
 from pipelines.sample import Item, Media, Modality, Sample, Turn
 from pipelines.shards import (
@@ -34,6 +34,8 @@ REPEATS = 5
 SAMPLES, SAMPLES_PER_SHARD = 10_000, 1000
 LONG_EPOCH = 3_000_000  # samples: the captions of CC3M
 BATCH_SIZE = 32
+WINDOW = 16  # batches whose samples are sorted together
+MAX_TOKENS = 512
 MEDIA_BYTES = 2048  # a small picture; what is larger slows the peer alone, as ours does not read it
 FEATURES = 1024  # ImageBind's
 
@@ -86,7 +88,17 @@ def _start_row(view: PlannedView, length: float) -> Row:
 
 
 def _mixture(view: PlannedView, weight: float = 1.0) -> Mixture:
-    return Mixture(counts=[view.manifest.samples], weights=[weight], batch_size=BATCH_SIZE, epochs=1, seed=0)
+    count = view.manifest.samples
+    # Lengths as training has them: sorting is part of the way.
+    lengths = np.random.default_rng(0).integers(MAX_TOKENS, size=count, dtype=np.int32)
+    return Mixture(
+        [Candidates(samples=np.arange(count), lengths=lengths, weight=weight)],
+        batch_size=BATCH_SIZE,
+        micro_batch_size=BATCH_SIZE,
+        window=WINDOW,
+        seed=0,
+        epochs=1,
+    )
 
 
 def _planned(view: PlannedView, mixture: Mixture, first: int = 0) -> Iterator[Any]:

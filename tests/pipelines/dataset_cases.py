@@ -53,6 +53,15 @@ def talk(key: str, captions: Sequence[str]) -> Sample:
     return Sample(key=key, source=f"talks.json#{key}", turns=turns)
 
 
+def drawing(key: str, shades: Sequence[int | None]) -> Sample:
+    """A dialogue whose answer holds an image for each shade; of None there is the caption alone."""
+    names = ["" if shade is None else f"{place}.png" for place, shade in enumerate(shades)]
+    items = tuple(Item(modality=Modality.IMAGE, name=name, caption=f"caption {name}") for name in names)
+    turns = (Turn(role="user", parts=("draw",)), Turn(role="assistant", parts=items))
+    media = {name: picture(shade) for name, shade in zip(names, shades, strict=True) if shade is not None}
+    return Sample(key=key, source=f"drawings.json#{key}", turns=turns, media=media)
+
+
 def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
     index = []
     with TarShardWriter(path) as writer:

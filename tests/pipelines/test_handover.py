@@ -1,21 +1,26 @@
-"""The hand-over: whatever the number of workers, each step trains on what the mixture planned, in its order."""
+"""The hand-over: however many workers read and whatever their number, each is given what is planned, in its order."""
 
 import sys
+from itertools import chain
+from typing import Any
 
 import dataset_cases
+import numpy as np
 import pytest
+import ray
 import ray.cloudpickle
 from dataset_cases import DIALOGUE_VIEWS, pair, talk, task, write_dataset, write_sidecar
 
+from pipelines import handover
 from pipelines.handover import PlannedDataConfig, step_dataset
-from pipelines.mixture import Mixture
+from pipelines.mixture import Candidates, HeldOut, Mixture, Plan
 from pipelines.planned import PlannedView, SampleReader, plan_view
 from pipelines.sidecars import ENCODER
 
 ray.cloudpickle.register_pickle_by_value(dataset_cases)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-Rows = dict[int, list[dict[str, object]]]
+Rows = dict[int, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +38,51 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedView]:
     ]
 
 
+def candidates_of(views: list[PlannedView]) -> list[Candidates]:
+    """All samples of the views, with lengths of any kind."""
+    counts = [view.manifest.samples for view in views]
+    return [
+        Candidates(samples=np.arange(count), lengths=1 + np.arange(count) * 7 % 5, weight=view.weight)
+        for count, view in zip(counts, views, strict=True)
+    ]
+
+
 def mixture_of(views: list[PlannedView]) -> Mixture:
-    return Mixture(
-        counts=[view.manifest.samples for view in views],
-        weights=[view.weight for view in views],
-        batch_size=4,
-        epochs=2,
-        seed=3,
-    )
+    return Mixture(candidates_of(views), batch_size=6, micro_batch_size=2, window=2, seed=3, epochs=2)
+
+
+def held_out_of(views: list[PlannedView]) -> HeldOut:
+    return HeldOut(candidates_of(views), limit=7, batch_size=4, micro_batch_size=2)
+
+
+def by_step(shard: Any) -> Rows:
+    """What a rank is given of a dataset, by step, in the order it comes."""
+    rows: Rows = {}
+    for row in shard.iter_rows():
+        assert not rows or row["step"] >= max(rows), "steps come in order"
+        rows.setdefault(row.pop("step"), []).append(row)
+    return rows
 
 
 def handed_over(views: list[PlannedView], world_size: int, first: int = 0) -> list[Rows]:
-    """What each rank is given, by step, in the order it comes."""
+    """What each rank is given to train on."""
     mixture = mixture_of(views)
-    config = PlannedDataConfig(mixture, views)
-    shards = config.configure({"train": step_dataset(first, mixture.num_steps)}, world_size)
-    ranks = []
-    for shard in shards:
-        rows: Rows = {}
-        for row in shard["train"].iter_rows():
-            assert not rows or row["step"] >= max(rows), "steps come in order"
-            rows.setdefault(row.pop("step"), []).append(row)
-        ranks.append(rows)
-    return ranks
+    config = PlannedDataConfig({"train": mixture}, views)
+    steps = step_dataset(first, mixture.num_steps)
+    return [by_step(shard["train"]) for shard in config.configure({"train": steps}, world_size)]
+
+
+def planned(plan: Plan, views: list[PlannedView]) -> Rows:
+    """What a plan says, read without Ray."""
+    reader = SampleReader(views=views)
+    return {
+        step: [
+            {"micro": micro, **reader.read(*pair)}
+            for micro, pairs in enumerate(plan.micro_batches(step))
+            for pair in pairs
+        ]
+        for step in range(plan.num_steps)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +94,7 @@ def alone(local_ray: None, views: list[PlannedView]) -> Rows:
 
 @pytest.mark.ray
 def test_a_single_rank_is_given_the_plan_in_its_order(alone: Rows, views: list[PlannedView]) -> None:
-    mixture, reader = mixture_of(views), SampleReader(views=views)
-    assert list(alone) == list(range(mixture.num_steps))
-    for step, rows in alone.items():
-        assert rows == [reader.read(view, sample) for view, sample in mixture.batch(step)]
+    assert alone == planned(mixture_of(views), views)
 
 
 @pytest.mark.ray
@@ -84,23 +108,50 @@ def test_an_epoch_drops_nothing_and_repeats_nothing_but_by_weight(alone: Rows, v
 
 
 @pytest.mark.ray
-def test_two_ranks_are_given_by_step_what_one_is(alone: Rows, views: list[PlannedView]) -> None:
-    ranks = handed_over(views, 2)
+@pytest.mark.parametrize(("world_size", "steps_per_block"), [(1, 1), (2, 3), (4, 1000)])
+def test_any_number_of_ranks_and_blocks_makes_the_same_micro_batches(
+    alone: Rows, views: list[PlannedView], world_size: int, steps_per_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "STEPS_PER_BLOCK", steps_per_block)
+    ranks = handed_over(views, world_size)
+    # A global batch has three micro-batches at the most: of four ranks, one is given nothing.
+    assert [bool(rank) for rank in ranks] == [True, True, True, False][:world_size]
     for step, rows in alone.items():
         shares = [rank.get(step, []) for rank in ranks]
-        assert shares == [rows[0::2], rows[1::2]]
+        for rank, share in enumerate(shares):
+            assert share == [row for row in rows if row["micro"] % world_size == rank]
+        assert sorted(chain(*shares), key=lambda row: row["micro"]) == rows
 
 
 @pytest.mark.ray
-def test_a_run_that_begins_later_is_given_the_same_steps(alone: Rows, views: list[PlannedView]) -> None:
-    (rest,) = handed_over(views, 1, first=5)
-    assert rest == {step: rows for step, rows in alone.items() if step >= 5}
+@pytest.mark.parametrize("first", [5, 7, 8])
+def test_a_run_that_begins_later_is_given_the_steps_that_are_left(
+    alone: Rows, views: list[PlannedView], first: int
+) -> None:
+    (rest,) = handed_over(views, 1, first)
+    assert rest == {step: rows for step, rows in alone.items() if step >= first}
 
 
 @pytest.mark.ray
-def test_a_rank_without_a_sample_at_a_step_is_given_none(local_ray: None, views: list[PlannedView]) -> None:
-    last = views[2:]
-    mixture = mixture_of(last)
-    ranks = handed_over(last, 5)
-    for step in range(mixture.num_steps):
-        assert [len(rank.get(step, [])) for rank in ranks] == [1, 1, 1, 1, 0]
+def test_workers_that_hold_the_cores_validate_while_they_train(alone: Rows, views: list[PlannedView]) -> None:
+    plans = {"train": mixture_of(views), "validation": held_out_of(views)}
+    config = PlannedDataConfig(plans, views)
+    # As Ray Train does, a dataset at a time.
+    parts = [config.configure({name: step_dataset(0, plan.num_steps)}, 2) for name, plan in plans.items()]
+    shards = [train | validation for train, validation in zip(*parts, strict=True)]
+
+    @ray.remote(num_cpus=0.9)
+    def work(shard: Any) -> tuple[list[dict[str, Any]], list[Rows]]:
+        rows = iter(shard["train"].iter_rows())
+        first = next(rows)
+        validations = [by_step(shard["validation"]) for _ in range(2)]
+        return [first, *rows], validations
+
+    found = ray.get([work.remote(shard) for shard in shards], timeout=120)
+    trained = sorted(chain(*(rows for rows, _ in found)), key=lambda row: (row["step"], row["micro"]))
+    assert trained == [{"step": step, **row} for step, rows in alone.items() for row in rows]
+    expected = planned(plans["validation"], views)
+    for number in range(2):
+        ranks = [validations[number] for _, validations in found]
+        merged = {step: [row for rank in ranks for row in rank.get(step, [])] for step in expected}
+        assert merged == {step: sorted(rows, key=lambda row: row["micro"] % 2) for step, rows in expected.items()}

@@ -2,17 +2,29 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_cases import DIALOGUE_VIEWS, embedding_of, length_of, pair, talk, task, write_dataset, write_sidecar
+from dataset_cases import (
+    DIALOGUE_VIEWS,
+    drawing,
+    embedding_of,
+    length_of,
+    pair,
+    talk,
+    task,
+    write_dataset,
+    write_sidecar,
+)
 
 from pipelines.files import read_rows, write_rows
 from pipelines.media import decode
-from pipelines.planned import PlannedView, SampleReader, plan_view, sample_embeddings, sidecar_of
-from pipelines.sample import Sample, turns_from_json
+from pipelines.mixture import Candidates, Mixture
+from pipelines.planned import PlannedView, ReadSteps, SampleReader, plan_view, sample_embeddings, sidecar_of
+from pipelines.sample import Modality, Sample, turns_from_json
 from pipelines.shards import index_path
 from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, from_npy, sidecar_folder
 from pipelines.views import CAPTION_PROMPT, Kind, apply_view
@@ -31,8 +43,10 @@ def pictures(tmp_path: Path) -> Path:
     return directory
 
 
-def view(directory: Path, kind: Kind, wanted: dict[str, str] | None = None, weight: float = 1.0) -> PlannedView:
-    return plan_view(f"{directory.name}_{kind}", kind, directory, weight, wanted or {})
+def view(
+    directory: Path, kind: Kind, wanted: dict[str, str] | None = None, denoised: Collection[Modality] = ()
+) -> PlannedView:
+    return plan_view(f"{directory.name}_{kind}", kind, directory, 1.0, wanted or {}, denoised)
 
 
 def rows_of(planned: PlannedView) -> list[dict[str, Any]]:
@@ -132,6 +146,21 @@ def test_samples_read_together_are_those_read_alone(pictures: Path, tmp_path: Pa
     assert reader.read_all([]) == []
 
 
+def test_a_rank_reads_its_micro_batches_a_table_a_step(pictures: Path) -> None:
+    planned = view(pictures, "caption")
+    candidates = Candidates(samples=np.array([0, 2, 4]), lengths=np.array([3, 2, 1], np.int32))
+    plan = Mixture([candidates], batch_size=3, micro_batch_size=1, window=1, seed=0, epochs=2)
+    tables = [[*ReadSteps(plan, [planned], rank, 2)({"id": range(2)})] for rank in (0, 1)]
+    assert [table.select(["step", "micro", "key"]).to_pylist() for table in tables[0]] == [
+        [
+            {"step": step, "micro": 0, "key": "pictures_caption/k4"},
+            {"step": step, "micro": 2, "key": "pictures_caption/k0"},
+        ]
+        for step in range(2)
+    ]
+    assert [table["micro"].to_pylist() for table in tables[1]] == [[1], [1]]
+
+
 def test_a_sidecar_whose_keys_are_others_is_refused(pictures: Path) -> None:
     planned = view(pictures, "generate")
     index = index_path(planned.sidecars["image"] / "00001.tar")
@@ -151,3 +180,39 @@ def test_the_embeddings_sampled_are_of_all_views_and_no_more_than_asked_for(pict
     some = list(sample_embeddings(views, "image", 6))
     assert {len(lengths) for _, lengths in some} == {1, 2}
     assert 4 <= len(some) < len(everything)
+
+
+def test_latents_are_read_where_they_are_asked_for_and_the_view_generates(pictures: Path) -> None:
+    message = fails(lambda: view(pictures, "generate", denoised=[Modality.IMAGE]))
+    assert f"run jobs/embed.py --shards {pictures.parent} --modality image --latents" in message
+    write_sidecar(pictures, task("image_latents", encoder_id="image_latents-0"))
+    assert view(pictures, "generate").sidecars.keys() == {"image"}
+    assert view(pictures, "generate", denoised=[Modality.AUDIO]).sidecars.keys() == {"image"}
+    assert view(pictures, "caption", denoised=[Modality.IMAGE]).sidecars.keys() == {ENCODER}
+    rows = rows_of(view(pictures, "generate", denoised=[Modality.IMAGE]))
+    for row, sample in zip(rows, PAIRS, strict=True):
+        np.testing.assert_array_equal(from_npy(row["image_latents"]), embedding_of(decode(sample.media["png"]))[None])
+        assert (row["video_latents"], row["image_latents_lengths"]) == (b"", [1])
+
+
+def test_latents_are_of_the_items_that_have_a_medium(tmp_path: Path) -> None:
+    drawings = [drawing("a", [None, 7]), drawing("b", [None]), drawing("c", [1, None, 2])]
+    write_dataset(tmp_path / "drawings", drawings, 2, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "drawings", task("image", encoder_id="image-0"))
+    write_sidecar(tmp_path / "drawings", task("image_latents", encoder_id="image_latents-0"))
+    rows = rows_of(view(tmp_path / "drawings", "dialogue", denoised=[Modality.IMAGE]))
+    assert [len(from_npy(row["image"])) for row in rows] == [2, 1, 3]
+    assert [from_npy(row["image_latents"]).tolist() for row in rows] == [
+        [[7, 7, 7, 1]],
+        [],
+        [[1, 1, 1, 1], [2, 2, 2, 1]],
+    ]
+
+
+def test_a_dataset_without_any_media_to_denoise_has_latents_of_no_item(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "talks", TALKS, 2, DIALOGUE_VIEWS)
+    write_sidecar(tmp_path / "talks", task("image", encoder_id="image-0"))
+    embedded = write_sidecar(tmp_path / "talks", task("image_latents", encoder_id="image_latents-0"))
+    assert (embedded.manifest.items, embedded.manifest.shape) == (0, [])
+    rows = rows_of(view(tmp_path / "talks", "dialogue", denoised=[Modality.IMAGE]))
+    assert [len(from_npy(row["image_latents"])) for row in rows] == [0, 0, 0]

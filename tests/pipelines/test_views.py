@@ -82,6 +82,12 @@ def test_a_caption_sidecar_holds_captioned_outputs_of_its_modality() -> None:
     assert sidecar_items(PAIR, [], Modality.IMAGE) == []
 
 
+def test_latents_are_of_the_items_to_be_generated_that_have_a_medium() -> None:
+    assert sidecar_items(PAIR, ["caption", "generate"], Modality.IMAGE, of_media=True) == [IMAGE]
+    assert sidecar_items(DIALOGUE, ["dialogue"], Modality.IMAGE, of_media=True) == [IMAGE]
+    assert sidecar_items(DIALOGUE, ["dialogue"], Modality.AUDIO, of_media=True) == []
+
+
 def turns() -> st.SearchStrategy[tuple[Turn, ...]]:
     text = st.text(max_size=10)
     item = st.builds(Item, modality=st.sampled_from(Modality), name=text, caption=text)
