@@ -16,9 +16,15 @@ class _Settings(BaseModel):
 
 
 class LanguageModelConfig(_Settings):
-    """The frozen base LLM. The widths are what is expected of it; one that is left out is not checked."""
+    """The frozen base LLM, any causal LM of transformers by hub id or path.
+
+    The widths are what is expected of it; one that is left out is not checked. `attention` is transformers' name of the
+    kernel; `load_in_4bit` keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
+    """
 
     name: str
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    load_in_4bit: bool = False
     hidden_size: PositiveInt | None = None
     vocab_size: PositiveInt | None = None
     num_layers: PositiveInt | None = None
@@ -32,10 +38,12 @@ class EncoderConfig(_Settings):
 
 
 class InputProjectionConfig(_Settings):
-    """From one encoder embedding to `num_input_tokens` LLM tokens."""
+    """From one encoder embedding to `num_input_tokens` LLM tokens; `hidden` and `heads` are those of kind `query`."""
 
     kind: Literal["linear", "query"] = "linear"
     num_input_tokens: PositiveInt = 1
+    hidden: PositiveInt = 512
+    heads: PositiveInt = 4
 
 
 class OutputConfig(_Settings):
@@ -60,12 +68,6 @@ class LoraSettings(_Settings):
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class Prompts(_Settings):
-    """What a user is made to say where the data hold only pairs."""
-
-    caption: str = "generate a caption"
-
-
 class ModelConfig(_Settings):
     """A whole model; `preset` is the name it is known by in checkpoints."""
 
@@ -76,7 +78,6 @@ class ModelConfig(_Settings):
     outputs: dict[Modality, OutputConfig]
     lora: LoraSettings = LoraSettings()
     max_length: PositiveInt = 512
-    prompts: Prompts = Prompts()
 
     @field_validator("outputs")
     @classmethod
@@ -103,12 +104,34 @@ def parse_config(values: Any, where: str) -> ModelConfig:
 
 
 def load_preset(name: str) -> ModelConfig:
-    """Reads `presets/<name>.yaml`.
+    """Reads `presets/<name>.yaml`, over the presets that it is based on.
 
     Raises ValueError listing the presets when there is none of that name.
     """
+    values: dict[str, Any] = {}
+    for layer in preset_layers(name):
+        values = _merged(values, _read_preset(layer))
+    values.pop("base", None)
+    return parse_config({"preset": name, **values}, f"{name}.yaml")
+
+
+def preset_layers(name: str) -> list[str]:
+    """The names of the presets that one is made of: what its key `base` leads to, from the bottom up, then itself.
+
+    Raises ValueError listing the presets when there is none of that name.
+    """
+    base = _read_preset(name).get("base")
+    return [*(preset_layers(base) if base else []), name]
+
+
+def _read_preset(name: str) -> dict[str, Any]:
     presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in presets:
         raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")
-    path = PRESETS / f"{name}.yaml"
-    return parse_config({"preset": name, **yaml.safe_load(path.read_text(encoding="utf-8"))}, path.name)
+    values: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: _merged(base[key], over[key]) for key in base.keys() & over if isinstance(over[key], dict)}
+    return {**base, **over, **inner}

@@ -1,5 +1,6 @@
 """Turns to token ids, labels and slots: one function for training and for inference."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,16 @@ def encode_dialogue(
     if len(dialogue.input_ids) > max_length:
         raise ValueError(f"the dialogue takes {len(dialogue.input_ids)} tokens of {max_length}; shorten it")
     return dialogue
+
+
+def dialogue_lengths(
+    turns: Sequence[Turn], tokenizer: Any, vocabulary: SignalVocabulary, num_input_tokens: int, max_length: int
+) -> tuple[int, int]:
+    """How many tokens a dialogue takes cut to `max_length`, and how many in full; raises as `encode_dialogue`."""
+    full = len(encode_dialogue(turns, tokenizer, vocabulary, num_input_tokens, sys.maxsize).input_ids)
+    if full <= max_length:
+        return full, full
+    return len(encode_dialogue(turns, tokenizer, vocabulary, num_input_tokens, max_length).input_ids), full
 
 
 def _check(turns: Sequence[Turn], vocabulary: SignalVocabulary, for_generation: bool) -> None:

@@ -1,7 +1,7 @@
 """ImageBind's vision and audio towers, by the tensor names of `imagebind_huge.pth`.
 
 Shape suffixes: N items, S clips of an item, C channels, T frames, H height, W width, F mel frames, M mel bins,
-L tokens, D tower width, E embedding.
+L tokens, P patches, D tower width, E embedding.
 """
 
 import json
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +192,17 @@ def _head(width: int, embed_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width, eps=1e-6), ClassToken(), nn.Linear(width, embed_dim, bias=False))
 
 
+class Embeddings(NamedTuple):
+    """What a tower makes of items.
+
+    `pooled_NE` is float32. `patches_NSPD` are the last block's patch tokens, after the head's LayerNorm, as the class
+    token is that `pooled_NE` is made of; they have the weights' dtype, and patches run row by row.
+    """
+
+    pooled_NE: Tensor
+    patches_NSPD: Tensor
+
+
 class ImageBind(nn.Module):
     """The vision and audio towers of ImageBind (Girdhar et al. 2023, arXiv:2305.05665).
 
@@ -225,20 +237,32 @@ class ImageBind(nn.Module):
 
     def forward_vision(self, pixels: Tensor) -> Tensor:
         """Embeds images (N, 3, H, W) or video clips (N, S, 3, 2, H, W); returns float32 (N, E)."""
+        return self.vision_patches(pixels).pooled_NE
+
+    def forward_audio(self, mel_NSCMF: Tensor) -> Tensor:
+        """Embeds log-mel clips (N, S, 1, 128, 204); returns float32 (N, E)."""
+        return self.audio_patches(mel_NSCMF).pooled_NE
+
+    def vision_patches(self, pixels: Tensor) -> Embeddings:
+        """As `forward_vision`, with the patch tokens (N, S, P, D) beside the embeddings; an image has one clip."""
         if pixels.ndim == 4:
             pixels = pixels[:, None, :, None].expand(-1, -1, -1, TUBELET_FRAMES, -1, -1)
         return self._embed("vision", pixels)
 
-    def forward_audio(self, mel_NSCMF: Tensor) -> Tensor:
-        """Embeds log-mel clips (N, S, 1, 128, 204); returns float32 (N, E)."""
+    def audio_patches(self, mel_NSCMF: Tensor) -> Embeddings:
+        """As `forward_audio`, with the patch tokens (N, S, P, D) beside the embeddings."""
         return self._embed("audio", mel_NSCMF)
 
-    def _embed(self, tower: str, clips: Tensor) -> Tensor:
+    def _embed(self, tower: str, clips: Tensor) -> Embeddings:
         num_items, num_clips = clips.shape[:2]
-        head = self.modality_heads[tower]
-        x = self.modality_preprocessors[tower](clips.flatten(0, 1).to(next(head.parameters()).dtype))
-        embeddings = F.normalize(head(self.modality_trunks[tower](x)).float(), dim=-1)
-        return embeddings.view(num_items, num_clips, -1).mean(dim=1)
+        norm, class_token, project = self.modality_heads[tower].children()
+        x_NLD = self.modality_preprocessors[tower](clips.flatten(0, 1).to(next(project.parameters()).dtype))
+        x_NLD = norm(self.modality_trunks[tower](x_NLD))
+        pooled_NE = F.normalize(project(class_token(x_NLD)).float(), dim=-1)
+        return Embeddings(
+            pooled_NE=pooled_NE.view(num_items, num_clips, -1).mean(dim=1),
+            patches_NSPD=x_NLD[:, 1:].unflatten(0, (num_items, num_clips)),
+        )
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into a directory, which `load_imagebind` reads."""

@@ -4,21 +4,20 @@ Suffixes: B rows, T tokens, H LLM width, N input items, K tokens of an item, M o
 signal group, L and D length and width of a condition, P learned positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from model.adapter import add_adapter, base_of, has_adapter, is_adapter_tensor
 from model.batch import Batch
 from model.config import ModelConfig
 from model.dialogue import IGNORE
-from model.parts import quiet, resolve
+from model.llm import check_fits, fingerprint, load_llm
 from model.projections import InputProjection, OutputProjection
 from model.vocabulary import SignalVocabulary
-from model.weights import weights_hash
 from pipelines.sample import Modality
 
 STAGES = (1, 2, 3)
@@ -61,12 +60,17 @@ class NextGPT(nn.Module):
 
     def __init__(self, config: ModelConfig, llm: Any) -> None:
         super().__init__()
-        _check_llm(config, llm)
-        width, base_size = llm.config.hidden_size, llm.config.vocab_size
+        check_fits(config, llm)
+        text_config = llm.config.get_text_config()
+        width, base_size = text_config.hidden_size, text_config.vocab_size
         self.config = config
         self.vocabulary = SignalVocabulary(base_size, config.signal_groups)
         self.llm = llm
         self.llm_fingerprint = ""
+        # What checkpoints remember: the stages so far, the model card, and the hash of replaced base rows.
+        self.stages: Sequence[Mapping[str, Any]] = ()
+        self.card: Mapping[str, Any] = {}
+        self.base_rows = ""
         self.new_input_rows = nn.Embedding(len(self.vocabulary.tokens), width)
         self.new_output_rows = nn.Linear(width, len(self.vocabulary.tokens), bias=False)
         self.input_projection = InputProjection(
@@ -74,6 +78,8 @@ class NextGPT(nn.Module):
             width,
             kind=config.input_projection.kind,
             num_input_tokens=config.input_projection.num_input_tokens,
+            hidden=config.input_projection.hidden,
+            num_heads=config.input_projection.heads,
         )
         self.output_projections = nn.ModuleDict(
             {
@@ -100,41 +106,50 @@ class NextGPT(nn.Module):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
+        device: torch.device | str = "cpu",
     ) -> Self:
-        """Loads the base LLM and draws the rest from `seed`; all of it has `dtype`, and nothing is trained yet.
+        """Loads the base LLM onto `device` and draws the rest from `seed`; all has `dtype`, and nothing is trained yet.
 
-        Raises ValueError when the LLM does not have the widths that the configuration expects.
+        Raises ValueError when the LLM does not have the widths that the configuration expects, or cannot be loaded as
+        it says (4 bits or FlashAttention without the package or the GPU).
         """
-        with quiet():
-            llm = AutoModelForCausalLM.from_pretrained(resolve(config.llm.name), dtype=dtype)
+        device = torch.device(device)
+        llm = load_llm(config.llm, dtype, device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = cls(config, llm)
             model._draw_new_rows()
-            model.llm_fingerprint = _fingerprint(llm)
+            model.llm_fingerprint = fingerprint(llm)
+            for name, part in model.named_children():
+                if name != "llm":  # which has its device and dtype, and float32 frequencies that a cast would round
+                    part.to(device, dtype)
             if adapter:
                 model.add_adapter()
-        model.to(dtype)
         if gradient_checkpointing:
-            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            llm.activation_checkpointing_enable({"use_reentrant": False})
         return model.train()
 
     @torch.no_grad()
     def _draw_new_rows(self) -> None:
         base = base_of(self.llm)
+        ids_V = torch.arange(self.vocabulary.base_size, device=base.device)
         for rows, base_rows in (
-            (self.new_input_rows.weight, base.get_input_embeddings().weight),
+            # Not the matrix itself, since some families (Gemma) scale the rows that they read.
+            (self.new_input_rows.weight, base.get_input_embeddings()(ids_V)),
             (self.new_output_rows.weight, base.get_output_embeddings().weight),
         ):
             base_rows = base_rows.float()
-            rows.copy_(base_rows.mean(0) + _NOISE * base_rows.std() * torch.randn_like(rows))
+            mean, deviation = base_rows.mean(0).to(rows.device), base_rows.std().to(rows.device)
+            rows.copy_(mean + _NOISE * deviation * torch.randn_like(rows))
 
     def add_adapter(self) -> None:
         """Puts a fresh LoRA adapter on the LLM, which changes nothing until it is trained."""
         assert not has_adapter(self.llm)
         self.llm = add_adapter(self.llm, self.config.lora, self.config.llm.name)
         self.llm.requires_grad_(False)
-        self.llm.to(self.new_input_rows.weight)
+        for name, module in self.llm.named_modules():
+            if is_adapter_tensor(name):  # on 4-bit layers PEFT makes them float32
+                module.to(self.new_input_rows.weight)
 
     @property
     def has_adapter(self) -> bool:
@@ -208,7 +223,10 @@ class NextGPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over the base vocabulary, from the base head, and the new tokens: (..., H) to (..., V)."""
-        return torch.cat([base_of(self.llm).get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1)
+        base = base_of(self.llm)
+        logits = torch.cat([base.get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1)
+        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def forward(self, batch: Batch) -> Predictions:
         """Runs the LLM once; logits are made only where the next token is learned."""
@@ -234,26 +252,32 @@ class NextGPT(nn.Module):
             conditions[modality] = self.output_projections[modality.value](states_MGH)
         return conditions
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        llm: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "NextGPT":
+        """Loads a checkpoint onto its base LLM, ready to generate; see `model.checkpoint.from_pretrained`."""
+        from model.checkpoint import from_pretrained  # late: it imports this module
 
-def _check_llm(config: ModelConfig, llm: Any) -> None:
-    expected = {
-        "hidden_size": config.llm.hidden_size,
-        "vocab_size": config.llm.vocab_size,
-        "num_hidden_layers": config.llm.num_layers,
-    }
-    for name, value in expected.items():
-        given = getattr(llm.config, name)
-        if value is not None and given != value:
-            raise ValueError(
-                f"{config.llm.name}: {name} is {given}, but preset {config.preset} expects {value}; use its own LLM"
-            )
+        model, _ = from_pretrained(name_or_path, dtype=dtype, device=device, llm=llm, revision=revision, token=token)
+        return model
 
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes a checkpoint with the base LLM's tokenizer, and the stages and the card that the model came with."""
+        from model.checkpoint import save_pretrained
+        from model.tokenizer import load_tokenizer
 
-def _fingerprint(llm: Any) -> str:
-    """Tells base LLMs apart by a few of their rows, alike in every dtype they are loaded in."""
-    tensors = {
-        "input": llm.get_input_embeddings().weight[:64],
-        "output": llm.get_output_embeddings().weight[:64],
-        "norm": llm.get_decoder().norm.weight,
-    }
-    return weights_hash({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
+        save_pretrained(self, directory, load_tokenizer(self.config))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads a checkpoint to the Hugging Face hub, made where it is absent; returns the commit's URL."""
+        from model.checkpoint import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, token=token)

@@ -13,7 +13,8 @@ _FILLER = "<|filler_{}|>"
 
 def load_vocabulary(config: ModelConfig) -> SignalVocabulary:
     """The new ids of a model; they start where the base LLM's embedding matrix ends."""
-    return SignalVocabulary(AutoConfig.from_pretrained(resolve(config.llm.name)).vocab_size, config.signal_groups)
+    text_config = AutoConfig.from_pretrained(resolve(config.llm.name)).get_text_config()
+    return SignalVocabulary(text_config.vocab_size, config.signal_groups)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -12,8 +12,6 @@ from model.losses import Criterion, total
 from model.nextgpt import NextGPT
 from pipelines.sample import Item, Modality, Turn
 
-CRITERION = Criterion(alignment_variance=dict.fromkeys(Modality, 1.0))
-
 
 def item(modality: str, name: str = "x", caption: str = "a red square") -> Item:
     return Item(modality=Modality(modality), name=name, caption=caption)
@@ -50,11 +48,15 @@ def base_logits(model: NextGPT, ids_BT: Tensor) -> Tensor:
         return model.logits(hidden_BTH)[..., : model.vocabulary.base_size]
 
 
+def loss_of(model: NextGPT, batch: Batch) -> Tensor:
+    criterion = Criterion(vocabulary=model.vocabulary, alignment_variance=dict.fromkeys(Modality, 1.0))
+    return total(criterion(model(batch), batch), criterion.count(batch))
+
+
 def step(model: NextGPT, batch: Batch, learning_rate: float = 0.01) -> None:
     """One update of all that is trainable."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    losses = CRITERION(model(batch), batch)
-    total(losses, losses.counts).backward()
+    loss_of(model, batch).backward()
     optimizer.step()
     model.zero_grad()
 

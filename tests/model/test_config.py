@@ -1,19 +1,29 @@
 import pytest
 from pydantic import ValidationError
 
-from model.config import load_preset, parse_config
+from model.config import InputProjectionConfig, load_preset, parse_config, preset_layers
 from model.legacy import legacy_delta_shapes
 from pipelines.sample import Modality
 
+PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_query", "tiny", "tiny_query"]
 
-@pytest.mark.parametrize("name", ["tiny", "nextgpt_7b"])
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
 def test_every_preset_reads_and_knows_its_name(name):
     assert load_preset(name).preset == name
 
 
 def test_an_unknown_preset_is_refused_with_the_list_of_presets():
-    with pytest.raises(ValueError, match=r"'huge'.*nextgpt_7b, tiny$"):
+    with pytest.raises(ValueError, match=f"'huge'.*{', '.join(PRESET_NAMES)}$"):
         load_preset("huge")
+
+
+def test_a_preset_changes_what_it_names_of_the_one_it_is_based_on(tiny):
+    query = load_preset("tiny_query")
+    assert preset_layers("tiny_query") == ["tiny", "tiny_query"]
+    assert query.input_projection == InputProjectionConfig(kind="query", num_input_tokens=4, hidden=64)
+    changed = {"preset": tiny.preset, "input_projection": tiny.input_projection}
+    assert query.model_copy(update=changed) == tiny
 
 
 def test_a_configuration_survives_json_and_cannot_be_changed(tiny):

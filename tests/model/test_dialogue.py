@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import load_preset
-from model.dialogue import IGNORE, encode_dialogue
+from model.dialogue import IGNORE, dialogue_lengths, encode_dialogue
 from model.tokenizer import load_tokenizer, load_vocabulary
 
 TINY = load_preset("tiny")
@@ -85,6 +85,8 @@ def test_cutting_leaves_a_prefix_with_whole_items_and_groups(length, parts, toke
     assert signals == sum(group[2] for group in cut.output_groups)
     brackets = sum(token in (VOCABULARY.begin_item, VOCABULARY.end_item) for token in cut.input_ids)
     assert brackets == 2 * len(cut.input_positions)
+    lengths = dialogue_lengths(dialogue(content, content), TOKENIZER, VOCABULARY, tokens, length)
+    assert lengths == (size, len(whole.input_ids))
 
 
 @pytest.mark.parametrize(

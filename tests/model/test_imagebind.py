@@ -1,5 +1,7 @@
 import json
 import zlib
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +113,46 @@ def test_an_item_is_the_mean_of_its_normalised_clips(tiny: ImageBind) -> None:
     torch.testing.assert_close(tiny.forward_audio(mel)[0], clips.mean(dim=0))
 
 
-def test_bfloat16_weights_still_give_float32_embeddings(tiny: ImageBind) -> None:
-    images = rnd(3, 1, 3, 28, 28)
-    full = tiny.forward_vision(images)
-    half = tiny.to(torch.bfloat16).forward_vision(images)
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (ImageBind.forward_vision, (2, 3, 224, 224)),
+        (ImageBind.forward_vision, (1, 6, 3, 2, 224, 224)),
+        (ImageBind.forward_audio, (2, 3, 1, 128, 204)),
+    ],
+    ids=["image", "video", "sound"],
+)
+def test_bfloat16_weights_give_float32_embeddings_of_the_same_direction(
+    small: ImageBind, forward: Callable[[ImageBind, Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    inputs = rnd(3, *shape)
+    half = forward(deepcopy(small).to(torch.bfloat16), inputs)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, full, atol=0.05, rtol=0)
+    assert torch.cosine_similarity(half, forward(small, inputs)).min() > 0.999
+
+
+def test_patch_tokens_come_beside_the_same_embedding(tiny: ImageBind) -> None:
+    images, clips, mel = rnd(7, 2, 3, 28, 28), rnd(8, 2, 5, 3, 2, 28, 28), rnd(9, 2, 3, 1, 128, 204)
+    for forward, with_patches, inputs, num_clips, num_patches in (
+        (tiny.forward_vision, tiny.vision_patches, images, 1, TINY.num_vision_patches),
+        (tiny.forward_vision, tiny.vision_patches, clips, 5, TINY.num_vision_patches),
+        (tiny.forward_audio, tiny.audio_patches, mel, 3, TINY.num_audio_patches),
+    ):
+        pooled_NE, patches_NSPD = with_patches(inputs)
+        assert torch.equal(pooled_NE, forward(inputs))
+        assert patches_NSPD.shape == (2, num_clips, num_patches, 16)
+        torch.testing.assert_close(patches_NSPD.mean(-1), torch.zeros(patches_NSPD.shape[:-1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tower", ["vision", "audio"])
+def test_the_head_reads_the_token_before_the_patches(tiny: ImageBind, tower: str) -> None:
+    clip = rnd(10, 1, 3, 28, 28) if tower == "vision" else rnd(10, 1, 1, 1, 128, 204)
+    seen: dict[str, Tensor] = {}
+    norm, _, project = tiny.modality_heads[tower].children()
+    norm.register_forward_hook(lambda module, inputs, output: seen.update(normed_NLD=output))
+    project.register_forward_hook(lambda module, inputs, output: seen.update(class_ND=inputs[0]))
+    patches_NSPD = (tiny.vision_patches if tower == "vision" else tiny.audio_patches)(clip).patches_NSPD
+    assert torch.equal(torch.cat([seen["class_ND"][:, None], patches_NSPD[:, 0]], dim=1), seen["normed_NLD"])
 
 
 def test_every_tensor_learns(tiny: ImageBind) -> None:
