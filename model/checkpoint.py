@@ -1,18 +1,19 @@
 """Checkpoints: the trained tensors, the adapter in PEFT's files, the tokenizer, and what they belong to.
 
 checkpoint/
-  config.json          the model's configuration, the stages it went through, versions; written last
-  model.safetensors    both projections and the new rows
-  adapter/             the LoRA adapter, as PEFT writes and reads it; only where stage 3 ran
-  tokenizer files      the base tokenizer with the new tokens at their ids
-  README.md            the model card
+  config.json              the model's configuration, the stages it went through, versions; written last
+  model.safetensors        both projections and the new rows
+  adapter/                 the LoRA adapter, as PEFT writes and reads it; only where stage 3 ran
+  base_rows.safetensors    what replaces the base LLM's rows after an import; that of a run lies beside its checkpoints
+  tokenizer files          the base tokenizer with the new tokens at their ids
+  README.md                the model card
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,14 +22,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from model import hub
 from model.adapter import is_adapter_tensor, read_adapter, save_adapter
+from model.base_rows import load_base_rows, save_base_rows, write_whole
 from model.card import model_card
-from model.description import CONFIG, FORMAT, check_compatible, latest_checkpoint, model_config, read_config
+from model.description import (
+    ADAPTER,
+    CONFIG,
+    FORMAT,
+    as_path,
+    check_compatible,
+    latest_checkpoint,
+    model_config,
+    read_config,
+)
 from model.nextgpt import NextGPT
-from model.tokenizer import check_tokens
+from model.tokenizer import check_tokens, load_tokenizer
+
+__all__ = [
+    "finish",
+    "from_pretrained",
+    "latest_checkpoint",
+    "load_weights",
+    "push_to_hub",
+    "read_config",
+    "save_base_rows",
+    "save_pretrained",
+    "trained_state",
+    "write_files",
+]
 
 WEIGHTS = "model.safetensors"
-ADAPTER = "adapter"
+CARD = "README.md"
 _LLM = "llm."
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
@@ -47,71 +72,108 @@ def save_pretrained(
     directory: Path | str,
     tokenizer: Any,
     *,
-    stages: Sequence[Mapping[str, Any]] = (),
+    stages: Sequence[Mapping[str, Any]] | None = None,
     card: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
+    base_rows: bool = True,
 ) -> None:
-    """Writes a checkpoint.
+    """Writes a whole checkpoint: `write_files`, then `finish`."""
+    finish(
+        directory,
+        write_files(model, directory, tokenizer, stages=stages, card=card, state=state, base_rows=base_rows),
+    )
 
-    `stages` is the history, oldest first, one mapping a stage; `card` the sections of the README (such as `data`,
-    `metrics` and `untrained`). `state` is given where the model's own tensors are spread over ranks (ZeRO-3): the
-    gathered `trained_state`.
+
+def write_files(
+    model: NextGPT,
+    directory: Path | str,
+    tokenizer: Any,
+    *,
+    stages: Sequence[Mapping[str, Any]] | None = None,
+    card: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    base_rows: bool = True,
+) -> dict[str, Any]:
+    """Writes a checkpoint into a local folder, all but its `config.json`; returns what `finish` is to write there.
+
+    `stages` is the history, oldest first, one mapping a stage, and `card` further sections of the README (such as
+    `untrained`); the model's own unless given. `state` is given where the model's own tensors may change meanwhile or
+    are spread over ranks (ZeRO-3): the gathered `trained_state`. Without `base_rows` a checkpoint refers to the file
+    that `save_base_rows` wrote into its parent folder.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.cpu().contiguous() for name, value in (state or trained_state(model)).items()}
-    assert tensors.keys() == trained_state(model).keys()
+    (directory / CONFIG).unlink(missing_ok=True)  # what an older checkpoint there said is true no more
+    stages = model.stages if stages is None else stages
+    card = model.card if card is None else card
+    state = trained_state(model) if state is None else state
+    assert state.keys() == trained_state(model).keys()
+    tensors = {name: value.cpu().contiguous() for name, value in state.items()}
     own = {name: value for name, value in tensors.items() if not name.startswith(_LLM)}
     save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
     if model.has_adapter:
         adapter = {name.removeprefix(_LLM): value for name, value in tensors.items() if name.startswith(_LLM)}
         save_adapter(model.llm, adapter, directory / ADAPTER)
+    if base_rows:
+        save_base_rows(model, directory)
     tokenizer.save_pretrained(directory)
-    (directory / "README.md").write_text(model_card(model.config, stages, card or {}), encoding="utf-8")
-    _write_config(directory, _description(model, own, stages))
-
-
-def _description(model: NextGPT, tensors: Mapping[str, Tensor], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    dtype = next(iter(tensors.values())).dtype
+    (directory / CARD).write_text(model_card(model.config, stages, card), encoding="utf-8")
     return {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(next(iter(own.values())).dtype).removeprefix("torch."),
         "adapter": model.has_adapter,
         "llm_fingerprint": model.llm_fingerprint,
+        "base_rows": model.base_rows,
         "stages": [dict(stage) for stage in stages],
+        "card": dict(card),
         "versions": {library: version(library) for library in _LIBRARIES},
     }
 
 
-def _write_config(directory: Path, description: Mapping[str, Any]) -> None:
-    # Its presence says that all else is there: last, and in one step.
-    partial = directory / f".{CONFIG}.partial"
-    partial.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, directory / CONFIG)
+def finish(directory: Path | str, description: Mapping[str, Any]) -> None:
+    """Makes a checkpoint of the files in a local or remote folder: `config.json` says that all else is there."""
+    content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_whole(as_path(directory) / CONFIG, content.encode())
+
+
+def push_to_hub(model: NextGPT, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Uploads a model to the Hugging Face hub, into a repository made where it is absent; returns the commit's URL."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        save_pretrained(model, directory, load_tokenizer(model.config))
+        card = model_card(model.config, model.stages, model.card, name=repo_id)
+        (directory / CARD).write_text(card, encoding="utf-8")
+        return hub.upload(directory, repo_id, private=private, token=token)
 
 
 def from_pretrained(
-    directory: Path | str, *, dtype: torch.dtype | None = None, llm: str | None = None
+    name_or_path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    llm: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> tuple[NextGPT, Any]:
     """Loads a checkpoint onto its base LLM, ready to generate: (model, tokenizer).
 
+    It is a folder, a run's folder (its last checkpoint), the URL of one, or a repository of the hub at `revision`.
     `dtype` is that of the checkpoint unless given; `llm` says where the base LLM is now, should it have moved.
 
     Raises FileNotFoundError for missing files, and ValueError when tensors are missing, left over or of another shape,
     or when the base LLM is not the one the checkpoint was trained on.
     """
-    directory = latest_checkpoint(directory)
-    description = read_config(directory)
-    config = model_config(description, directory)
-    if llm is not None:
-        config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": llm})})
-    dtype = dtype or getattr(torch, description["dtype"])
-    model = NextGPT.from_config(config, adapter=description["adapter"], dtype=dtype)
-    _check_llm(model, description, directory)
-    _load(model, directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    check_tokens(tokenizer, model.vocabulary, str(directory))
+    with hub.local_checkpoint(name_or_path, revision=revision, token=token) as directory:
+        description = read_config(directory)
+        config = model_config(description, directory)
+        if llm is not None:
+            config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": llm})})
+        dtype = dtype or getattr(torch, description["dtype"])
+        model = NextGPT.from_config(config, adapter=description["adapter"], dtype=dtype, device=device)
+        _load(model, directory, description)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    check_tokens(tokenizer, model.vocabulary, str(name_or_path))
     return model.eval(), tokenizer
 
 
@@ -122,14 +184,21 @@ def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
 
     Raises ValueError when the checkpoint is of another preset, other widths or another base LLM.
     """
-    directory = latest_checkpoint(directory)
-    check_compatible(model.config, directory)
-    description = read_config(directory)
-    _check_llm(model, description, directory)
-    if description["adapter"] and not model.has_adapter:
-        model.add_adapter()
-    _load(model, directory, adapter=description["adapter"])
+    with hub.local_checkpoint(directory) as local:
+        check_compatible(model.config, local)
+        description = read_config(local)
+        if description["adapter"] and not model.has_adapter:
+            model.add_adapter()
+        _load(model, local, description)
     return list(description["stages"])
+
+
+def _load(model: NextGPT, directory: Path, description: Mapping[str, Any]) -> None:
+    """Gives a model all that a checkpoint holds."""
+    _check_llm(model, description, directory)
+    _copy_tensors(model, directory, adapter=description["adapter"])
+    load_base_rows(model, description["base_rows"], directory)
+    model.stages, model.card = description["stages"], description["card"]
 
 
 def _check_llm(model: NextGPT, description: Mapping[str, Any], directory: Path) -> None:
@@ -140,14 +209,14 @@ def _check_llm(model: NextGPT, description: Mapping[str, Any], directory: Path) 
         )
 
 
-def _load(model: NextGPT, directory: Path, *, adapter: bool = True) -> None:
-    """Copies a checkpoint's tensors into a model that has a place for each."""
+def _copy_tensors(model: NextGPT, directory: Path, *, adapter: bool) -> None:
+    """Copies a checkpoint's tensors into a model that has a place for each; it may have an adapter more."""
     path = directory / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; the checkpoint is not complete, use another one")
     try:
         tensors = load_file(path)
-        if adapter and model.has_adapter:
+        if adapter:
             saved = read_adapter(directory / ADAPTER, model.config.lora)
             tensors |= {_LLM + name: value for name, value in saved.items()}
     except SafetensorError as error:

@@ -4,12 +4,24 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from model.config import ModelConfig, parse_config
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
+ADAPTER = "adapter"
+
+
+def as_path(value: Path | str) -> Path:
+    """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, which passes for one here."""
+    if not isinstance(value, str):
+        return value
+    if "://" not in value:
+        return Path(value)
+    from upath import UPath  # late: few runs need it
+
+    return cast(Path, UPath(value, use_listings_cache=False))  # others may write to it while we look
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
@@ -17,7 +29,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
     Raises FileNotFoundError when there is none, ValueError when it is not one of ours.
     """
-    path = Path(directory) / CONFIG
+    path = as_path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; name the folder of a finished checkpoint")
     try:
@@ -32,9 +44,10 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 def check_compatible(config: ModelConfig, directory: Path | str) -> None:
     """Checks, without loading any weights, that a checkpoint can start a model of `config`.
 
-    Raises ValueError when it is of another preset or other widths, FileNotFoundError when it is not finished.
+    `directory` may be the folder of a run. Raises ValueError when it is of another preset or other widths,
+    FileNotFoundError when it is not finished.
     """
-    directory = Path(directory)
+    directory = latest_checkpoint(directory)
     description = read_config(directory)
     _check_same(config, model_config(description, directory), directory, description["adapter"])
 
@@ -63,7 +76,7 @@ def latest_checkpoint(path: Path | str) -> Path:
 
     Raises FileNotFoundError when there is neither.
     """
-    path = Path(path)
+    path = as_path(path)
     if (path / CONFIG).is_file():
         return path
     found = [folder for folder in path.glob("checkpoint-*") if (folder / CONFIG).is_file()]

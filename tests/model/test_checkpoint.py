@@ -7,16 +7,20 @@ from dialogue_cases import CAPTION, MIXED, REQUEST, base_logits, make_example, m
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from upath import UPath
 
 from model.batch import collate
 from model.checkpoint import (
+    finish,
     from_pretrained,
     latest_checkpoint,
     load_weights,
     read_config,
     save_pretrained,
     trained_state,
+    write_files,
 )
+from model.description import check_compatible
 from model.nextgpt import NextGPT
 from model.parts import resolve
 
@@ -238,3 +242,57 @@ def test_the_description_is_json_with_the_versions(saved):
     description = json.loads((saved / "config.json").read_text())
     assert description["versions"]["torch"] == version("torch")
     assert description["stages"] == [{"stage": 3, "steps": 2}]
+
+
+def test_a_model_saved_again_keeps_its_stages_and_its_card(trained, tokenizer, tmp_path):
+    stages, card = [{"stage": 1}, {"stage": 3, "metrics": {"loss": 0.5}}], {"untrained": ["LLM"]}
+    save_pretrained(trained, tmp_path / "first", tokenizer, stages=stages, card=card)
+    loaded = NextGPT.from_pretrained(tmp_path / "first")
+    assert not loaded.training
+    loaded.save_pretrained(tmp_path / "second")
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
+    assert files == sorted(path.relative_to(tmp_path / "second") for path in (tmp_path / "second").rglob("*.*"))
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_a_checkpoint_counts_once_it_is_finished(trained, tokenizer, tmp_path):
+    state = {name: tensor.clone() for name, tensor in trained_state(trained).items()}
+    description = write_files(trained, tmp_path / "checkpoint-1", tokenizer, state=state)
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        latest_checkpoint(tmp_path)
+    finish(tmp_path / "checkpoint-1", description)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert from_pretrained(tmp_path)[0].has_adapter
+    write_files(trained, tmp_path / "checkpoint-1", tokenizer)  # writing over it takes that back
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        latest_checkpoint(tmp_path)
+
+
+def test_tensors_that_lie_spread_over_ranks_are_written_from_what_was_gathered(trained, tokenizer, tmp_path):
+    state = {name: tensor.clone() for name, tensor in trained_state(trained).items()}
+    for parameter in trained.parameters():
+        parameter.data = torch.empty(0)  # as ZeRO-3 leaves them
+    save_pretrained(trained, tmp_path, tokenizer, state=state)
+    loaded = trained_state(from_pretrained(tmp_path)[0])
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_a_checkpoint_loads_from_a_url(tiny, trained, saved, tmp_path):
+    run = UPath("memory://runs/stage-3")
+    for name in ("checkpoint-2", "checkpoint-10"):
+        run.fs.put(f"{saved}/", f"{run.path}/{name}/", recursive=True)
+        (run / name / "engine").mkdir()
+        (run / name / "engine" / "rank-0.pt").write_bytes(b"not to be copied")
+    (run / "checkpoint-10" / "config.json").unlink()
+    assert latest_checkpoint("memory://runs/stage-3").name == "checkpoint-2"
+    finish(str(run / "checkpoint-10"), read_config(saved))
+    assert latest_checkpoint(run).name == "checkpoint-10"
+    check_compatible(tiny, str(run))
+    loaded, _ = from_pretrained(str(run))
+    start = NextGPT.from_config(tiny)
+    load_weights(start, run)
+    for model in (loaded, start):
+        assert all(torch.equal(trained_state(model)[name], tensor) for name, tensor in trained_state(trained).items())
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        from_pretrained("memory://runs/absent")

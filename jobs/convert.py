@@ -1,0 +1,90 @@
+"""Reads and writes NExT-GPT's own files of weights: `jobs/convert.py --import FILE --preset NAME --out CHECKPOINT`."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Makes a checkpoint of such files, or such a file of a checkpoint."""
+    parser = cli.parser("Make a checkpoint of NExT-GPT's own pytorch_model.pt, or the other way round.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--import", dest="files", nargs="+", metavar="FILE", help="files of any stages, in the order of their training"
+    )
+    way.add_argument(
+        "--export", dest="checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run or a model's hub id"
+    )
+    parser.add_argument("--out", required=True, metavar="PATH", help="the checkpoint's folder, or the file to write")
+    parser.add_argument("--preset", metavar="NAME", help="the model that the files are of; for --import alone")
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=3, help="what --export writes the file of")
+    parser.add_argument("--llm", metavar="PATH", help="the base LLM's folder or hub id, if not the preset's")
+    arguments = parser.parse_args(argv)
+
+    mistakes = [f"{value}: a URL; give a path of this machine" for value in _paths(arguments) if "://" in value]
+    if arguments.files and not arguments.preset:
+        mistakes.append("--preset: missing; say which model the files are of, such as nextgpt_7b")
+    if arguments.checkpoint and arguments.preset:
+        mistakes.append("--preset: goes with --import alone; a checkpoint knows its own")
+    if mistakes:
+        raise cli.UsageError("\n".join(mistakes))
+    cli.quiet()
+    print(_import(arguments) if arguments.files else _export(arguments))
+
+
+def _paths(arguments: Namespace) -> list[str]:
+    return [*(arguments.files or ()), arguments.out]
+
+
+def _import(arguments: Namespace) -> str:
+    from model.config import load_preset
+    from model.legacy import load_legacy
+    from model.nextgpt import NextGPT
+
+    try:
+        config = load_preset(arguments.preset)
+    except ValueError as error:
+        raise cli.UsageError(f"--preset: {error}") from None
+    if arguments.llm:
+        config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": arguments.llm})})
+    files = [cli.existing_file(name) for name in arguments.files]
+    out = cli.new_folder(arguments.out)
+    model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
+    for file in files:
+        load_legacy(model, file)
+    model.save_pretrained(out)
+    stages = ", ".join(str(stage["stage"]) for stage in model.stages)
+    return f"imported stage {stages} onto {config.llm.name}\ncheckpoint: {out}"
+
+
+def _exact_dtype(llm: str, files: list[Path]) -> Any:
+    """What holds the files and the LLM without loss: float16 where all are, else float32."""
+    from functools import reduce
+
+    import torch
+    from transformers import AutoConfig
+
+    from model.legacy import legacy_dtype
+    from model.parts import resolve
+
+    stored = AutoConfig.from_pretrained(resolve(llm)).get_text_config().dtype or torch.float32
+    return reduce(torch.promote_types, map(legacy_dtype, files), stored)
+
+
+def _export(arguments: Namespace) -> str:
+    from model.legacy import export_legacy
+    from model.nextgpt import NextGPT
+
+    out = Path(arguments.out)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out}: is a folder; name the file to write")
+    model = NextGPT.from_pretrained(arguments.checkpoint, llm=arguments.llm)
+    shapes = export_legacy(model, out, stage=arguments.stage)
+    return f"exported stage {arguments.stage}: {len(shapes)} tensors in float16\nfile: {out}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
