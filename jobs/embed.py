@@ -17,7 +17,7 @@ MEDIA_BATCH = 8
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Embeds every prepared dataset that has items of the modalities asked for, or one captions file."""
-    from pipelines.sidecars import KINDS
+    from pipelines.sidecars import ENCODER, KINDS
     from pipelines.storage import DTYPES
 
     parser = cli.parser(
@@ -27,11 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
     parser.add_argument("--preset", default="tiny", help="names the encoders")
-    parser.add_argument("--modality", nargs="+", choices=KINDS, default=list(KINDS), help="what to embed")
+    parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed; without it, all")
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="encode the media that answers hold with each decoder's own VAE instead, for loss.denoising_weights",
+    )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="prepared datasets; without it, all")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="another encoder than the preset's, for one --modality")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float16", help="how captions are stored; int8 has a scale a vector"
+        "--dtype",
+        choices=DTYPES,
+        default="float16",
+        help="how captions and latents are stored; int8 has a scale a vector",
     )
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="in which text encoders multiply"
@@ -42,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
     arguments = parser.parse_args(argv)
+    arguments.modality = arguments.modality or [m for m in KINDS if not arguments.latents or m != ENCODER]
     _check(arguments)
     if arguments.captions:
         _embed_captions(arguments)
@@ -69,6 +78,10 @@ def _check(arguments: Namespace) -> None:
         mistakes.append("--model, --captions and --import are of one encoder, so give one --modality with them")
     if (arguments.captions or arguments.imported) and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --captions and --import are for image, video or audio")
+    if arguments.latents and "encoder" in arguments.modality:
+        mistakes.append("--modality encoder: --latents is for image, video or audio")
+    if arguments.latents and (arguments.captions or arguments.imported):
+        mistakes.append("--latents goes with neither --captions nor --import: it encodes the media of --shards")
     if arguments.captions and arguments.dtype == "int8":
         mistakes.append("--dtype int8: the .npy files of --captions hold float32 or float16 alone")
     if arguments.gpus is not None and arguments.gpus < 0:
@@ -83,10 +96,10 @@ def _embed_shards(arguments: Namespace) -> None:
     from pipelines.embed import embed, plan_pool
 
     directories = _datasets(arguments)
+    kinds = [f"{modality}_latents" for modality in arguments.modality] if arguments.latents else arguments.modality
     cli.start_ray()
-    tasks = [_task(arguments, kind) for kind in arguments.modality]
-    results = embed(directories, tasks, plan_pool(arguments.gpus))
-    _report(results, arguments.modality, "embedded")
+    results = embed(directories, [_task(arguments, kind) for kind in kinds], plan_pool(arguments.gpus))
+    _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
 
 
@@ -125,10 +138,11 @@ def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> N
 def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     from jobs.encoders import encoder_factory
     from pipelines.shard_embedder import EmbedTask
-    from pipelines.sidecars import ENCODER
+    from pipelines.sidecars import ENCODER, takes_media
 
-    # Features are small and media large: they are kept exact, and encoded few at a time.
-    dtype, size = ("float32", MEDIA_BATCH) if kind == ENCODER else (arguments.dtype, arguments.batch_size)
+    # Features are small and media large: the former are kept exact, the latter encoded few at a time.
+    dtype = "float32" if kind == ENCODER else arguments.dtype
+    size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
     factory = encoder_factory(arguments.config, kind, arguments.model, arguments.precision)
     return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size)
 

@@ -12,16 +12,20 @@ from model.parts import is_untrained
 from model.precision import Precision
 from pipelines.sample import Modality
 from pipelines.shard_embedder import Embeddings, Encoder
-from pipelines.sidecars import ENCODER
+from pipelines.sidecars import ENCODER, LATENTS, output_modality
 
 
 def encoder_factory(
     config: ModelConfig, kind: str, name: str | None = None, precision: Precision = "float32"
 ) -> Callable[[], Encoder]:
     """What makes the encoder of a sidecar kind: the preset's, or the one named; `precision` is for captions alone."""
-    if kind == ENCODER:
+    modality = output_modality(kind)
+    if modality is None:
         return partial(FeatureEncoder, name or config.encoder.name)
-    return partial(CaptionTextEncoder, Modality(kind), name or config.outputs[Modality(kind)].decoder, precision)
+    name = name or config.outputs[modality].decoder
+    if kind in LATENTS:
+        return partial(MediumEncoder, modality, name)
+    return partial(CaptionTextEncoder, modality, name, precision)
 
 
 class CaptionTextEncoder:
@@ -40,6 +44,24 @@ class CaptionTextEncoder:
         """Caption embeddings (N, L, D) and how many of the L positions are each caption's own."""
         result = self._encoder(inputs)
         return result.embeddings, result.lengths
+
+
+class MediumEncoder:
+    """A decoder's own VAE on decoded media; see model.latents.LatentEncoder."""
+
+    def __init__(self, modality: Modality, name: str) -> None:
+        device = best_device()
+        from model.latents import LatentEncoder
+
+        self._encoder = LatentEncoder(modality, name, device=device)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{modality.value}_latents-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Latents (N, C, ...), which have no positions."""
+        latents = self._encoder(inputs)
+        return latents, np.ones(len(latents), np.int32)
 
 
 class FeatureEncoder:

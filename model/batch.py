@@ -1,7 +1,7 @@
 """Examples side by side: padded ids, features and targets with the places they belong to.
 
 Suffixes: B rows, T tokens, N input items, E encoder width, M output items of a modality, L condition length,
-D condition width.
+D condition width, K output items of a modality that have latents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,16 @@ class Example:
     """A dialogue with what was computed for it beforehand.
 
     `features_NE`: encoder embeddings of the named input items in the order they stand. `targets`: of each output
-    modality the caption embeddings (M, L, D) of the items in the order they stand and their lengths in tokens (M). Both
-    may hold more than the dialogue has room for; a modality without targets is not aligned.
+    modality the caption embeddings (M, L, D) of the items in the order they stand and their lengths in tokens (M).
+    `latents`: those of the items of them that have a medium (K, ...). All may hold more than the dialogue has room for;
+    a modality without targets is not aligned, one without latents not denoised.
     """
 
     key: str
     dialogue: Dialogue
     features_NE: Array | None = None
     targets: Mapping[Modality, tuple[Array, Sequence[int]]] = field(default_factory=dict)
+    latents: Mapping[Modality, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class Targets:
     """The groups of signal tokens of one modality and the caption embeddings they are to be projected to.
 
     `embeddings_MLD` float32, `lengths_M` tokens of the captions, `rows_M` and `positions_M` where each group starts,
-    `group_length` tokens of a group.
+    `group_length` tokens of a group. `latents_K` (K, ...), float32, belong to the groups numbered `latent_items_K`.
     """
 
     embeddings_MLD: Tensor
@@ -47,6 +49,8 @@ class Targets:
     rows_M: Tensor
     positions_M: Tensor
     group_length: int
+    latents_K: Tensor
+    latent_items_K: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +121,13 @@ def _features(examples: Sequence[Example]) -> tuple[Tensor, list[int], list[int]
             arrays.append(example.features_NE[: len(slots)])
         rows += [row] * len(slots)
         positions += [position for _, position in slots]
-    _check_shapes([a.shape[1:] for a in arrays], [examples[row].key for row in dict.fromkeys(rows)], "features")
-    features = torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else torch.zeros(0, 0)
-    return features, rows, positions
+    features = _joined(arrays, [examples[row].key for row in dict.fromkeys(rows)], "features")
+    return features if arrays else torch.zeros(0, 0), rows, positions
 
 
 def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:
-    arrays, lengths, rows, positions, keys, group_length = [], [], [], [], [], 0
+    arrays, lengths, rows, positions, keys, group_length = [], list[int](), list[int](), list[int](), list[str](), 0
+    latents, latent_items, latent_keys = [], list[int](), list[str]()
     for row, example in enumerate(examples):
         groups = [group for group in example.dialogue.output_groups if group[0].modality is modality]
         if not groups or modality not in example.targets:
@@ -134,6 +138,10 @@ def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:
                 f"{example.key}: {len(groups)} {modality.value} items in its answers but caption embeddings of "
                 f"{len(embeddings)}; run embed again"
             )
+        if modality in example.latents and (named := [place for place, (item, *_) in enumerate(groups) if item.name]):
+            latents.append(_latents(example, modality, len(named)))
+            latent_items += [len(rows) + place for place in named]
+            latent_keys.append(example.key)
         keys.append(example.key)
         arrays.append(embeddings[: len(groups)])
         lengths += list(caption_lengths[: len(groups)])
@@ -142,17 +150,31 @@ def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:
         group_length = groups[0][2]
     if not arrays:
         return None
-    _check_shapes([a.shape[1:] for a in arrays], keys, f"{modality.value} caption embeddings")
     return Targets(
-        embeddings_MLD=torch.from_numpy(np.concatenate(arrays).astype(np.float32)),
+        embeddings_MLD=_joined(arrays, keys, f"{modality.value} caption embeddings"),
         lengths_M=torch.tensor([int(length) for length in lengths], dtype=torch.long),
         rows_M=torch.tensor(rows, dtype=torch.long),
         positions_M=torch.tensor(positions, dtype=torch.long),
         group_length=group_length,
+        latents_K=_joined(latents, latent_keys, f"{modality.value} latents"),
+        latent_items_K=torch.tensor(latent_items, dtype=torch.long),
     )
 
 
-def _check_shapes(shapes: list[tuple[int, ...]], keys: list[str], what: str) -> None:
-    for shape, key in zip(shapes, keys, strict=True):
-        if shape != shapes[0]:
-            raise ValueError(f"{key}: {what} of shape {shape}, but {shapes[0]} in {keys[0]}; embed both alike")
+def _latents(example: Example, modality: Modality, count: int) -> Array:
+    latents = example.latents[modality]
+    if len(latents) < count:
+        raise ValueError(
+            f"{example.key}: {count} {modality.value} media in its answers but latents of {len(latents)}; "
+            "run embed --latents again"
+        )
+    return latents[:count]
+
+
+def _joined(arrays: list[Array], keys: list[str], what: str) -> Tensor:
+    """Arrays one after another as float32; all but the first side is alike."""
+    for array, key in zip(arrays, keys, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            shapes = f"{array.shape[1:]}, but {arrays[0].shape[1:]} in {keys[0]}"
+            raise ValueError(f"{key}: {what} of shape {shapes}; embed both alike")
+    return torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else torch.zeros(0)

@@ -6,7 +6,7 @@ Shape suffixes: N captions, L condition positions, D condition width.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,14 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from model.parts import quiet, resolve
+from model.families import FAMILIES, Family, default_settings, locate
+from model.parts import quiet
 from model.precision import Precision, use_bfloat16
 from model.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
-VIDEO_FPS = 8.0
+VIDEO_FPS = 8.0  # what ZeroScope was trained on
 PIECE = 16  # captions of like length that a pooled encoder takes at once; more hold more padding
-FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
-_SMALL = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,35 +40,6 @@ class CaptionEmbeddings:
 
     embeddings: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Family:
-    """What differs between modalities; classes are named, as importing them costs seconds."""
-
-    pipeline: str
-    tokenizer: str
-    text_encoder: str
-    text_config: str
-    pooled: bool  # the condition is one L2-normalised vector, not one vector a position
-    native: Callable[[Any], dict[str, Any]]  # the size the UNet's own configuration names
-    full_size: Mapping[str, Any]  # what released weights want instead
-    decoded: Callable[[Any, Any], Decoded]
-
-
-def _square(pipe: Any) -> dict[str, Any]:
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return {"height": side, "width": side}
-
-
-def _square_clip(pipe: Any) -> dict[str, Any]:
-    return {**_square(pipe), "num_frames": 8}
-
-
-def _seconds(pipe: Any) -> dict[str, Any]:
-    frames = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    vocoder = pipe.vocoder.config
-    return {"audio_length_in_s": frames * float(np.prod(vocoder.upsample_rates)) / vocoder.sampling_rate}
 
 
 def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -89,52 +59,11 @@ def _audio(pipe: Any, output: Any) -> Audio:
     return Audio(waveform=waveform, sample_rate=int(pipe.vocoder.config.sampling_rate))
 
 
-_CLIP = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel", "text_config": "CLIPTextConfig"}
-_FAMILIES = {
-    Modality.IMAGE: _Family(
-        **_CLIP,
-        pipeline="StableDiffusionPipeline",
-        pooled=False,
-        native=_square,
-        full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
-        decoded=_image,
-    ),
-    Modality.VIDEO: _Family(
-        **_CLIP,
-        pipeline="TextToVideoSDPipeline",
-        pooled=False,
-        native=_square_clip,
-        # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
-        full_size={
-            "height": 320,
-            "width": 576,
-            "num_frames": 16,
-            "num_inference_steps": 40,
-            "guidance_scale": 9.0,
-        },
-        decoded=_video,
-    ),
-    Modality.AUDIO: _Family(
-        pipeline="AudioLDMPipeline",
-        tokenizer="RobertaTokenizer",
-        text_encoder="ClapTextModelWithProjection",
-        text_config="ClapTextConfig",
-        pooled=True,
-        native=_seconds,
-        full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
-        decoded=_audio,
-    ),
+_DECODED: dict[Modality, Callable[[Any, Any], Decoded]] = {
+    Modality.IMAGE: _image,
+    Modality.VIDEO: _video,
+    Modality.AUDIO: _audio,
 }
-
-
-def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
-    """Returns the condition's shape (L, D) from configuration files alone, without weights.
-
-    Raises FileNotFoundError or ValueError as `CaptionEncoder` does.
-    """
-    family, path = _FAMILIES[modality], _locate(modality, name)
-    config = getattr(transformers, family.text_config).from_pretrained(path, subfolder="text_encoder")
-    return (1, config.projection_dim) if family.pooled else (config.max_position_embeddings, config.hidden_size)
 
 
 class CaptionEncoder:
@@ -152,16 +81,16 @@ class CaptionEncoder:
         self, modality: Modality, name: str, device: str | torch.device = "cpu", precision: Precision = "float32"
     ) -> None:
         self.modality = modality
-        self._family = _FAMILIES[modality]
-        path = _locate(modality, name)
-        with _quiet_if_local(path):
+        self._family = FAMILIES[modality]
+        path = locate(modality, name)
+        with quiet_if_local(path):
             self.tokenizer = getattr(transformers, self._family.tokenizer).from_pretrained(path, subfolder="tokenizer")
             self.text_encoder = _load_text_encoder(self._family, path).to(device)
         config = self.text_encoder.config
         self._max_length = _max_length(self.tokenizer, config, self._family)
         self._masked = getattr(config, "use_attention_mask", self._family.pooled)
         self.shape = (1, config.projection_dim) if self._family.pooled else (self._max_length, config.hidden_size)
-        self.id = f"{_readable(name)}-{self._hash()}"
+        self.id = f"{readable(name)}-{self._hash()}"
         if precision == "bfloat16" and not self._family.pooled:
             use_bfloat16(self.text_encoder)
             self.id += "-bfloat16"
@@ -217,18 +146,18 @@ class Decoder:
         self, modality: Modality, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.modality, self.name = modality, name
-        self._family = _FAMILIES[modality]
+        self._family = FAMILIES[modality]
         encoder = CaptionEncoder(modality, name, device)
         self.id, self.condition_shape = encoder.id, encoder.shape
         self._negative_NLD = encoder([""]).embeddings
-        path = _locate(modality, name)
-        with _quiet_if_local(path):
+        path = locate(modality, name)
+        with quiet_if_local(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
                 path, tokenizer=encoder.tokenizer, text_encoder=encoder.text_encoder.to(dtype), dtype=dtype
             )
         self.pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.defaults = self._defaults()
+        self.defaults = default_settings(modality, name)
 
     def generate(
         self,
@@ -259,7 +188,7 @@ class Decoder:
             output_type="np",
             **settings,
         )
-        return self._family.decoded(self.pipe, output)
+        return _DECODED[self.modality](self.pipe, output)
 
     def _prompt_embeds(self, condition_LD: Tensor) -> Tensor:
         if tuple(condition_LD.shape) != self.condition_shape:
@@ -271,28 +200,8 @@ class Decoder:
         batch = normalize(condition_LD.float(), dim=-1) if self._family.pooled else condition_LD[None]
         return batch.detach().to(self.pipe.device, self.pipe.dtype)
 
-    def _defaults(self) -> dict[str, Any]:
-        native = self._family.native(self.pipe)
-        if self.pipe.unet.config.block_out_channels[0] < FULL_SIZE_CHANNELS:
-            return {**_SMALL, **native}
-        return {**native, **self._family.full_size}
 
-
-def _locate(modality: Modality, name: str) -> str:
-    """Resolves a name and checks that a pipeline of the modality's kind stands there."""
-    path, wanted = resolve(name), _FAMILIES[modality].pipeline
-    try:
-        found = diffusers.DiffusionPipeline.load_config(path)["_class_name"]
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name}: no diffusers pipeline (model_index.json) there; give a directory or hub id of a {wanted}"
-        ) from error
-    if found != wanted:
-        raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted}")
-    return path
-
-
-def _load_text_encoder(family: _Family, path: str) -> Any:
+def _load_text_encoder(family: Family, path: str) -> Any:
     text_encoder, info = getattr(transformers, family.text_encoder).from_pretrained(
         path, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
     )
@@ -308,18 +217,18 @@ def _pieces(lengths_N: Tensor) -> Iterator[tuple[Tensor, int]]:
         yield rows, int(lengths_N[rows[-1]])
 
 
-def _max_length(tokenizer: Any, config: Any, family: _Family) -> int:
+def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
     # RoBERTa numbers positions from the padding id on, so CLAP's 514 rows serve 512 tokens.
     unused = config.pad_token_id + 1 if family.pooled else 0
     return min(tokenizer.model_max_length, config.max_position_embeddings - unused)
 
 
-def _quiet_if_local(path: str) -> Any:
+def quiet_if_local(path: str) -> Any:
     """A download keeps its progress bar."""
     return quiet() if Path(path).is_dir() else nullcontext()
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
     """Makes a name fit for a directory: the last folder of a path, all of a hub id."""
     short = Path(name).resolve().name if Path(name).is_dir() else name.removeprefix("builtin:")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")

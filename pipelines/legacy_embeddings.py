@@ -28,7 +28,6 @@ from pipelines.shards import Manifest, hash_strings
 from pipelines.sidecar_shards import ShardState, SidecarWork, open_spool, to_identities, write_shard
 from pipelines.sidecars import needs
 from pipelines.storage import Loss, store
-from pipelines.views import sidecar_items
 
 # 77 positions of 1024 numbers of 8 bytes are 0.6 MB.
 MAX_FILE_BYTES = 16 * 2**20
@@ -201,7 +200,7 @@ def _import_row(row: dict[str, Any], works: Sequence[SidecarWork], source: Path)
 
 def _samples(work: SidecarWork, shard: int) -> Iterator[tuple[Sample, list[Item]]]:
     for sample in read_samples(work, shard):
-        yield sample, sidecar_items(sample, work.views, work.modality)
+        yield sample, work.items(sample)
 
 
 def _content(array: npt.NDArray[Any]) -> bytes:

@@ -27,9 +27,8 @@ from pipelines.sidecar_shards import (
     written_pack,
     written_shard,
 )
-from pipelines.sidecars import ENCODER
+from pipelines.sidecars import takes_media
 from pipelines.storage import Loss, store
-from pipelines.views import sidecar_items
 
 # ImageBind looks at ten frames of a video, first and last of five clips; this many a second serve it well.
 VIDEO_FPS = 10.0
@@ -57,7 +56,7 @@ class Encoder(Protocol):
 class EmbedTask:
     """What to embed of a dataset, with which encoder, and how.
 
-    `kind` is one of `sidecars.KINDS`; `batch_size` is in items; `dtype` is what is stored, one of `storage.DTYPES`.
+    `kind` is one of `sidecars.ROW_KINDS`; `batch_size` is in items; `dtype` is what is stored, one of `storage.DTYPES`.
     """
 
     kind: str
@@ -93,7 +92,7 @@ class ShardEmbedder:
             return (write_pack if plan.borrows else write_shard)(work, plan, spool, loss)
 
     def _encode(self, stream: Iterable[tuple[int, Any]], spool: Spool) -> Loss:
-        if self._task.kind != ENCODER:
+        if not takes_media(self._task.kind):
             # Batches of captions of like length hold little padding. Media are taken as they come: they fill memory.
             stream = sorted(stream, key=lambda pair: (len(pair[1]), pair[1]))
         loss = Loss()
@@ -111,7 +110,7 @@ def shard_items(work: SidecarWork, shard: int) -> ShardItems:
         return read_items(work, shard)
     counts, identities = [], []
     for sample in read_samples(work, shard):
-        items = sidecar_items(sample, work.views, work.modality)
+        items = work.items(sample)
         counts.append(len(items))
         identities += [_identity(sample, item, work.kind) for item in items]
     return ShardItems(counts=np.array(counts, np.int32), identities=to_identities(identities))
@@ -124,14 +123,14 @@ def owned_inputs(work: SidecarWork, plan: ShardPlan) -> Iterator[tuple[int, Any]
         start = int(end - count)
         ranks = range(*np.searchsorted(owned, [start, end]).tolist())
         if ranks:
-            items = sidecar_items(sample, work.views, work.modality)
+            items = work.items(sample)
             yield from ((rank, _input(sample, items[owned[rank] - start], work.kind)) for rank in ranks)
 
 
 def read_samples(work: SidecarWork, shard: int) -> Iterator[Sample]:
     """The samples of a dataset's shard, without their media where captions are all that is wanted."""
     tar = work.source(shard)
-    return iterate_samples(tar) if work.kind == ENCODER else _documents(tar)
+    return iterate_samples(tar) if takes_media(work.kind) else _documents(tar)
 
 
 def _documents(tar: Path) -> Iterator[Sample]:
@@ -141,7 +140,7 @@ def _documents(tar: Path) -> Iterator[Sample]:
 
 
 def _identity(sample: Sample, item: Item, kind: str) -> bytes:
-    if kind != ENCODER:
+    if not takes_media(kind):
         return hashlib.sha256(item.caption.encode()).digest()[:IDENTITY_BYTES]
     medium = sample.media[item.name]
     # Equal bytes are read in another way under another name.
@@ -151,7 +150,7 @@ def _identity(sample: Sample, item: Item, kind: str) -> bytes:
 
 
 def _input(sample: Sample, item: Item, kind: str) -> Any:
-    if kind != ENCODER:
+    if not takes_media(kind):
         return item.caption
     return media_files.decode(sample.media[item.name], fps=VIDEO_FPS)
 

@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from pipelines.files import atomic_path, is_sound, read_at, read_metadata, read_rows, read_table, stamp, write_rows
 from pipelines.ownership import IDENTITY_BYTES, Identities, ShardItems, ShardPlan
-from pipelines.sample import Modality
+from pipelines.sample import Item, Sample
 from pipelines.shards import STATE, Shard, TarShardWriter, hash_file, index_path
-from pipelines.sidecars import ENCODER, SIDECAR_SCHEMA, to_npy
+from pipelines.sidecars import SIDECAR_SCHEMA, output_modality, takes_media, to_npy
 from pipelines.storage import Loss, record_type
-from pipelines.views import Kind
+from pipelines.views import Kind, sidecar_items
 
 WORK = ".work"
 # The key of an index's metadata that says what its shard belongs to.
@@ -48,10 +48,9 @@ class SidecarWork:
     views: tuple[Kind, ...]
     shards: tuple[Shard, ...]
 
-    @property
-    def modality(self) -> Modality | None:
-        """The modality of the captions, or None for the encoder's features."""
-        return None if self.kind == ENCODER else Modality(self.kind)
+    def items(self, sample: Sample) -> list[Item]:
+        """The items of a sample that it holds an embedding for."""
+        return sidecar_items(sample, self.views, output_modality(self.kind), takes_media(self.kind))
 
     def source(self, shard: int) -> Path:
         """The dataset's tar."""

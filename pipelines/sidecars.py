@@ -1,9 +1,10 @@
 """Sidecars: embeddings beside a dataset's shards, one `.npy` a sample, same keys, same order, media untouched.
 
 `<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
-embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D)
-or encoder features (num_items, E), as float32, float16, or int8 with a scale for each vector (`storage.py`). The index
-beside it adds how many of the L positions are the caption's own, and a hash of what each embedding was made from.
+embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D),
+encoder features (num_items, E) or a decoder's latents (num_items, C, ...), as float32, float16, or int8 with a scale
+for each vector (`storage.py`). The index beside it adds how many of the L positions are the caption's own, and a hash
+of what each embedding was made from.
 """
 
 import io
@@ -16,12 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.ownership import IDENTITY_BYTES
+from pipelines.sample import Modality
 from pipelines.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from pipelines.storage import restore
 
-# What a sidecar holds: caption embeddings for one output modality, or features of the input items.
+# What a sidecar holds: caption embeddings for one output modality, or features of the input items; or, for the
+# denoising loss alone, latents of the media that are to be generated.
 ENCODER = "encoder"
-KINDS = ("image", "video", "audio", ENCODER)
+KINDS = (*(modality.value for modality in Modality), ENCODER)
+LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
+ROW_KINDS = (*KINDS, *LATENTS)
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -83,9 +88,27 @@ def find_sidecars(dataset: Path, kind: str) -> dict[str, SidecarManifest]:
     return {manifest.encoder_id: manifest for manifest in manifests if manifest.kind == kind}
 
 
+def output_modality(kind: str) -> Modality | None:
+    """The modality of the output items that a sidecar of this kind is of; None for the encoder's, of input items."""
+    return None if kind == ENCODER else Modality(kind.removesuffix("_latents"))
+
+
+def takes_media(kind: str) -> bool:
+    """Whether a sidecar of this kind is made from media; else from captions."""
+    return kind == ENCODER or kind in LATENTS
+
+
+def embed_command(shards: Path, kind: str) -> str:
+    """What makes the sidecars of a kind."""
+    modality = output_modality(kind)
+    flags = f"--modality {modality or ENCODER}{' --latents' if kind in LATENTS else ''}"
+    return f"jobs/embed.py --shards {shards} {flags}"
+
+
 def needs(manifest: Manifest, kind: str) -> int:
-    """How many items of a dataset a sidecar of this kind holds; none needs no sidecar."""
-    return manifest.input_items if kind == ENCODER else manifest.output_items.get(kind, 0)
+    """How many items of a dataset a sidecar of this kind holds, of latents at most so many; none needs no sidecar."""
+    modality = output_modality(kind)
+    return manifest.output_items.get(modality.value, 0) if modality else manifest.input_items
 
 
 def to_npy(array: npt.NDArray[Any]) -> bytes:

@@ -42,18 +42,22 @@ def output_items(sample: Sample) -> list[Item]:
     return list(sample.items("assistant"))
 
 
-def sidecar_items(sample: Sample, kinds: Iterable[Kind], modality: Modality | None) -> list[Item]:
+def sidecar_items(
+    sample: Sample, kinds: Iterable[Kind], modality: Modality | None, of_media: bool = False
+) -> list[Item]:
     """The items a sidecar holds an embedding for, taken from the first of the views' kinds in which there are any.
 
-    With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder); with
-    None, the input items with a medium (embedded by the media encoder).
+    With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder), or
+    `of_media` those with a medium (encoded by the decoder's VAE); with None, the input items with a medium (embedded by
+    the media encoder).
     """
     for kind in kinds:
         view = apply_view(kind, sample)
         if modality is None:
             items = [item for item in input_items(view) if item.name]
         else:
-            items = [item for item in output_items(view) if item.modality == modality and item.caption]
+            found = [item for item in output_items(view) if item.modality == modality]
+            items = [item for item in found if (item.name if of_media else item.caption)]
         if items:
             return items
     return []

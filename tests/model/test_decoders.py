@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import decoders as decoders_module
-from model.decoders import CaptionEncoder, Decoder, caption_shape
+from model import families
+from model.decoders import CaptionEncoder, Decoder
+from model.families import caption_shape, default_settings
 from model.parts import resolve
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
@@ -257,8 +258,8 @@ def test_sizes_can_be_chosen(
 
 
 def test_full_size_decoders_have_the_released_models_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoders_module, "FULL_SIZE_CHANNELS", 1)
-    image, video, audio = (Decoder(modality, name_of(modality)).defaults for modality in Modality)
+    monkeypatch.setattr(families, "FULL_SIZE_CHANNELS", 1)
+    image, video, audio = (default_settings(modality, name_of(modality)) for modality in Modality)
     assert (image["height"], image["num_inference_steps"]) == (32, 50), "the side comes from the UNet: 512 for v1-5"
     assert (video["height"], video["width"], video["num_frames"]) == (320, 576, 16)
     assert audio["audio_length_in_s"] == 5
