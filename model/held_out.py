@@ -1,0 +1,58 @@
+"""Scores of the held-out samples while a stage trains, and replies to some of them to look at."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from model.batch import Batch
+from model.engine import Rank
+from model.feed import Row
+from model.losses import Criterion, LossWeights
+from model.run_log import RunLog
+from model.sampling import Sampler
+from model.settings import TrainSettings
+from model.validation import validate
+
+
+class HeldOut:
+    """One rank's held-out micro-batches, as many as every other rank has, and the rows they are of."""
+
+    def __init__(
+        self,
+        engine: Any,
+        criterion: Criterion,
+        weights: LossWeights,
+        tokenizer: Any,
+        *,
+        settings: TrainSettings,
+        rank: Rank,
+        batches: Sequence[Batch],
+        rows: Sequence[Row],
+        reduce: Callable[[list[float]], list[float]],
+    ) -> None:
+        self._engine, self._criterion, self._weights = engine, criterion, weights
+        self._settings, self._rank, self._batches, self._reduce = settings, rank, batches, reduce
+        # With its weights spread over ranks (ZeRO-3) a model answers only where all of them run the same.
+        self._everywhere = settings.zero == 3 and rank.world_size > 1
+        self._rows = rows
+        if self._everywhere:
+            shared = [rows]
+            dist.broadcast_object_list(shared)
+            self._rows = shared[0]
+        self._sampler = None
+        if settings.validation.generate and (rank.rank == 0 or self._everywhere):
+            self._sampler = Sampler(engine, tokenizer, renders=rank.rank == 0)
+
+    def __call__(self, step: int, log: RunLog | None) -> dict[str, float]:
+        """Scores all of them after `step` updates; every rank calls it, and gets the scores of all."""
+        moved = (batch.to(self._rank.device) for batch in self._batches)
+        scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
+        samples = self._sampler(self._rows) if self._sampler is not None else []
+        if log is not None:
+            log.validation(step, scores)
+            for sample in samples:
+                log.sample(step, sample)
+            parts = [f"{name} {scores[name]:.3f}" for name in scores if name.endswith(("loss", "well_formed"))]
+            print(f"held out, after step {step}: {', '.join(parts)}", flush=True)
+        return scores

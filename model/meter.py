@@ -1,0 +1,102 @@
+"""How fast a training goes, what it waits for, and how long it will take: arithmetic on times that others measure."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_LOSSES = ("loss", "alignment", "denoising")
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    samples: int
+    tokens: int
+    data_seconds: float
+    seconds: float
+
+
+class Meter:
+    """Rates over the last `window` steps of this start; its first step waits for the readers and is left out."""
+
+    def __init__(self, num_steps: int, window: int = 50) -> None:
+        self.num_steps = num_steps
+        self._steps: deque[_Step] = deque(maxlen=window)
+        self._seen = 0
+        self._other_seconds = 0.0
+
+    def step(
+        self,
+        *,
+        samples: int,
+        tokens: int,
+        positions: int,
+        data_seconds: float,
+        step_seconds: float,
+        other_seconds: float = 0.0,
+    ) -> dict[str, float]:
+        """Takes in a step; returns the figures to log.
+
+        `samples`, `tokens` (without padding) and `positions` (with it) are the global batch's. `data_seconds` it waited
+        for data, `step_seconds` it computed, and `other_seconds` went, since the step before, to validation and
+        checkpoints, which counts in the estimate alone. Figures: `padding` is the step's share of its positions; over
+        the window, `samples_per_second`, `tokens_per_second`, and `data_wait`, the share of the time.
+        """
+        figures = {"padding": 1 - tokens / positions if positions else 0.0}
+        self._seen += 1
+        if self._seen == 1:
+            return figures
+        self._other_seconds += other_seconds
+        self._steps.append(_Step(samples, tokens, data_seconds, data_seconds + step_seconds))
+        if seconds := sum(step.seconds for step in self._steps):
+            figures["samples_per_second"] = sum(step.samples for step in self._steps) / seconds
+            figures["tokens_per_second"] = sum(step.tokens for step in self._steps) / seconds
+            figures["data_wait"] = sum(step.data_seconds for step in self._steps) / seconds
+        return figures
+
+    def seconds_left(self, step: int) -> float | None:
+        """How long the steps after `step` will take; None while there is nothing to go by."""
+        if not self._steps:
+            return None
+        # Validation comes seldom, so it is spread over all steps, and not over the window.
+        each = sum(one.seconds for one in self._steps) / len(self._steps) + self._other_seconds / (self._seen - 1)
+        return (self.num_steps - step) * each
+
+    def line(self, stage: int, step: int, figures: Mapping[str, float]) -> str:
+        """A step's figures as a person reads them."""
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.endswith(_LOSSES))
+        rates = [
+            f"{_short(figures[name])} {unit}"
+            for name, unit in (("samples_per_second", "samples/s"), ("tokens_per_second", "tokens/s"))
+            if name in figures
+        ]
+        shares = [
+            f"{title} {100 * figures[name]:.1f} %"
+            for name, title in (("data_wait", "data"), ("padding", "padding"))
+            if name in figures
+        ]
+        left = self.seconds_left(step)
+        estimate = "estimating" if left is None else f"{_duration(left)} left"
+        parts = [f"stage {stage} step {step}/{self.num_steps}: {losses}", ", ".join(rates + shares), estimate]
+        return " | ".join(part for part in parts if part)
+
+
+def _short(value: float) -> str:
+    """Two or three figures: 8.4, 211, 8.4k, 1.2M."""
+    for factor, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{_plain(value / factor)}{unit}"
+    return _plain(value)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units: `3 m 12 s`, `2 h 5 m`, `1 d 3 h`."""
+    whole = round(seconds)
+    for size, unit, smaller, name in _UNITS:
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {name}"
+    return f"{whole} s"

@@ -1,0 +1,129 @@
+"""MLflow and Weights & Biases behind what a run's log needs of them.
+
+Where they are reached, under which account and in which project or experiment is told by their own environment
+variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`, ...); without them MLflow writes into the run's folder.
+"""
+
+import html
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+TrackerName = Literal["mlflow", "wandb"]
+PROJECT = "nextgpt"
+_STATE = "tracker.json"
+
+
+class Tracker(Protocol):
+    """One run at a tracker; `id` is what a resumed training goes on with."""
+
+    id: str
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs numbers of a step, without waiting for a server."""
+
+    def sample(self, step: int, tag: str, text: Path, medium: Path | None) -> None:
+        """Logs a generated sample: a file of text, and one of a picture, film or sound."""
+
+    def close(self, failed: bool) -> None:
+        """Sends what is left."""
+
+
+def check_tracker(tracker: TrackerName | None) -> None:
+    """Raises ValueError, with what to install, where a tracker is set that is not there."""
+    if tracker is not None and find_spec(tracker) is None:
+        raise ValueError(f"tracker: {tracker} is not installed; run pip install 'nextgpt-ray[{tracker}]'")
+
+
+def open_tracker(tracker: TrackerName, directory: Path, name: str, settings: Mapping[str, Any]) -> Tracker:
+    """Opens a tracker's run for a training whose log is in a local `directory`, or goes on with the one noted there.
+
+    Raises ValueError as `check_tracker` does.
+    """
+    check_tracker(tracker)
+    state = directory / _STATE
+    noted = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    run = noted["run"] if noted.get("tracker") == tracker else None
+    opened = _TRACKERS[tracker](directory, run, name, flatten(settings))
+    state.write_text(json.dumps({"tracker": tracker, "run": opened.id}) + "\n", encoding="utf-8")
+    return opened
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by their dotted names: `model.lora.r`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+class _MLflow:
+    def __init__(self, directory: Path, run: str | None, name: str, settings: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            self._use_folder(directory.resolve() / "mlflow")
+        self.id = mlflow.start_run(run_id=run, run_name=None if run else name).info.run_id
+        if run is None:
+            mlflow.log_params(dict(settings))
+
+    def _use_folder(self, folder: Path) -> None:
+        """A database and files in a folder, to be read by `mlflow ui --backend-store-uri sqlite:///...`."""
+        folder.mkdir(exist_ok=True)
+        self._mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        if self._mlflow.get_experiment_by_name(experiment) is None:
+            self._mlflow.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
+        self._mlflow.set_experiment(experiment)
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(figures), step=step, synchronous=False)
+
+    def sample(self, step: int, tag: str, text: Path, medium: Path | None) -> None:
+        for path in (text, medium):
+            if path is not None:
+                self._mlflow.log_artifact(str(path), tag)
+
+    def close(self, failed: bool) -> None:
+        self._mlflow.flush_async_logging()
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+class _WandB:
+    def __init__(self, directory: Path, run: str | None, name: str, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=run,
+            name=name,
+            dir=directory,
+            config=dict(settings),
+            resume="allow" if run else None,
+            settings=wandb.Settings(console="off"),
+        )
+        # Its own count of steps only goes up: it would leave out what a resumed training does again.
+        self._run.define_metric("*", step_metric="step")
+        self.id = self._run.id
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log({**figures, "step": step})
+
+    def sample(self, step: int, tag: str, text: Path, medium: Path | None) -> None:
+        written = html.escape(text.read_text(encoding="utf-8"))
+        logged = {f"{tag}_text": self._wandb.Html(f"<pre style='white-space: pre-wrap'>{written}</pre>", inject=False)}
+        if medium is not None:
+            kind = {".png": self._wandb.Image, ".gif": self._wandb.Video, ".wav": self._wandb.Audio}[medium.suffix]
+            logged[tag] = kind(str(medium))
+        self._run.log({**logged, "step": step})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+_TRACKERS: dict[TrackerName, type[_MLflow] | type[_WandB]] = {"mlflow": _MLflow, "wandb": _WandB}
