@@ -1,7 +1,6 @@
 """Answers a prompt in text and media: `jobs/generate.py --checkpoint RUN --prompt TEXT --out DIR`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs import cli
@@ -12,7 +11,7 @@ MODALITIES = ("image", "video", "audio")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the model on a worker and writes the reply's text and files."""
     parser = cli.parser("Answer a prompt with text and, where the model asks for them, a picture, a video, a sound.")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint, or a run of train_stage.py")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint, a run, or a hub id")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say to the model")
     for modality in MODALITIES:
         parser.add_argument(f"--{modality}", metavar="F", action="append", default=[], help=f"an input {modality}")
@@ -27,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jobs.reply import Request, answer
     from model.description import latest_checkpoint
+    from model.hub import is_repo_id
     from pipelines import media as media_files
     from pipelines.files import write_json
     from pipelines.sample import Modality
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mistakes.append(f"--steps {arguments.steps}: must be at least 1")
     if mistakes:
         raise cli.UsageError("\n".join(mistakes))
-    checkpoint = latest_checkpoint(Path(arguments.checkpoint))
+    checkpoint = arguments.checkpoint if is_repo_id(arguments.checkpoint) else latest_checkpoint(arguments.checkpoint)
     out = cli.new_folder(arguments.out)
     inputs = []
     for modality in Modality:

@@ -14,7 +14,7 @@ from pipelines.sample import Item, Media, Modality, Turn
 class Request:
     """A prompt with its input media, the media the reply must hold, and how to sample."""
 
-    checkpoint: Path
+    checkpoint: str | Path
     prompt: str
     inputs: Sequence[Media]
     require: Sequence[Modality]
@@ -47,8 +47,7 @@ def _answer(request: Request) -> dict[str, Any]:
     from pipelines import media as media_files
     from pipelines.shard_embedder import VIDEO_FPS
 
-    model, tokenizer = from_pretrained(request.checkpoint)
-    model.to(device)
+    model, tokenizer = from_pretrained(request.checkpoint, device=device)
     used = [model.config.llm.name]
     features = np.zeros((0, model.config.encoder.dim), np.float32)
     if request.inputs:

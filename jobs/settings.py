@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from jobs.cli import UsageError
-from model.config import load_preset
+from model.config import load_preset, preset_layers
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
 from pipelines.files import read_json
@@ -34,7 +34,8 @@ def load_settings(
         values["model"] = load_preset(preset).model_dump(mode="json")
     except ValueError as error:
         raise UsageError(f"--preset: {error}") from None
-    for layer in (CONFIGS / "base.yaml", CONFIGS / f"{preset}.yaml", CONFIGS / f"stage_{stage}.yaml"):
+    presets = [CONFIGS / f"{name}.yaml" for name in preset_layers(preset)]
+    for layer in (CONFIGS / "base.yaml", *presets, CONFIGS / f"stage_{stage}.yaml"):
         if layer.is_file():
             values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
     own = [text for text in overrides if text.startswith(("stage=", "model.preset"))]
@@ -93,8 +94,20 @@ def explain(error: ValidationError) -> list[str]:
 
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path."""
+    """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path.
+
+    Raises:
+        UsageError: it says something else than the settings that stand above it.
+    """
     values: dict[str, Any] = read_json(_deepspeed_file(settings.deepspeed))
+    zero = values.get("zero_optimization", {})
+    mistakes = []
+    if zero.get("stage", settings.zero) != settings.zero:
+        mistakes.append(f"ZeRO stage {zero['stage']}, but zero is {settings.zero}; set zero={zero['stage']}")
+    if "offload_optimizer" in zero and not settings.offload_optimizer:
+        mistakes.append("offloads the optimizer; set offload_optimizer=true")
+    if mistakes:
+        raise UsageError("\n".join(f"deepspeed: {settings.deepspeed}: {mistake}" for mistake in mistakes))
     return values
 
 

@@ -1,48 +1,65 @@
 """Wires a training stage: prepared views and settings into a plan, the plan into Ray Train workers."""
 
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import UsageError, existing_folder
-from model.description import check_compatible, latest_checkpoint
+from jobs import preflight
+from jobs.cli import Failures, UsageError, existing_folder
+from model.description import latest_checkpoint
+from model.run_log import read_log
+from model.run_state import best_checkpoint, first_step
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
-from pipelines.mixture import Mixture
-from pipelines.planned import PlannedView, plan_view, sidecar_of
-from pipelines.sample import Modality
+from pipelines.files import is_local, read_json
+from pipelines.mixture import HeldOut, Mixture
+from pipelines.planned import PlannedView, plan_view
 from pipelines.shards import Manifest, list_datasets
-from pipelines.sidecars import ENCODER
 
 # What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
 CPU_SHARE = 0.9
+STOPPED = "stopped.json"
+PADDING_STEPS = 1000  # enough to tell the share of padding by
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """Everything a stage needs, checked: its views with their sidecars, the mixture, and what to tell the user."""
+    """A stage's settings and views, checked, and what to tell the user."""
 
     settings: TrainSettings
     views: list[PlannedView]
-    mixture: Mixture
-    num_steps: int
     notes: list[str]
     untrained: list[str]
 
-    def describe(self) -> str:
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which samples are trained on at which step, and which are held out."""
+
+    mixture: Mixture
+    held_out: HeldOut
+    notes: list[str]
+
+    @property
+    def _num_held_out(self) -> int:
+        steps = range(self.held_out.num_steps)
+        return sum(len(batch) for step in steps for batch in self.held_out.micro_batches(step))
+
+    def describe(self, plan: StagePlan) -> str:
         """One line: how much of what."""
-        names = ", ".join(f"{view.name} ({view.manifest.samples})" for view in self.views)
+        names = ", ".join(f"{view.name} ({view.manifest.samples})" for view in plan.views)
+        steps, epochs = self.mixture.num_steps, self.mixture.num_steps / self.mixture.epoch_steps
+        padding = 100 * self.mixture.padding(PADDING_STEPS)
         return (
-            f"{self.mixture.epoch_samples} samples an epoch of {names}; {self.num_steps} steps of "
-            f"{self.settings.batch_size} in {self.settings.epochs} epochs"
+            f"{self.mixture.epoch_samples} samples an epoch of {names}; {steps} steps of {plan.settings.batch_size} "
+            f"in {epochs:.3g} epochs, {padding:.1f} % padding; {self._num_held_out} held out"
         )
 
 
-def plan_stage(settings: TrainSettings, shards: Path, init: Path | None) -> StagePlan:
-    """Checks data, sidecars and the checkpoint against the settings before anything starts.
+def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | None) -> StagePlan:
+    """Checks data, sidecars, the checkpoint and this machine against the settings before anything starts.
 
     Raises:
         UsageError: all mistakes, one line each.
@@ -50,40 +67,69 @@ def plan_stage(settings: TrainSettings, shards: Path, init: Path | None) -> Stag
     mistakes: list[str] = []
     notes: list[str] = []
     views = []
+    denoised = [modality for modality, weight in settings.loss.denoising_weights.items() if weight]
     prepared = _views_of(list_datasets(shards))
     for name, weight in _chosen(settings, prepared, shards, mistakes, notes).items():
-        dataset = prepared[name]
+        manifest = prepared[name]
         try:
-            views.append(plan_view(name, dataset.views[name], shards / dataset.dataset, weight, settings.sidecars))
+            views.append(
+                plan_view(name, manifest.views[name], shards / manifest.dataset, weight, settings.sidecars, denoised)
+            )
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
-    for planned in views:
-        mistakes += _shape_mistakes(settings, planned)
-    mistakes += _init_mistakes(settings, init)
+    mistakes += preflight.mistakes(settings, views, run, init)
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     if settings.stage == 3 and init is None:
         notes.append("no --init: stage 3 starts from untrained projections; give the run of stage 2")
-    mixture = Mixture(
-        counts=[view.manifest.samples for view in views],
-        weights=[view.weight for view in views],
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        seed=settings.seed,
-    )
-    steps = min(mixture.num_steps, settings.max_steps or mixture.num_steps)
-    return StagePlan(
-        settings=settings,
-        views=views,
-        mixture=mixture,
-        num_steps=steps,
-        notes=notes,
-        untrained=_untrained(settings),
-    )
+    return StagePlan(settings=settings, views=views, notes=notes, untrained=_untrained(settings))
 
 
-def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path | None, name: str) -> str:
-    """Runs the workers to the end; returns the summary."""
+def order_samples(plan: StagePlan) -> Order:
+    """Measures every sample once, on Ray, and lays out the order; what was measured before is remembered.
+
+    Raises:
+        UsageError: nothing is left to train on.
+    """
+    from jobs.worker import measure_id, measurer
+    from pipelines.survey import survey_views
+
+    settings = plan.settings
+    surveys = survey_views(plan.views, partial(measurer, settings.model), measure_id(settings.model))
+    notes = []
+    for view, survey in zip(plan.views, surveys, strict=True):
+        if survey.left_out:
+            (key, reason), *more = survey.left_out
+            notes.append(f"{view.name}: {len(survey.left_out)} samples left out; {key}: {reason}" + " ..." * bool(more))
+        if survey.truncated:
+            notes.append(
+                f"{view.name}: {survey.truncated} of {len(survey.lengths)} dialogues are cut at "
+                f"{settings.model.max_length} tokens"
+            )
+    fraction = settings.validation.fraction
+    splits = [survey.split(view.weight, fraction) for view, survey in zip(plan.views, surveys, strict=True)]
+    sizes = {"batch_size": settings.batch_size, "micro_batch_size": settings.micro_batch_size}
+    try:
+        mixture = Mixture(
+            [training for training, _ in splits],
+            **sizes,
+            window=settings.length_window,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    held_out = HeldOut([held for _, held in splits], **sizes, limit=settings.validation.samples)
+    return Order(mixture=mixture, held_out=held_out, notes=notes)
+
+
+def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path, init: Path | None, name: str) -> str:
+    """Runs the workers to the end, from where the run stands; returns the summary.
+
+    Raises:
+        Failures: the loss ran away.
+    """
     import ray.train
     import ray.train.torch
     from ray.train.v2.api.config import LoggingConfig
@@ -91,18 +137,26 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
     from jobs.worker import work
     from pipelines.handover import PlannedDataConfig, step_dataset
 
-    workers, use_gpu = _workers(plan.settings)
-    started = time.monotonic()
+    settings, num_steps, held_out_steps = plan.settings, order.mixture.num_steps, order.held_out.num_steps
+    workers, use_gpu = _workers(settings)
     config = {
-        "settings": plan.settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
         "deepspeed": dict(deepspeed),
-        "num_steps": plan.num_steps,
+        "num_steps": num_steps,
+        "held_out_steps": held_out_steps,
         "views": plan.views,
-        "init": str(init) if init else None,
-        "run": str(run),
-        "history": {"configuration": name, "data": {view.name: view.manifest.content for view in plan.views}},
-        "card": _card(plan, workers, use_gpu),
+        "init": init,
+        "run": run,
+        "history": {"configuration": name, "data": _data(plan)},
+        "card": {"untrained": plan.untrained},
+        "tracked": {"name": run.name, "settings": settings.model_dump(mode="json")},
     }
+    # Ray would go on from what it remembers of an earlier start; what to go on from is in the run itself.
+    for file in ("checkpoint_manager_snapshot.json", STOPPED):
+        (run / file).unlink(missing_ok=True)
+    storage: dict[str, Any] = {"storage_path": str(run.parent)}
+    if not is_local(run):
+        storage = {"storage_path": run.parent.path, "storage_filesystem": _arrow(run)}  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config=config,
@@ -113,13 +167,49 @@ def train(plan: StagePlan, deepspeed: Mapping[str, Any], run: Path, init: Path |
             resources_per_worker={"GPU": 1, "CPU": 1} if use_gpu else {"CPU": CPU_SHARE},
         ),
         run_config=ray.train.RunConfig(
-            name=run.name, storage_path=str(run.parent), logging_config=LoggingConfig(log_level="WARNING")
+            name=run.name,
+            **storage,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
-        datasets={"train": step_dataset(0, plan.num_steps)},
-        dataset_config=PlannedDataConfig(plan.mixture, plan.views),
+        datasets={
+            # Called anew whenever workers start: a run that goes on reads nothing it has consumed.
+            "train": lambda: _steps_left(run, num_steps),
+            "validation": lambda: step_dataset(0, held_out_steps),
+        },
+        dataset_config=PlannedDataConfig({"train": order.mixture, "validation": order.held_out}, plan.views),
     )
-    trainer.fit()
-    return _summary(run, plan.mixture.epoch_steps, workers, time.monotonic() - started)
+    result = trainer.fit()
+    if (run / STOPPED).is_file():
+        raise Failures(read_json(run / STOPPED)["reason"])
+    return summary(run, order.mixture.epoch_steps, result.metrics or {})
+
+
+def _steps_left(run: Path, num_steps: int) -> Any:
+    """Runs in Ray Train's controller, which has Ray Data's settings as Ray ships them."""
+    from jobs.cli import configure_ray_data
+    from pipelines.handover import step_dataset
+
+    configure_ray_data()
+    return step_dataset(min(first_step(run), num_steps), num_steps)
+
+
+def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
+    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
+    rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
+    first, last = rows[:epoch_steps], rows[-epoch_steps:]
+    figures = [
+        f"  {name}: {_mean(first, name):.3f} -> {_mean(last, name):.3f}"
+        for name in dict.fromkeys(name for row in first + last for name in row)
+        if name.endswith(("loss", "alignment", "accuracy", "well_formed"))
+    ]
+    held_out = [f"  held out: {name} {value:.3f}" for name, value in metrics.items() if name == "validation/loss"]
+    lines = [f"trained {len(rows)} steps; mean of the first -> last epoch:", *figures, *held_out]
+    checkpoint, best = latest_checkpoint(run), best_checkpoint(run)
+    lines.append(f"checkpoint: {checkpoint}")
+    if best is not None and best != checkpoint:
+        lines.append(f"best by held-out loss: {best}")
+    return "\n".join(lines)
 
 
 def prepared_views(shards: str) -> list[str]:
@@ -161,37 +251,6 @@ def _chosen(
     return chosen
 
 
-def _shape_mistakes(settings: TrainSettings, view: PlannedView) -> list[str]:
-    mistakes = []
-    for kind in view.sidecars:
-        manifest = sidecar_of(view, kind)
-        if kind == ENCODER:
-            expected = [settings.model.encoder.dim]
-        elif Modality(kind) in settings.model.outputs:
-            output = settings.model.outputs[Modality(kind)]
-            expected = [output.num_queries, output.dim]
-        else:
-            mistakes.append(f"{view.name}: has {kind} outputs, but preset {settings.model.preset} makes none")
-            continue
-        if manifest.shape != expected:
-            mistakes.append(
-                f"{view.name}: {kind} embeddings by {manifest.encoder_name} are {_by(manifest.shape)}, preset "
-                f"{settings.model.preset} takes {_by(expected)}; run jobs/embed.py --preset {settings.model.preset} "
-                f"--modality {kind}, or train a preset that takes these"
-            )
-    return mistakes
-
-
-def _init_mistakes(settings: TrainSettings, init: Path | None) -> list[str]:
-    if init is None:
-        return []
-    try:
-        check_compatible(settings.model, init)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
 def _untrained(settings: TrainSettings) -> list[str]:
     """Only built-in parts can be untrained; real ones are named, not loaded, here."""
     from model.parts import is_untrained
@@ -201,8 +260,8 @@ def _untrained(settings: TrainSettings) -> list[str]:
     return [name for name in names if is_untrained(name)]
 
 
-def _workers(settings: TrainSettings) -> tuple[int, bool]:
-    """How many workers: as set, else one a GPU, else one a core up to the batch."""
+def _workers(settings: TrainSettings) -> tuple[int | tuple[int, int], bool]:
+    """How many workers: as set, else one a GPU, else one a core, as far as there are micro-batches for them."""
     import ray
 
     resources = ray.cluster_resources()
@@ -210,36 +269,22 @@ def _workers(settings: TrainSettings) -> tuple[int, bool]:
     use_gpu = settings.use_gpu if settings.use_gpu is not None else gpus > 0
     if use_gpu and not gpus and not settings.workers:
         raise UsageError("workers: no GPU is up to count; say how many the cluster is to start, such as workers=4")
-    count = settings.workers or (gpus if use_gpu else int(resources.get("CPU", 1)))
-    return max(1, min(count, settings.batch_size)), use_gpu
+    if settings.workers:
+        return settings.workers, use_gpu
+    micro_batches = -(-settings.batch_size // settings.micro_batch_size)
+    return max(1, min(gpus if use_gpu else int(resources.get("CPU", 1)), micro_batches)), use_gpu
 
 
-def _card(plan: StagePlan, workers: int, use_gpu: bool) -> dict[str, Any]:
-    return {
-        "data": {view.name: f"{view.manifest.samples} samples, {view.manifest.content}" for view in plan.views},
-        "hardware": f"{workers} {'GPU' if use_gpu else 'CPU'} worker(s)",
-        "untrained": plan.untrained,
-    }
+def _data(plan: StagePlan) -> dict[str, Any]:
+    return {view.name: {"samples": view.manifest.samples, "manifest": view.manifest.content} for view in plan.views}
 
 
-def _summary(run: Path, epoch_steps: int, workers: int, seconds: float) -> str:
-    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    first, last = rows[:epoch_steps], rows[-epoch_steps:]
-    names = dict.fromkeys(name for row in first + last for name in row)
-    figures = [
-        f"  {name}: {_mean(first, name):.3f} -> {_mean(last, name):.3f}"
-        for name in names
-        if name.endswith(("loss", "alignment", "accuracy"))
-    ]
-    head = f"trained {len(rows)} steps on {workers} worker(s) in {seconds:.0f} s; mean of the first -> last epoch:"
-    return "\n".join([head, *figures, f"checkpoint: {latest_checkpoint(run)}"])
+def _arrow(run: Path) -> Any:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(run.fs))  # type: ignore[attr-defined]
 
 
-def _mean(rows: list[dict[str, float]], name: str) -> float:
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
     values = [row[name] for row in rows if name in row]
     return sum(values) / len(values) if values else float("nan")
-
-
-def _by(shape: list[int]) -> str:
-    return "x".join(map(str, shape))

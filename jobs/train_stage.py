@@ -1,18 +1,30 @@
 """Trains a stage with Ray Train and DeepSpeed: `jobs/train_stage.py --stage 1 --shards SHARDS --out RUN`."""
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
+from pipelines.files import read_json, remove_tree, write_json
 
 SETTINGS = "settings.json"
+# What may change when a run goes on: how it is run and watched, not what it computes.
+FREE = (
+    "workers",
+    "use_gpu",
+    "max_failures",
+    "log_every",
+    "log_samples",
+    "tracker",
+    "checkpoint_every",
+    "keep_last",
+    "validation.every",
+    "validation.generate",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Checks everything that can be checked, trains, and says where the checkpoint lies."""
+    """Checks everything that can be checked, trains from where the run stands, and says where the checkpoint lies."""
     parser = cli.parser("Train one of NExT-GPT's three stages on prepared and embedded shards.")
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True, help="which stage")
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="the --out of jobs/prepare.py, embedded")
@@ -26,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
-    from jobs.stage import plan_stage, prepared_views, train
+    from jobs.stage import order_samples, plan_stage, prepared_views, train
     from model.description import latest_checkpoint
 
     views = prepared_views(arguments.shards)
@@ -34,37 +46,80 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine = deepspeed_settings(settings)
     shards = cli.existing_folder(arguments.shards)
     run = cli.new_folder(arguments.out)
-    init = latest_checkpoint(Path(arguments.init)) if arguments.init else None
-    plan = plan_stage(settings, shards, init)
-    _clear(run, arguments.overwrite)
-
+    init = latest_checkpoint(arguments.init) if arguments.init else None
+    plan = plan_stage(settings, shards, run, init)
     effective: Mapping[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "deepspeed": engine,
+        "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
     name = settings_hash(effective)
-    print(f"stage {settings.stage}, configuration {name}: {plan.describe()}")
-    for line in plan.notes:
-        print(f"note: {line}")
+    steps_done = _make_room(run, effective, arguments.overwrite)
+    print(f"stage {settings.stage}, configuration {name}")
     run.mkdir(parents=True, exist_ok=True)
-    (run / SETTINGS).write_text(json.dumps({"hash": name, **effective}, indent=1) + "\n")
+    write_json(run / SETTINGS, {"hash": name, **effective})
 
     cli.start_ray()
-    summary = train(plan, engine, run, init, name)
-    print(summary)
+    order = order_samples(plan)
+    print(order.describe(plan))
+    notes = [*plan.notes, *order.notes, *_resume_notes(run)]
+    for line in notes:
+        print(f"note: {line}")
+    if steps_done >= order.mixture.num_steps:
+        print(f"{run}: finished already; nothing to do")
+        return
+    if steps_done:
+        print(f"goes on from step {steps_done} of {order.mixture.num_steps}")
+    print(train(plan, order, engine, run, init, name))
     cli.note_untrained(plan.untrained)
 
 
-def _clear(run: Path, overwrite: bool) -> None:
-    """Makes room for a run; what is not a run of ours is never removed."""
+def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
+    """How many steps of this very run are done; what is not a run of ours is never removed."""
+    from model.run_state import first_step
+
     if not run.exists() or not any(run.iterdir()):
-        return
+        return 0
     if not (run / SETTINGS).is_file():
         raise FileExistsError(f"{run}: holds other files; give a folder that is empty or new")
-    if not overwrite:
-        raise FileExistsError(f"{run}: holds a run already; give another --out, or --overwrite")
-    shutil.rmtree(run)
+    if overwrite:
+        remove_tree(run)
+        return 0
+    changed = list(_differences(read_json(run / SETTINGS), effective))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise FileExistsError(
+            f"{run}: holds a run of other settings ({'; '.join(changed[:3])}{more}); repeat its command to go on, give "
+            "another --out, or --overwrite"
+        )
+    return first_step(run)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What would make going on another run, as `name: old -> new`."""
+    before, now = _flat(old), _flat(new)
+    for name in dict.fromkeys((*before, *now)):
+        if name == "hash" or name.removeprefix("settings.").startswith(FREE):
+            continue
+        if before.get(name) != now.get(name):
+            yield f"{name.removeprefix('settings.')}: {before.get(name)} -> {now.get(name)}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _resume_notes(run: Path) -> Iterator[str]:
+    from jobs.preflight import notes
+    from model.run_state import resumable
+
+    checkpoint = resumable(run)
+    if checkpoint is not None:
+        yield from notes(checkpoint)
 
 
 if __name__ == "__main__":

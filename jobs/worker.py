@@ -1,30 +1,40 @@
 """What a Ray Train worker runs. Imports little: Ray Train's controller loads this module too."""
 
+import hashlib
 import json
+import shutil
 import tempfile
-import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.cli import quiet
+from model.config import ModelConfig
+from model.run_state import TrainState
 from model.settings import TrainSettings
+from pipelines.files import is_local, write_json
 from pipelines.planned import PlannedView, sample_embeddings
-from pipelines.sample import Modality
-from pipelines.sidecars import KINDS, from_npy
+from pipelines.sample import Modality, Sample
+from pipelines.sidecars import ROW_KINDS, from_npy
 
 VARIANCE_SAMPLES = 512
+LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: its share of every step, rank 0 writing the log and the checkpoints."""
+    """What each Ray Train worker runs: its share of every step, rank 0 writing the log."""
     import ray.train
 
     from model.devices import best_device
 
     quiet()
     best_device()
-    from model.training import Job, Rank, Trainer
+    from model.divergence import Diverged
+    from model.engine import Rank
+    from model.run_log import RunLog
+    from model.training import Job, Trainer
 
     context = ray.train.get_context()
     rank = Rank(
@@ -33,68 +43,125 @@ def work(config: dict[str, Any]) -> None:
         device=str(ray.train.torch.get_device()),
     )
     settings = TrainSettings.model_validate(config["settings"])
-    job = Job(
-        settings=settings,
-        deepspeed=config["deepspeed"],
-        num_steps=config["num_steps"],
-        alignment_variance=_variances(config["views"], settings.loss.padding_weight),
-        init=Path(config["init"]) if config["init"] else None,
-        history=config["history"],
-        card=config["card"],
-    )
-    trainer = Trainer(job, rank)
-    if rank.rank == 0:
-        _write_manifest(trainer, Path(config["run"]))
-    rows = map(_with_arrays, ray.train.get_dataset_shard("train").iter_rows())
-    with (Path(config["run"]) / "log.jsonl").open("a") as log:
-        trainer.run(rows, partial(_report, trainer, log if rank.rank == 0 else None, []))
+    run: Path = config["run"]
+    with ExitStack() as stack:
+        logs = run if is_local(run) else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sync = partial(_copy_logs, logs, run) if logs != run else lambda: None
+        job = Job(
+            settings=settings,
+            deepspeed=config["deepspeed"],
+            num_steps=config["num_steps"],
+            held_out_steps=config["held_out_steps"],
+            alignment_variance=_variances(config["views"], settings.loss.padding_weight),
+            run=run,
+            init=config["init"],
+            history=config["history"] | {"hardware": _hardware(rank)},
+            card=config["card"],
+        )
+        trainer = Trainer(job, rank, partial(_report, sync if rank.rank == 0 else lambda: None))
+        log = None
+        if rank.rank == 0:
+            _write_manifest(trainer, run)
+            if logs != run:
+                _copy_logs(run, logs)
+            log = RunLog(logs, first_step=trainer.first_step, tracker=settings.tracker, **config["tracked"])
+            stack.callback(sync)
+            stack.enter_context(log)
+        held_out = _rows("validation") if config["held_out_steps"] else ()
+        try:
+            trainer.run(_rows("train"), held_out, log)
+        except Diverged as error:
+            # To try again would come to the same: the run ends, and the driver says why.
+            if log is not None:
+                log.close(failed=True)
+                write_json(run / "stopped.json", {"step": error.step, "reason": f"{run}: {error}"})
+
+
+def _rows(dataset: str) -> Iterator[dict[str, Any]]:
+    """The hand-over's rows with their embeddings as arrays, whatever they are stored in."""
+    import ray.train
+
+    return map(_with_arrays, ray.train.get_dataset_shard(dataset).iter_rows())
 
 
 def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the hand-over with its embeddings as arrays, whatever they are stored in."""
-    return row | {kind: from_npy(row[kind]) if row[kind] else None for kind in KINDS}
+    return row | {kind: from_npy(row[kind]) if row[kind] else None for kind in ROW_KINDS}
 
 
-def _report(trainer: Any, log: Any, times: list[float], figures: dict[str, float], due: bool) -> None:
-    """Logs a step and, where it is due, saves a checkpoint; `times` gathers when steps ended."""
+def _report(sync: Callable[[], None], folder: Path, state: TrainState) -> None:
+    """Tells Ray of a checkpoint that is in its place already; every rank does."""
     import ray.train
 
-    settings, steps = trainer.job.settings, trainer.job.num_steps
-    step = int(figures["step"])
-    times.append(time.monotonic())
-    if log is not None:
-        log.write(json.dumps(figures) + "\n")
-        if step == 1 or step % settings.log_every == 0 or step == steps:
-            log.flush()
-            parts = [f"{name} {figures[name]:.3f}" for name in figures if name.endswith(("loss", "alignment"))]
-            # The first step waits for the readers to start and says nothing of the others.
-            left = (steps - step) * (times[-1] - times[0]) / max(1, len(times) - 1)
-            estimate = f"about {left:.0f} s left" if step > 1 else "estimating"
-            print(f"stage {settings.stage} step {step}/{steps}: {', '.join(parts)} ({estimate})", flush=True)
-    if not due:
-        return
-    if log is None:
-        ray.train.report(figures)
-        return
-    name = f"checkpoint-{step:06d}"
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save(Path(folder), figures)
-        ray.train.report(figures, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+    sync()
+    if is_local(folder):
+        checkpoint = ray.train.Checkpoint(str(folder))
+    else:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        system = PyFileSystem(FSSpecHandler(folder.fs))  # type: ignore[attr-defined]
+        checkpoint = ray.train.Checkpoint(folder.path, filesystem=system)  # type: ignore[attr-defined]
+    metrics = {**state.metrics, **{f"validation/{name}": value for name, value in state.validation.items()}}
+    ray.train.report(
+        metrics,
+        checkpoint,
+        checkpoint_dir_name=folder.name,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _copy_logs(source: Path, target: Path) -> None:
+    """The log's files from a folder to another, one of which is in a bucket."""
+    for name in LOGS:
+        path = source / name
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            place = target / file.relative_to(source).as_posix()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as read, place.open("wb") as write:
+                shutil.copyfileobj(read, write)
 
 
 def _write_manifest(trainer: Any, run: Path) -> None:
     """What trains, by name, shape and count, printed and written beside the results."""
-    parameters = dict(trainer.model.named_parameters())
-    rows = [
-        {"name": name, "shape": list(parameters[name].shape), "count": parameters[name].numel()}
-        for name in trainer.manifest
-    ]
+    from model.manifest import format_manifest, num_weights, trainable_table
+
+    rows = trainable_table(trainer.model, trainer.manifest)
     (run / "trainable.json").write_text(json.dumps(rows, indent=1) + "\n")
-    total = sum(row["count"] for row in rows)
-    groups = sorted({row["name"].split(".")[0] for row in rows})
-    print(
-        f"trains {total:,} of {sum(p.numel() for p in parameters.values()):,} weights: {', '.join(groups)}", flush=True
-    )
+    print(format_manifest(rows, num_weights(trainer.model)), flush=True)
+
+
+def _hardware(rank: Any) -> str:
+    """Such as "2 x NVIDIA H200" or "2 CPU workers"."""
+    import torch
+
+    if rank.device.startswith("cuda"):
+        return f"{rank.world_size} x {torch.cuda.get_device_name(rank.device)}"
+    return f"{rank.world_size} CPU worker(s) of {torch.get_num_threads()} thread(s)"
+
+
+def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
+    """What counts the tokens of a sample: (used, without the cut at `max_length`)."""
+    from model.dialogue import dialogue_lengths
+    from model.tokenizer import load_tokenizer, load_vocabulary
+
+    tokenizer, vocabulary = load_tokenizer(config), load_vocabulary(config)
+
+    def measure(sample: Sample) -> tuple[int, int]:
+        tokens = config.input_projection.num_input_tokens
+        return dialogue_lengths(sample.turns, tokenizer, vocabulary, tokens, config.max_length)
+
+    return measure
+
+
+def measure_id(config: ModelConfig) -> str:
+    """Changes whenever the number of tokens of a sample may."""
+    parts: Mapping[str, Any] = {
+        "llm": config.llm.name,
+        "groups": {m.value: n for m, n in config.signal_groups.items()},
+        "tokens": config.input_projection.num_input_tokens,
+        "max_length": config.max_length,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _variances(views: list[PlannedView], padding_weight: float) -> dict[Modality, float]:

@@ -1,124 +1,194 @@
-"""A stage's training: a DeepSpeed engine, the step, the loop. Knows nothing of where rows come from, nor of Ray."""
+"""A stage's training: the step, the loop, and what comes along. Knows nothing of where rows come from, nor of Ray."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from model.batch import Example, collate
-from model.checkpoint import load_weights, save_pretrained
+from model.base_rows import save_base_rows
+from model.batch import Batch, Example
+from model.checkpoint import load_weights, trained_state, write_files
 from model.dialogue import IGNORE, encode_dialogue
-from model.losses import Counts, Criterion, Losses, LossWeights, total
+from model.divergence import Diverged, LossGuard
+from model.engine import DTYPES, Rank, accumulation, build_engine
+from model.engine_state import gather, restore, snapshot
+from model.feed import Row, micro_batches, prefetch
+from model.held_out import HeldOut
+from model.losses import TERMS, Criterion, Losses, LossWeights, total
+from model.meter import Meter
 from model.nextgpt import NextGPT
+from model.run_checkpoints import RunCheckpoints
+from model.run_log import RunLog
+from model.run_state import TrainState, resumable
 from model.settings import TrainSettings
 from model.tokenizer import load_tokenizer
 from pipelines.sample import Modality, turns_from_json
 
-Row = Mapping[str, Any]
-Report = Callable[[dict[str, float], bool], None]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """This process among the workers."""
-
-    rank: int
-    world_size: int
-    device: str
+_MICRO_BATCHES = 1 << 20  # more than a step has: seeds of micro-batches are numbered through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What a worker is to train.
 
-    `alignment_variance` is the variance of the caption embeddings by modality, which normalises the alignment loss:
-    predicting their mean scores 1. `history` is what checkpoints remember of this stage, `card` goes into the model
-    card.
+    `run` is the folder of the run: where it holds a checkpoint, training goes on from there; where not, it starts from
+    the checkpoint `init`, or anew. `alignment_variance` is the variance of the caption embeddings by modality, which
+    normalises the alignment loss: predicting their mean scores 1. `history` is what checkpoints remember of this stage,
+    `card` goes into the model card.
     """
 
     settings: TrainSettings
     deepspeed: Mapping[str, Any]
     num_steps: int
+    held_out_steps: int
     alignment_variance: Mapping[Modality, float]
+    run: Path
     init: Path | None
     history: Mapping[str, Any]
     card: Mapping[str, Any]
 
 
-class Trainer:
-    """One worker's part of a run: model, engine, and how rows become batches."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a global batch came to: its losses, and how many samples, tokens, and places for tokens it had."""
 
-    def __init__(self, job: Job, rank: Rank) -> None:
+    loss: float
+    losses: Losses
+    gradient_norm: float | None
+    samples: int
+    tokens: int
+    positions: int
+
+
+class Trainer:
+    """One worker's part of a run: model, engine, and how rows become steps.
+
+    `on_checkpoint` hears of each finished checkpoint, on every rank.
+    """
+
+    def __init__(self, job: Job, rank: Rank, on_checkpoint: Callable[[Path, TrainState], None] | None = None) -> None:
         settings = job.settings
         self.job, self.rank = job, rank
         self.tokenizer = load_tokenizer(settings.model)
-        self.model = self._build()
+        checkpoint = resumable(job.run)
+        state = TrainState.read(checkpoint) if checkpoint is not None else None
+        self.model = self._build(checkpoint or job.init)
+        self.stages = list(self.model.stages)[: -1 if checkpoint is not None else None]
         self.manifest = self.model.set_stage(settings.stage)
-        self.criterion = Criterion(
-            alignment_variance=job.alignment_variance,
-            padding_weight=settings.loss.padding_weight,
-            legacy=settings.loss.alignment == "l2",
+        if rank.rank == 0:
+            save_base_rows(self.model, job.run)
+        self.first_step = state.step if state is not None else 0
+        self._seconds = state.seconds if state is not None else 0.0
+        self._started = time.monotonic()
+        self._guard = LossGuard(settings.loss.stop_above)
+        if state is not None:
+            self._guard.load(state.guard)
+        self.criterion = self._criterion()
+        self.weights = LossWeights(
+            tokens=settings.loss.text_weight,
+            alignment=settings.loss.alignment_weights,
+            denoising=settings.loss.denoising_weights,
         )
-        self.weights = LossWeights(tokens=settings.loss.text_weight, alignment=settings.loss.alignment_weights)
-        self.accumulation = _accumulation(settings, rank.world_size)
-        self.engine = self._engine()
+        self.accumulation = accumulation(settings, rank.world_size)
+        universal = state is not None and state.needs_conversion(rank.world_size)
+        self.engine = build_engine(self.model, settings, job.deepspeed, job.num_steps, rank, universal=universal)
+        if checkpoint is not None:
+            restore(self.engine, checkpoint, universal=universal)
+        self._checkpoints = RunCheckpoints(
+            job.run,
+            rank=rank.rank,
+            keep_last=settings.keep_last,
+            all_done=lambda done: self._sum([float(done)])[0] == rank.world_size,
+            on_finished=on_checkpoint or (lambda folder, state: None),
+        )
 
-    def run(self, rows: Iterable[Row], report: Report) -> None:
-        """Trains over rows that come sorted by `step`; reports each step, and whether a checkpoint is due."""
-        every = self.job.settings.checkpoint_every
-        waited = time.perf_counter()
-        for step, examples in self._steps(rows):
+    def run(self, rows: Iterable[Row], held_out: Iterable[Row] = (), log: RunLog | None = None) -> None:
+        """Trains over rows that come sorted by `step` and `micro`, from `first_step` on; rank 0 gives the log.
+
+        `held_out` are the validation's rows, in the same form. Raises Diverged, after saving, when the loss runs away.
+        """
+        settings, num_steps = self.job.settings, self.job.num_steps
+        validation = self._held_out(held_out)
+        meter = Meter(num_steps)
+        feed = prefetch(self._micro_batches(rows, range(self.first_step, num_steps)))
+        waited, other = time.perf_counter(), 0.0
+        for step, batches in enumerate(feed, self.first_step):
             started = time.perf_counter()
             learning_rate = self.engine.get_lr()[0]
-            losses = self.step(examples)
+            result = self._guarded(step, batches)
+            done, ended = step + 1, time.perf_counter()
+            times = {"data_seconds": started - waited, "step_seconds": ended - started}
             figures = {
-                "step": step + 1,
-                "loss": self.loss_of(losses),
-                **losses.means(),
+                "step": done,
+                "loss": result.loss,
+                **result.losses.means(),
                 "learning_rate": learning_rate,
-                "data_seconds": started - waited,
-                "step_seconds": time.perf_counter() - started,
+                **({} if result.gradient_norm is None else {"gradient_norm": result.gradient_norm}),
+                **times,
+                **meter.step(
+                    samples=result.samples,
+                    tokens=result.tokens,
+                    positions=result.positions,
+                    other_seconds=other,
+                    **times,
+                ),
             }
+            keys = self._keys(batches) if settings.log_samples else None
+            if log is not None:
+                log.step(done, figures | ({} if keys is None else {"samples": keys}))
+                if done == self.first_step + 1 or done % settings.log_every == 0 or done == num_steps:
+                    print(meter.line(settings.stage, done, figures), flush=True)
+            saves = done == num_steps or _every(settings.checkpoint_every, done)
+            scores = {}
+            if validation is not None and (saves or _every(settings.validation.every, done)):
+                scores = validation(done, log)
+            if saves:
+                self._save(done, log, figures, scores)
+            self._checkpoints.poll(wait=done == num_steps)
             waited = time.perf_counter()
-            done = step + 1
-            report(figures, done == self.job.num_steps or (every is not None and done % every == 0))
+            other = waited - ended
+        self._checkpoints.close()
 
-    def step(self, examples: list[Example]) -> Losses:
-        """One update on this rank's share of a global batch; returns the losses of the whole of it.
+    def step(self, step: int, batches: Sequence[Batch]) -> StepResult:
+        """One update on this rank's share of a global batch; returns the figures of the whole of it.
 
-        Every term is divided by its count over the global batch, so that how samples are split over ranks and
-        micro-batches changes nothing.
+        Every term is divided by its count over the global batch, and random numbers are drawn by micro-batch, so that
+        how a global batch is spread over ranks changes nothing. Raises Diverged before the update is made.
         """
-        batches = [collate(part, self._pad_id).to(self.rank.device) for part in _split(examples, self.accumulation)]
-        counts = sum((self.criterion.count(batch) for batch in batches), Counts())
-        counts = Counts.from_list(self._sum(counts.to_list()))
-        seen: list[float] = []
-        for batch in batches:
-            losses = self.criterion(self.engine(batch), batch)
+        counts_T = sum(map(self.criterion.count, batches), torch.zeros(len(TERMS), dtype=torch.float64))
+        counts_T = torch.tensor(self._sum(counts_T.tolist()), dtype=torch.float64)
+        seen: list[list[float]] = []
+        for place, batch in enumerate(batches):
+            seed = self._seed(step, place)
+            torch.manual_seed(seed)  # of the adapter's dropout
+            moved = batch.to(self.rank.device)
+            losses = self.criterion(self.engine(moved), moved, torch.Generator().manual_seed(seed))
             # DeepSpeed averages over ranks and over micro-batches; ours are shares of one sum.
-            self.engine.backward(total(losses, counts, self.weights) * self.rank.world_size * self.accumulation)
-            self.engine.step()
-            figures = losses.to_list()
-            seen = [a + b for a, b in zip(seen, figures, strict=True)] if seen else figures
-        return Losses.from_list(self._sum(seen))
-
-    def loss_of(self, losses: Losses) -> float:
-        """The weighted sum that is minimised."""
-        return float(total(losses, losses.counts, self.weights))
-
-    def save(self, directory: Path, metrics: Mapping[str, float]) -> None:
-        """Writes what was trained; one rank does."""
-        stage = {"stage": self.job.settings.stage, **self.job.history, "steps": int(metrics["step"])}
-        card = {**self.job.card, "metrics": dict(metrics)}
-        save_pretrained(self.model, directory, self.tokenizer, stages=[*self.stages, stage], card=card)
+            share = total(losses, counts_T, self.weights) * self.rank.world_size * self.accumulation
+            self.engine.backward(share)
+            seen.append([*losses.to_list(), *_sizes(batch)])
+            if place < len(batches) - 1:
+                self.engine.step()
+        *values, samples, tokens, positions = self._sum([math.fsum(column) for column in zip(*seen, strict=True)])
+        losses = Losses.from_list(values)
+        loss = float(total(losses, losses.counts_F, self.weights))
+        self._guard.check(step + 1, loss, int(samples))
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return StepResult(
+            loss=loss,
+            losses=losses,
+            gradient_norm=None if norm is None else float(norm),
+            samples=int(samples),
+            tokens=int(tokens),
+            positions=int(positions),
+        )
 
     def encode(self, row: Row) -> Example:
         """A row of the hand-over, its embeddings as arrays (None where there are none), as the model takes it."""
@@ -134,69 +204,132 @@ class Trainer:
             # The caption stands in the prompt already; what is learned is which signal tokens follow it.
             first = self.model.vocabulary.base_size
             dialogue = replace(dialogue, labels=[label if label >= first else IGNORE for label in dialogue.labels])
-        targets = {
-            modality: (row[modality.value], list(row[f"{modality.value}_lengths"]))
-            for modality in Modality
-            if row[modality.value] is not None
+        return Example(
+            key=row["key"],
+            dialogue=dialogue,
+            features_NE=row["encoder"],
+            targets={m: (row[m.value], list(row[f"{m.value}_lengths"])) for m in Modality if row[m.value] is not None},
+            latents={m: row[f"{m.value}_latents"] for m in Modality if row.get(f"{m.value}_latents") is not None},
+        )
+
+    def _guarded(self, step: int, batches: Sequence[Batch]) -> StepResult:
+        """A step; where the loss runs away, the run is saved as it was and the samples are named."""
+        try:
+            return self.step(step, batches)
+        except Diverged as error:
+            self._checkpoints.poll(wait=True)
+            if resumable(self.job.run) is None or step > self.first_step:
+                self._save(step, None, {}, {})
+                self._checkpoints.poll(wait=True)
+            raise Diverged(error.step, error.loss, self._keys(batches), error.reason) from None
+
+    def _micro_batches(self, rows: Iterable[Row], steps: range) -> Iterable[list[Batch]]:
+        return micro_batches(rows, self.encode, steps, self.accumulation, int(self.tokenizer.pad_token_id or 0))
+
+    def _held_out(self, rows: Iterable[Row]) -> HeldOut | None:
+        """What scores the held-out samples, which stay in memory; None where there are none."""
+        if not self.job.held_out_steps:
+            return None
+        kept = list(rows)
+        steps = self._micro_batches(kept, range(self.job.held_out_steps))
+        return HeldOut(
+            self.engine,
+            self.criterion,
+            self.weights,
+            self.tokenizer,
+            settings=self.job.settings,
+            rank=self.rank,
+            batches=[batch for step in steps for batch in step],
+            rows=kept,
+            reduce=self._sum,
+        )
+
+    def _save(self, step: int, log: RunLog | None, figures: Mapping[str, float], scores: Mapping[str, float]) -> None:
+        """Copies what a checkpoint needs and has a thread write it; every rank calls it."""
+        self._checkpoints.poll(wait=True)
+        if log is not None:
+            log.flush()
+        self._checkpoints.clear(step)  # before DeepSpeed's barrier, behind which the others write
+        files = snapshot(self.engine)
+        tensors = gather(self.model, trained_state(self.model), sharded=self.job.settings.zero == 3)
+        seconds = self._seconds + time.monotonic() - self._started
+        stage = {
+            "stage": self.job.settings.stage,
+            **self.job.history,
+            "steps": step,
+            "metrics": dict(figures),
+            "validation": dict(scores),
+            "seconds": round(seconds, 1),
         }
-        return Example(key=row["key"], dialogue=dialogue, features_NE=row["encoder"], targets=targets)
+        write = partial(
+            write_files,
+            self.model,
+            tokenizer=self.tokenizer,
+            stages=[*self.stages, stage],
+            card=self.job.card,
+            state=tensors,
+            base_rows=False,
+        )
+        state = TrainState(
+            step=step,
+            world_size=self.rank.world_size,
+            zero=self.job.settings.zero,
+            seconds=seconds,
+            guard=self._guard.state(),
+            metrics=figures,
+            validation=scores,
+        )
+        self._checkpoints.start(state, files, write if self.rank.rank == 0 else None)
 
-    def _steps(self, rows: Iterable[Row]) -> Iterator[tuple[int, list[Example]]]:
-        """Every step in turn; a rank that has no sample at a step takes part with none."""
-        groups = groupby(rows, key=lambda row: int(row["step"]))
-        pending = next(groups, None)
-        for step in range(self.job.num_steps):
-            examples = []
-            if pending is not None and pending[0] == step:
-                examples = [self.encode(row) for row in pending[1]]
-                pending = next(groups, None)
-            yield step, examples
-        assert pending is None, "rows come sorted by step, and none beyond the last"
-
-    def _build(self) -> NextGPT:
+    def _build(self, checkpoint: Path | None) -> NextGPT:
         settings = self.job.settings
-        adapter = settings.stage == 3 or (self.job.init is not None and (self.job.init / "adapter").is_dir())
         model = NextGPT.from_config(
             settings.model,
-            adapter=adapter,
+            adapter=settings.stage == 3,
             seed=settings.seed,
             dtype=DTYPES[settings.precision],
             gradient_checkpointing=settings.gradient_checkpointing,
+            device=self.rank.device,
         )
-        self.stages = load_weights(model, self.job.init) if self.job.init is not None else []
-        return model.to(self.rank.device)
+        if checkpoint is not None:
+            load_weights(model, checkpoint)
+        return model
 
-    def _engine(self) -> Any:
+    def _criterion(self) -> Criterion:
         settings = self.job.settings
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable,
-            lr=settings.optimizer.learning_rate * settings.optimizer.learning_rate_scale,
-            betas=settings.optimizer.betas,
-            weight_decay=settings.optimizer.weight_decay,
+        return Criterion(
+            vocabulary=self.model.vocabulary,
+            alignment_variance=self.job.alignment_variance,
+            padding_weight=settings.loss.padding_weight,
+            legacy=settings.loss.alignment == "l2",
+            denoisers={m: self._denoiser(m) for m, weight in settings.loss.denoising_weights.items() if weight},
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
-        config = {
-            **self.job.deepspeed,
-            "train_batch_size": settings.micro_batch_size * self.accumulation * self.rank.world_size,
-            "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-            "gradient_accumulation_steps": self.accumulation,
-            "bf16": {"enabled": settings.precision == "bf16"},
-        }
-        torch.manual_seed(settings.seed + self.rank.rank)
-        import deepspeed  # late, so that best_device() can tell it what there is
 
-        with redirect_stdout(StringIO()):  # it announces each extension it has built
-            engine, *_ = deepspeed.initialize(
-                model=self.model, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
-            )
-        return engine
+    def _denoiser(self, modality: Modality) -> Any:
+        from model.denoising import Denoiser  # late: it loads diffusers
 
-    def _schedule(self, step: int) -> float:
-        warmup = round(self.job.num_steps * self.job.settings.optimizer.warmup_ratio)
-        if step < warmup:
-            return (step + 1) / warmup
-        return max(0.0, (self.job.num_steps - step) / max(1, self.job.num_steps - warmup))
+        settings = self.job.settings
+        return Denoiser(
+            modality,
+            settings.model.outputs[modality].decoder,
+            self.rank.device,
+            DTYPES[settings.precision],
+            settings.gradient_checkpointing,
+        )
+
+    def _seed(self, step: int, place: int) -> int:
+        """Of a micro-batch, by its number in the global batch: the same on whichever rank it is."""
+        micro = place * self.rank.world_size + self.rank.rank
+        return (self.job.settings.seed * 1_000_003 + step) * _MICRO_BATCHES + micro
+
+    def _keys(self, batches: Sequence[Batch]) -> list[str]:
+        """The keys of the global batch, in its order; every rank calls it."""
+        mine = [list(batch.keys) for batch in batches]
+        everyone: list[list[list[str]]] = [mine]
+        if self.rank.world_size > 1:
+            everyone = [[] for _ in range(self.rank.world_size)]
+            dist.all_gather_object(everyone, mine)
+        return [key for place in range(len(mine)) for keys in everyone for key in keys[place]]
 
     def _sum(self, values: list[float]) -> list[float]:
         """Adds up numbers over all ranks."""
@@ -206,17 +339,13 @@ class Trainer:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    @property
-    def _pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)
+
+def _every(steps: int | None, done: int) -> bool:
+    return steps is not None and done % steps == 0
 
 
-def _accumulation(settings: TrainSettings, world_size: int) -> int:
-    """How many micro-batches a rank takes a step."""
-    share = -(-settings.batch_size // world_size)
-    return -(-share // settings.micro_batch_size)
-
-
-def _split(examples: list[Example], parts: int) -> list[list[Example]]:
-    """Parts as equal as can be; there may be empty ones, since every rank takes the same number of micro-batches."""
-    return [examples[part::parts] for part in range(parts)]
+def _sizes(batch: Batch) -> tuple[float, float, float]:
+    """Samples, tokens, and places for tokens; an empty batch has none."""
+    if not batch.keys:
+        return 0.0, 0.0, 0.0
+    return float(len(batch.keys)), float(batch.attention_mask_BT.sum()), float(batch.attention_mask_BT.numel())

@@ -18,6 +18,7 @@ import webdataset
 from safetensors import safe_open
 
 from model.checkpoint import from_pretrained, latest_checkpoint
+from model.run_log import read_log
 from pipelines.shards import Manifest, hash_file
 from tests.conftest import Cluster
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 PAIRS = {"cc3m": 14, "webvid": 11, "audiocap": 14}
 EPOCHS = {1: "12", 2: "8", 3: "6"}
+HELD_OUT = {1: "0", 2: "0", 3: "0.15"}
 KINDS = ("image", "video", "audio", "encoder")
 
 
@@ -43,22 +45,24 @@ class Way:
         return self.root / f"stage-{stage}"
 
     def steps(self, stage: int) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.run(stage) / "log.jsonl").read_text().splitlines()]
+        return steps_of(self.run(stage))
+
+
+def steps_of(run: Path) -> list[dict[str, float]]:
+    return [row for row in read_log(run / "log.jsonl") if "loss" in row]
 
 
 def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:
     command = ["python", "jobs/train_stage.py", "--stage", str(stage), "--shards", str(way_root / "shards")]
     init = ["--init", str(way_root / f"stage-{stage - 1}")] if stage > 1 else []
-    return [*command, "--out", str(out), *init, f"epochs={EPOCHS[stage]}", "workers=2", *settings]
+    epochs = [f"epochs={EPOCHS[stage]}", f"validation.fraction={HELD_OUT[stage]}"]
+    return [*command, "--out", str(out), *init, *epochs, "workers=2", *settings]
 
 
 @pytest.fixture(scope="module")
-def way(cluster: Cluster, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Way:
-    root = tmp_path_factory.mktemp("way")
-    shards = ["--shards", str(root / "shards")]
+def way(cluster: Cluster, sample_root: Path, embedded: Path, prepared_logs: dict[str, str]) -> Way:
+    root = embedded.parent
     commands = {
-        "prepare": ["python", "jobs/prepare.py", "--data", str(sample_root), "--out", shards[1]],
-        "embed": ["python", "jobs/embed.py", *shards, "--preset", "tiny"],
         **{f"stage-{n}": stage_command(root, n, root / f"stage-{n}") for n in (1, 2, 3)},
         "generate": [
             *["python", "jobs/generate.py", "--checkpoint", str(root / "stage-3"), "--out", str(root / "reply")],
@@ -66,8 +70,7 @@ def way(cluster: Cluster, sample_root: Path, tmp_path_factory: pytest.TempPathFa
             *["--image", str(sample_root / "T-X_pair_data/cc3m/images/001315438.jpg")],
         ],
     }
-    commands["prepare"] += ["--samples-per-shard", "5"]
-    logs = {}
+    logs = dict(prepared_logs)
     for name, command in commands.items():
         done = cluster.submit(*command)
         logs[name] = done.stdout + done.stderr
@@ -163,8 +166,25 @@ def test_one_worker_follows_the_losses_of_two(way: Way, cluster: Cluster) -> Non
     out = way.root / "single"
     done = cluster.run(*stage_command(way.root, 2, out, "workers=1")[1:])
     assert done.returncode == 0, done.stderr
-    single = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert single == pytest.approx([row["loss"] for row in way.steps(2)], rel=2e-3)
+    single, both = ([row["loss"] for row in steps] for steps in (steps_of(out), way.steps(2)))
+    assert single == pytest.approx(both, rel=1e-5)
+
+
+def test_held_out_samples_are_scored_and_one_reply_a_modality_can_be_looked_at(way: Way) -> None:
+    (scores,) = [row for row in read_log(way.run(3) / "log.jsonl") if "validation/loss" in row]
+    assert scores["validation/loss"] > 0
+    assert "held out, after step" in way.logs["stage-3"]
+    replies = {path.stem.split("-")[-1]: path for path in (way.run(3) / "samples").iterdir() if path.suffix != ".txt"}
+    assert replies
+    assert all(path.stat().st_size > 0 for path in replies.values())
+
+
+def test_a_finished_stage_has_nothing_to_do_and_other_settings_are_another_run(way: Way, cluster: Cluster) -> None:
+    again = cluster.run(*stage_command(way.root, 1, way.run(1))[1:])
+    assert "finished already; nothing to do" in again.stdout, again.stderr
+    other = cluster.run(*stage_command(way.root, 1, way.run(1), "seed=1")[1:])
+    assert other.returncode != 0
+    assert "holds a run of other settings (seed: 0 -> 1)" in other.stderr
 
 
 def test_preparing_and_embedding_again_makes_nothing(way: Way, cluster: Cluster, sample_root: Path) -> None:

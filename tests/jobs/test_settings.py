@@ -128,7 +128,8 @@ def test_an_override_that_is_no_yaml_is_a_mistake_like_any_other() -> None:
 
 
 def test_an_unknown_preset_is_a_mistake_like_any_other() -> None:
-    assert mistakes(preset="absent") == ["--preset: no preset 'absent'; choose one of nextgpt_7b, tiny"]
+    known = "nextgpt_7b, nextgpt_7b_query, tiny, tiny_query"
+    assert mistakes(preset="absent") == [f"--preset: no preset 'absent'; choose one of {known}"]
 
 
 def test_one_weight_of_the_alignment_leaves_the_others() -> None:

@@ -1,0 +1,124 @@
+"""A worker killed, a run stopped, workers that come and go: the run ends as if nothing had happened."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.description import latest_checkpoint
+from model.run_log import TIMES, read_log
+from tests.conftest import ROOT, Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+STEPS = 30
+SETTINGS = [f"max_steps={STEPS}", "checkpoint_every=5", "log_samples=true", "validation.generate=false"]
+
+
+def command(shards: Path, run: Path, stage: int, *settings: str) -> list[str]:
+    arguments = ["--stage", str(stage), "--shards", str(shards), "--out", str(run)]
+    return [sys.executable, "jobs/train_stage.py", *arguments, *SETTINGS, *settings]
+
+
+def start(cluster: Cluster, arguments: list[str]) -> subprocess.Popen[str]:
+    log = Path(arguments[arguments.index("--out") + 1]).with_suffix(".out").open("a")
+    return subprocess.Popen(arguments, cwd=ROOT, env=cluster.driver_environment, stdout=log, stderr=log, text=True)
+
+
+def run_to_end(cluster: Cluster, arguments: list[str]) -> None:
+    process = start(cluster, arguments)
+    assert process.wait(300) == 0, Path(arguments[arguments.index("--out") + 1]).with_suffix(".out").read_text()
+
+
+def training_workers(cluster: Cluster) -> list[psutil.Process]:
+    children = psutil.Process(cluster.head).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while steps_of(run) < step:
+        assert process.poll() is None, run.with_suffix(".out").read_text()
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.02)
+
+
+def steps_of(run: Path) -> int:
+    path = run / "log.jsonl"
+    return len([row for row in read_log(path) if "loss" in row]) if path.is_file() else 0
+
+
+def outcome(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The trained tensors at the end, and the log without what a clock says."""
+    last = latest_checkpoint(run)
+    tensors = load_file(last / "model.safetensors")
+    if (last / "adapter").is_dir():
+        tensors |= load_file(last / "adapter" / "adapter_model.safetensors")
+    rows = [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_log(run / "log.jsonl")]
+    return tensors, rows
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (tensors, rows), (others, other_rows) = outcome(one), outcome(other)
+    assert len([row for row in rows if "loss" in row]) == STEPS
+    assert rows == other_rows  # losses and consumed keys among them
+    assert tensors.keys() == others.keys()
+    assert all((tensors[name] == others[name]).all() for name in tensors)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_worker_and_a_stopped_run_leave_no_trace(
+    cluster: Cluster, embedded: Path, tmp_path: Path, stage: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_to_end(cluster, command(embedded, whole, stage, "workers=2"))
+    dice = random.Random(stage)
+    process = start(cluster, command(embedded, broken, stage, "workers=2"))
+    wait_for_step(broken, dice.randint(1, 14), process)
+    dice.choice(training_workers(cluster)).send_signal(signal.SIGKILL)  # resumes by itself
+    wait_for_step(broken, 20, process)
+    process.send_signal(signal.SIGKILL)  # and the driver; the same command goes on
+    process.wait(30)
+    while training_workers(cluster):
+        time.sleep(0.1)
+    run_to_end(cluster, command(embedded, broken, stage, "workers=2"))
+    assert "goes on from step" in broken.with_suffix(".out").read_text()
+    assert_same(whole, broken)
+
+
+@pytest.mark.slow
+def test_workers_may_come_and_go(cluster: Cluster, embedded: Path, tmp_path: Path) -> None:
+    """2, then 1, then 2 workers: every sample once, and the loss of the uninterrupted run to 1e-5."""
+    whole, elastic = tmp_path / "whole", tmp_path / "elastic"
+    run_to_end(cluster, command(embedded, whole, 3, "workers=2"))
+    for workers, until in ((2, 8), (1, 18), (2, None)):
+        arguments = command(embedded, elastic, 3, f"workers={workers}")
+        if until is None:
+            run_to_end(cluster, arguments)
+            continue
+        process = start(cluster, arguments)
+        wait_for_step(elastic, until, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        while training_workers(cluster):
+            time.sleep(0.1)
+    (_, rows), (_, others) = outcome(whole), outcome(elastic)
+    steps = [[row for row in part if "loss" in row] for part in (rows, others)]
+    assert [row["samples"] for row in steps[0]] == [row["samples"] for row in steps[1]]
+    losses = [[row["loss"] for row in part] for part in steps]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
