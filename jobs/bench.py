@@ -1,46 +1,90 @@
-"""Measures the pipelines against what a user could run in their place: `jobs/bench.py pipelines`."""
+"""Measures this project against what a user could run in its place, and what a GPU does with it.
+
+`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py gpu`.
+"""
 
 import importlib
 import json
 import platform
-from collections.abc import Sequence
+from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jobs import cli
 from jobs.benchmarks import Row, cores, not_measured, say
 
-SECTIONS = {
-    "shards": "writing shards, against Dataset.write_webdataset",
-    "images": "preparing images, against a bare Pillow loop and img2dataset",
-    "memory": "peak memory of 20,000 samples, against 2,000",
-    "captions": "caption embeddings, against float32 in arrival order and padding to 512",
-    "reading": "reading an epoch, against the webdataset library",
-    "rerun": "a rerun with nothing to do, for 1,000 shards",
+SUITES: Mapping[str, Mapping[str, str]] = {
+    "pipelines": {
+        "shards": "writing shards, against Dataset.write_webdataset",
+        "images": "preparing images, against a bare Pillow loop and img2dataset",
+        "memory": "peak memory of 20,000 samples, against 2,000",
+        "captions": "caption embeddings, against float32 in arrival order and padding to 512",
+        "reading": "reading an epoch, against the webdataset library",
+        "rerun": "a rerun with nothing to do, for 1,000 shards",
+    },
+    "training": {
+        "waiting": "what a real run of stage 3 waits for data, against its steps",
+        "step": "a training step, against a bare loop of PyTorch",
+        "features": "stage 1 from cached features, against the encoder in the loop",
+        "logits": "logits where a token is learned, against logits everywhere: time and peak memory",
+    },
 }
-DESCRIPTION = (
-    "Measure the pipelines: ratios of medians, both sides taken in turn in the same run. Sections: "
-    + "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
-)
+
+
+GPU = "what one GPU does: training steps of a 7B model with random weights, and captions a second, as Markdown tables"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the sections asked for, prints one table, and fails with `--strict` where a target is missed."""
-    parser = cli.parser(DESCRIPTION)
-    parser.add_argument("suite", choices=["pipelines"], help="what to measure")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the usual amount of data")
+    """Runs a suite, prints its table, and fails with `--strict` where a target is missed."""
+    parser = cli.parser("Measure the pipelines, training, or a GPU.")
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
+    for suite, sections in SUITES.items():
+        _add_suite(suites, suite, sections)
+    suites.add_parser("gpu", help=GPU, description=f"Measure {GPU}.")
+    arguments = parser.parse_args(argv)
+    cli.quiet()
+    if arguments.suite == "gpu":
+        from jobs.benchmarks import gpu
+
+        for line in gpu.run():
+            print(line, flush=True)
+        return
+    _run_suite(arguments)
+
+
+def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
+    listed = "; ".join(f"{name}: {what}" for name, what in sections.items())
+    parser = suites.add_parser(
+        suite,
+        help=f"ratios of medians: {', '.join(sections)}",
+        description=f"Measure {suite}: ratios of medians, both sides taken in turn in the same run. Sections: {listed}",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=sections, metavar="NAME", help=f"of {', '.join(sections)}")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the usual amount of work")
     parser.add_argument("--json", metavar="FILE", help="where the figures go as JSON too")
     parser.add_argument("--strict", action="store_true", help="fail where a target is missed or not measured")
-    arguments = parser.parse_args(argv)
+    if suite == "training":
+        parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
+
+
+def _run_suite(arguments: Namespace) -> None:
     if not 0 < arguments.scale < float("inf"):
         raise cli.UsageError(f"--scale {arguments.scale}: must be above 0")
     out = Path(arguments.json) if arguments.json else None
     if out and not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"{out}: its folder does not exist")
 
-    cli.quiet()
-    rows = [row for name in arguments.only or SECTIONS for row in _measure(name, arguments.scale)]
+    names = arguments.only or list(SUITES[arguments.suite])
+    if arguments.suite == "training":
+        from jobs.benchmarks.training import ground
+
+        with ground(cli.existing_folder(arguments.data) if arguments.data else None) as place:
+            rows = _measure(SUITES["training"], names, arguments.scale, place)
+    else:
+        rows = _measure(SUITES["pipelines"], names, arguments.scale)
     facts = machine() + (f", scale {arguments.scale:g}" if arguments.scale != 1 else "")
     print("\n".join(["", *table(rows), "", facts]))
     if out:
@@ -71,28 +115,34 @@ def machine() -> str:
     return f"{cores()} cores of {_processor()}, {_memory()}, {platform.system()}, Python {platform.python_version()}"
 
 
-def _measure(name: str, scale: float) -> list[Row]:
-    """A section's rows; one that fails is told and counts as not measured, and the others go on."""
-    say(f"== {name}: {SECTIONS[name]}")
-    try:
-        rows: list[Row] = importlib.import_module(f"jobs.benchmarks.{name}").run(scale)
-    except Exception as error:
-        reason = cli.describe(cli.root_cause(error))
-        say(f"{name}: {reason}")
-        return [not_measured(name, float("nan"), "", reason)]
+def _measure(sections: Mapping[str, str], names: Sequence[str], scale: float, *place: object) -> list[Row]:
+    """The rows of the sections named; one that fails is told and counts as not measured, and the others go on."""
+    rows: list[Row] = []
+    for name in names:
+        say(f"== {name}: {sections[name]}")
+        try:
+            rows += importlib.import_module(f"jobs.benchmarks.{name}").run(scale, *place)
+        except Exception as error:
+            reason = cli.describe(cli.root_cause(error))
+            say(f"{name}: {reason}")
+            rows.append(not_measured(name, None, "", reason))
     return rows
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    target = f"{'<=' if row.at_most else '>='} {row.target:g}"
+    target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
     if not row.measured:
         return row.name, "-", "-", row.unit, "-", target, row.verdict
-    return row.name, _figure(row.ours), _figure(row.peer), row.unit, f"{row.ratio:.2f}", target, row.verdict
+    return row.name, _figure(row.ours), _figure(row.peer), row.unit, _ratio(row.ratio), target, row.verdict
 
 
 def _figure(value: float) -> str:
     """Three digits that matter, in plain writing."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _fields(row: Row) -> dict[str, object]:

@@ -80,7 +80,7 @@ class TrainSettings(_Settings):
     use_gpu: bool | None = None
     max_failures: int = Field(3, ge=0)
     precision: Literal["fp32", "bf16"]
-    zero: Literal[0, 1, 2, 3] = 2
+    zero: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0)

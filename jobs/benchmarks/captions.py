@@ -1,6 +1,5 @@
 """Caption embeddings: how much faster than a decoder's text encoder called as its pipeline calls it, and how equal."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -9,15 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 
 from jobs.benchmarks import Row, compare, timed
-from model.devices import best_device
-from model.parts import quiet, resolve
-from model.precision import Precision
+from jobs.benchmarks.text_encoders import draw_captions, load_encoders
 from pipelines.sample import Modality
-from pipelines.world.captions import caption
-from pipelines.world.scenes import draw
 
 if TYPE_CHECKING:
     from model.decoders import CaptionEncoder
@@ -26,14 +20,6 @@ REPEATS = 3
 BATCH = 64
 PADDED_BATCH = 1  # of captions padded to 512 positions; on a CPU more at once are slower
 CLIP_CAPTIONS, CLAP_CAPTIONS = 64, 16
-# At this size the words of the captions are one token or two, as in the vocabularies of the released encoders.
-VOCABULARY = 1000
-_BASE = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
 
 
 def run(scale: float) -> list[Row]:
@@ -46,8 +32,8 @@ def run(scale: float) -> list[Row]:
 
 
 def _clip(folder: Path, count: int) -> Row:
-    captions = _captions(Modality.IMAGE, count)
-    exact, fast = _encoders(Modality.IMAGE, folder, captions, _clip_model, ("float32", "bfloat16"))
+    captions = draw_captions(Modality.IMAGE, count)
+    exact, fast = load_encoders(Modality.IMAGE, folder, captions, ("float32", "bfloat16"))
     expected, found = exact(captions).embeddings, fast(captions).embeddings
     norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
     cosine = ((expected * found).sum(axis=-1) / norms).min()
@@ -63,8 +49,8 @@ def _clip(folder: Path, count: int) -> Row:
 
 
 def _clap(folder: Path, count: int) -> Row:
-    captions = _captions(Modality.AUDIO, count)
-    (encoder,) = _encoders(Modality.AUDIO, folder, captions, _clap_model, ("float32",))
+    captions = draw_captions(Modality.AUDIO, count)
+    (encoder,) = load_encoders(Modality.AUDIO, folder, captions, ("float32",))
     padded = [_as_the_pipeline(encoder, batch) for batch in _batches(captions, PADDED_BATCH)]
     difference = np.abs(encoder(captions).embeddings - np.concatenate(padded)).max()
     ours, peer = compare(
@@ -81,10 +67,6 @@ def _clap(folder: Path, count: int) -> Row:
     return Row(
         name="captions, CLAP", ours=ours, peer=peer, ratio=ours / peer, target=30.0, unit="captions/s", note=note
     )
-
-
-def _captions(modality: Modality, count: int) -> list[str]:
-    return [caption(draw(0, index)[modality], index) for index in range(count)]
 
 
 def _rate(encode: Callable[[list[str]], Any], captions: list[str], batch_size: int) -> float:
@@ -106,48 +88,3 @@ def _as_the_pipeline(encoder: "CaptionEncoder", captions: list[str]) -> Any:
     if pooled:
         return torch.nn.functional.normalize(output.text_embeds, dim=-1)[:, None].numpy()
     return output.last_hidden_state.numpy()
-
-
-def _encoders(
-    modality: Modality,
-    folder: Path,
-    captions: list[str],
-    build: Callable[[Any], Any],
-    precisions: tuple[Precision, ...],
-) -> list["CaptionEncoder"]:
-    """Writes a pipeline's text encoder at full width into a folder, and loads it in each precision."""
-    best_device()  # said before diffusers is imported, which else searches for an accelerator
-    from model.decoders import CaptionEncoder
-
-    shutil.copytree(resolve(f"builtin:tiny/{modality}_decoder"), folder)
-    kind = transformers.RobertaTokenizer if modality is Modality.AUDIO else transformers.CLIPTokenizer
-    tokenizer = kind.from_pretrained(folder, subfolder="tokenizer").train_new_from_iterator([captions], VOCABULARY)
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        build(tokenizer).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return [CaptionEncoder(modality, str(folder), precision=precision) for precision in precisions]
-
-
-def _clip_model(tokenizer: Any) -> Any:
-    config = transformers.CLIPTextConfig(
-        **_BASE,
-        vocab_size=len(tokenizer),
-        projection_dim=768,
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return transformers.CLIPTextModel(config)
-
-
-def _clap_model(tokenizer: Any) -> Any:
-    config = transformers.ClapTextConfig(
-        **_BASE,
-        vocab_size=len(tokenizer),
-        projection_dim=512,
-        max_position_embeddings=512 + tokenizer.pad_token_id + 1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return transformers.ClapTextModelWithProjection(config)

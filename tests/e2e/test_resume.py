@@ -20,7 +20,7 @@ from tests.conftest import ROOT, Cluster
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 STEPS = 30
-SETTINGS = [f"max_steps={STEPS}", "checkpoint_every=5", "log_samples=true", "validation.generate=false"]
+SETTINGS = ["zero=2", f"max_steps={STEPS}", "checkpoint_every=5", "log_samples=true", "validation.generate=false"]
 
 
 def command(shards: Path, run: Path, stage: int, *settings: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from jobs import bench
 from jobs.benchmarks import Row, compare, images, memory, not_measured
@@ -16,21 +17,24 @@ from pipelines.sample import Sample
 
 FAST = Row(name="fast", ours=2500.0, peer=1000.0, ratio=2.5, target=2.0, unit="rows/s", note="the same rows")
 BIG = Row(name="big", ours=120.0, peer=100.0, ratio=1.2, target=1.15, unit="MB", at_most=True)
+TOLD = Row(name="told", ours=30.0, peer=10.0, ratio=3.0, target=None, unit="samples/s")
 ABSENT = not_measured("absent", 1.0, "images/s", "img2dataset: no network")
 
 
 def test_a_target_is_met_from_its_own_side() -> None:
     assert FAST.met
     assert not BIG.met
-    assert [FAST.verdict, BIG.verdict, ABSENT.verdict] == ["met", "MISSED", "not measured"]
+    assert TOLD.met, "what is told alone cannot be missed"
+    assert [row.verdict for row in (FAST, BIG, TOLD, ABSENT)] == ["met", "MISSED", "", "not measured"]
 
 
 def test_the_table_is_aligned_and_keeps_the_notes() -> None:
-    header, fast, note, big, absent, reason = bench.table([FAST, BIG, ABSENT])
+    header, fast, note, big, told, absent, reason = bench.table([FAST, BIG, TOLD, ABSENT])
 
     assert header.split() == ["what", "ours", "peer", "unit", "ratio", "target"]
     assert fast.split() == ["fast", "2,500", "1,000", "rows/s", "2.50", ">=", "2", "met"]
     assert big.split() == ["big", "120", "100", "MB", "1.20", "<=", "1.15", "MISSED"]
+    assert told.split() == ["told", "30", "10", "samples/s", "3.00"]
     assert absent.split() == ["absent", "-", "-", "images/s", "-", ">=", "1", "not", "measured"]
     assert (note.strip(), reason.strip()) == ("the same rows", "img2dataset: no network")
     assert fast.index("2.50") == big.index("1.20")
@@ -74,6 +78,13 @@ def test_a_scale_of_nothing_is_refused() -> None:
     for scale in ("0", "-1", str(nan)):
         with pytest.raises(ValueError, match="must be above 0"):
             bench.main(["pipelines", "--scale", scale])
+
+
+def test_without_a_gpu_the_suite_for_one_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        bench.main(["gpu"])
 
 
 def test_both_sides_of_the_image_section_make_the_same_pictures(tmp_path: Path) -> None:

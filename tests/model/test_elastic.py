@@ -41,7 +41,7 @@ def launch(run: Path, workers: int, *settings: str, until: int = NUM_STEPS) -> l
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two workers from the beginning to the end."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    launch(run, 2)
+    launch(run, 2, "zero=2")
     return run
 
 
@@ -51,9 +51,9 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_of_two_workers_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    launch(tmp_path, 2, until=4)
+    launch(tmp_path, 2, "zero=2", until=4)
     assert first_step(tmp_path) == 3
-    launch(tmp_path, 2)
+    launch(tmp_path, 2, "zero=2")
     assert rows_of(tmp_path) == rows_of(whole)
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         one, other = (finished(run)[-1] / name for run in (whole, tmp_path))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from training_cases import BATCH, STEPS, make_rows, make_trainer
+from upath import UPath
 
 from model.checkpoint import from_pretrained
 from model.dialogue import IGNORE
@@ -21,23 +21,14 @@ from model.run_state import TrainState, best_checkpoint, finished, first_step
 from model.training import Trainer
 from pipelines.sample import Modality
 
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("LOCAL_RANK", "0")  # as torchrun and Ray Train set it
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def train(trainer: Trainer, rows: list[Row], run: Path) -> list[dict[str, float]]:
+def train(trainer: Trainer, rows: list[Row], logs: Path) -> list[dict[str, float]]:
     """Trains, and reads the log."""
-    with RunLog(run, first_step=trainer.first_step, tracker=None, name="test", settings={}) as log:
+    with RunLog(logs, first_step=trainer.first_step, tracker=None, name="test", settings={}) as log:
         trainer.run(rows, log=log)
-    return read_log(run / "log.jsonl")
+    return read_log(logs / "log.jsonl")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -140,6 +131,17 @@ def test_the_last_checkpoints_stay_and_the_frozen_weights_are_in_none(tmp_path: 
         assert set(state) == {"input_projection.linear.weight", "input_projection.linear.bias"} | {
             f"new_{side}_rows.weight" for side in ("input", "output")
         }
+
+
+def test_a_run_may_lie_in_a_bucket(tmp_path: Path) -> None:
+    run = UPath("memory://bucket/run")
+    train(make_trainer(3, run, "checkpoint_every=2", "keep_last=1"), make_rows(), tmp_path)
+    assert [folder.name for folder in finished(run)] == ["checkpoint-000004"]
+    again = make_trainer(3, run, "checkpoint_every=2", num_steps=STEPS + 1)
+    assert again.first_step == STEPS
+    (model, _) = from_pretrained(run)
+    weights = dict(again.model.named_parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
 
 
 def test_a_loss_that_is_no_number_stops_the_run_after_saving_it(tmp_path: Path) -> None:

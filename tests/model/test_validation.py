@@ -1,11 +1,10 @@
 """Validation in the midst of a real DeepSpeed training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from dialogue_cases import CAPTION, MIXED, REQUEST, make_example
 
 from jobs.settings import deepspeed_settings, load_settings
@@ -22,15 +21,7 @@ WEIGHTS = LossWeights(tokens=0.5, alignment={Modality.IMAGE: 2.0})
 STEPS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture
