@@ -117,8 +117,11 @@ def test_names_that_lead_nowhere_are_told_with_those_that_do() -> None:
 
 def test_a_deepspeed_file_of_ones_own_is_taken(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 0}}')
-    settings = load_settings(1, "tiny", [f"deepspeed={tmp_path / 'own.json'}"])
+    named = f"deepspeed={tmp_path / 'own.json'}"
+    settings = load_settings(1, "tiny", [named, "zero=0"])
     assert deepspeed_settings(settings) == {"zero_optimization": {"stage": 0}}
+    with pytest.raises(UsageError, match=r"own\.json: ZeRO stage 0, but zero is 1; set zero=0"):
+        deepspeed_settings(load_settings(1, "tiny", [named]))
 
 
 def test_an_override_that_is_no_yaml_is_a_mistake_like_any_other() -> None:

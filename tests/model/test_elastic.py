@@ -50,6 +50,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_log(run / "log.jsonl")]
 
 
+@pytest.mark.slow  # tests/e2e/test_resume.py does it with Ray
 def test_a_run_of_two_workers_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     launch(tmp_path, 2, "zero=2", until=4)
     assert first_step(tmp_path) == 3
