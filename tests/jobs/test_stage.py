@@ -38,7 +38,7 @@ def plan(folder: Path, shape: list[int], view: str = "cc3m_dec", kind: str = "im
         shards=[],
         of_shards=[],
     ).write(sidecar_folder(directory, f"{kind}-imported-0"))
-    return plan_stage(load_settings(2, "nextgpt_7b", [f"datasets={{{view}: 1}}"]), folder, None)
+    return plan_stage(load_settings(2, "nextgpt_7b", [f"datasets={{{view}: 1}}"]), folder, folder / "run", None)
 
 
 def test_embeddings_of_the_decoders_size_are_taken(tmp_path: Path) -> None:
