@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import BIN, ROOT, Cluster, free_port
 
 from pipelines.files import is_sound
 from pipelines.media import encode
 from pipelines.sample import Audio, Image
 from pipelines.shards import STATE, hash_file
+from tests.conftest import BIN, ROOT, Cluster, free_port
 
 ROWS = 240
 Whole = tuple[dict[str, str], float]

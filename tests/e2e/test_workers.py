@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from pipelines.shards import STATE, hash_file
 from pipelines.world.dataset import write_world
+from tests.conftest import ROOT
 
 PROGRAM = """
 import sys
