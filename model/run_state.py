@@ -56,7 +56,7 @@ def finished(run: Path) -> list[Path]:
         return []
     found = [path for path in run.iterdir() if path.name.startswith(PREFIX)]
     whole = [path for path in found if (path / CONFIG).is_file() and (path / FOLDER / STATE).is_file()]
-    return sorted(whole, key=lambda path: path.name)
+    return sorted(whole, key=lambda path: (len(path.name), path.name))
 
 
 def resumable(run: Path) -> Path | None:

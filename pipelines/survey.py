@@ -5,7 +5,7 @@ shards, `<dataset>/lengths/<view>-<hash>.parquet`, a row a sample, and read back
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipelines.views import apply_view
 
 # Loading a tokenizer takes an actor seconds, in which another measures about so many samples.
 SAMPLES_PER_ACTOR = 10_000
+SAMPLES_AT_ONCE = 2_000  # so few are measured here before an actor would have begun
 
 # Maps a sample as its view shows it to the tokens it takes and those it would take if nothing were cut; a ValueError
 # says why it cannot be encoded.
@@ -80,7 +81,7 @@ def hash_key(key: str) -> int:
 
 
 def survey_views(views: Sequence[PlannedView], measure: Callable[[], Measure], measure_id: str) -> list[Survey]:
-    """Measures the views on all cores of the cluster; those measured before, by the same measure, are read back.
+    """Measures the views, large ones on all cores of the cluster; what the same measure measured before is read back.
 
     `measure` makes a measure in each actor; `measure_id` says all that its results depend on.
     """
@@ -139,19 +140,23 @@ def _measured(views: Sequence[PlannedView], measure: Callable[[], Measure]) -> l
     total = sum(view.manifest.samples for view in views)
     parts: list[dict[int, pa.Table]] = [{} for _ in views]
     with track("measure", total, "samples") as bar:
-        for row in map_rows(rows, _Actor, fn_constructor_args=(views, measure), **_actors(len(rows), total)):
+        for row in _measurements(rows, views, measure, total):
             table = parts[row["view"]][row["shard"]] = pa.ipc.open_stream(row["rows"]).read_all()
             bar.advance(len(table))
     return [pa.concat_tables([SCHEMA.empty_table(), *(found[shard] for shard in sorted(found))]) for found in parts]
 
 
-def _actors(shards: int, samples: int) -> dict[str, Any]:
-    """How many actors, on cores alone; none where there is nothing to do, which takes no Ray."""
-    if not shards:
-        return {}
+def _measurements(
+    rows: list[dict[str, Any]], views: Sequence[PlannedView], measure: Callable[[], Measure], samples: int
+) -> Iterable[dict[str, Any]]:
+    if not rows:
+        return ()
+    if samples <= SAMPLES_AT_ONCE:
+        return map(_Actor(views, measure), rows)
     pool = plan_pool(gpus=0)
-    size = max(1, min(pool.actors, shards, -(-samples // SAMPLES_PER_ACTOR)))
-    return {"compute": ray.data.ActorPoolStrategy(size=size), "num_cpus": pool.num_cpus}
+    size = max(1, min(pool.actors, len(rows), -(-samples // SAMPLES_PER_ACTOR)))
+    actors = ray.data.ActorPoolStrategy(size=size)
+    return map_rows(rows, _Actor, fn_constructor_args=(views, measure), compute=actors, num_cpus=pool.num_cpus)
 
 
 def _cache(view: PlannedView, measure_id: str) -> Path:

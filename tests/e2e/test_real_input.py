@@ -174,6 +174,7 @@ def test_held_out_samples_are_scored_and_one_reply_a_modality_can_be_looked_at(w
     (scores,) = [row for row in read_log(way.run(3) / "log.jsonl") if "validation/loss" in row]
     assert scores["validation/loss"] > 0
     assert "held out, after step" in way.logs["stage-3"]
+    assert "held out: validation/loss" in way.logs["stage-3"]  # the summary has it from Ray Train's Result.metrics
     replies = {path.stem.split("-")[-1]: path for path in (way.run(3) / "samples").iterdir() if path.suffix != ".txt"}
     assert replies
     assert all(path.stat().st_size > 0 for path in replies.values())

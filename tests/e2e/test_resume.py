@@ -10,11 +10,14 @@ from typing import Any
 
 import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 from torch import Tensor
+from upath import UPath
 
 from model.description import latest_checkpoint
 from model.run_log import TIMES, read_log
+from model.run_state import TrainState
 from tests.conftest import ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
@@ -122,3 +125,43 @@ def test_workers_may_come_and_go(cluster: Cluster, embedded: Path, tmp_path: Pat
     assert [row["samples"] for row in steps[0]] == [row["samples"] for row in steps[1]]
     losses = [[row["loss"] for row in part] for part in steps]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_may_lie_in_a_bucket_and_go_on_there(cluster: Cluster, embedded: Path) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        address = {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+        bucket = UPath("s3://runs", key="test", secret="test", endpoint_url=address["AWS_ENDPOINT_URL"])
+        bucket.mkdir()
+        environment = {name: value for name, value in cluster.environment.items() if "RAY" not in name} | address
+        arguments = ["--stage", "1", "--shards", str(embedded), "--out", "s3://runs/one", *SETTINGS, "workers=2"]
+        printed = []
+        for _ in range(2):
+            command = [sys.executable, "jobs/train_stage.py", *arguments]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            printed.append(done.stdout)
+        names = {path.name for path in (bucket / "one").iterdir()}
+        assert {"checkpoint-000025", "checkpoint-000030", "log.jsonl", "tensorboard", "settings.json"} <= names
+        assert f"trained {STEPS} steps" in printed[0]
+        assert "finished already" in printed[1]
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_loss_that_runs_away_ends_the_run_with_its_samples_named(
+    cluster: Cluster, embedded: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(cluster, command(embedded, run, 1, "workers=2", "loss.stop_above=0.01"))
+    assert process.wait(200) == 1
+    last = run.with_suffix(".out").read_text().splitlines()[-1]
+    assert last.startswith(f"error: {run}: step 11: the loss is ")
+    assert "its samples: " in last
+    assert "the run was saved before this step" in last
+    assert TrainState.read(latest_checkpoint(run)).step == 10

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import dataset_cases
 import numpy as np
@@ -14,8 +13,6 @@ from dataset_cases import DIALOGUE_VIEWS, pair, talk, task, write_dataset, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import survey
-from pipelines.embed import Pool
 from pipelines.files import write_rows
 from pipelines.planned import LENGTHS, PlannedView, plan_view
 from pipelines.sample import Sample, Turn
@@ -62,15 +59,8 @@ def views_below(root: Path) -> list[PlannedView]:
 
 
 @pytest.fixture
-def views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedView]:
-    """The views, surveyed in this process: a Ray actor costs seconds to start."""
-    monkeypatch.setattr(survey, "map_rows", in_this_process)
-    monkeypatch.setattr(survey, "plan_pool", lambda gpus: Pool(actors=1, num_cpus=1, num_gpus=gpus))
+def views(tmp_path: Path) -> list[PlannedView]:
     return views_below(tmp_path)
-
-
-def in_this_process(rows: list[Any], actor: Any, fn_constructor_args: tuple[Any, ...], **_: Any) -> list[Any]:
-    return list(map(actor(*fn_constructor_args), rows)) if rows else []
 
 
 def check(surveys: list[Survey]) -> None:
@@ -84,7 +74,10 @@ def check(surveys: list[Survey]) -> None:
 
 
 @pytest.mark.ray
-def test_ray_measures_every_sample_in_its_place(local_ray: None, tmp_path: Path) -> None:
+def test_ray_measures_every_sample_in_its_place(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.survey.SAMPLES_AT_ONCE", 0)
     views = views_below(tmp_path)
     check(survey_views(views, make_words, "words"))
     check(survey_views(views, never, "words"))
@@ -94,7 +87,7 @@ def never() -> Measure:
     raise AssertionError("there is nothing to measure")
 
 
-def test_what_was_measured_is_read_back(views: list[PlannedView], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_read_back(views: list[PlannedView]) -> None:
     check(survey_views(views, make_words, "words"))
     check(survey_views(views, never, "words"))
 
