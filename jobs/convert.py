@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--llm", metavar="PATH", help="the base LLM's folder or hub id, if not the preset's")
     arguments = parser.parse_args(argv)
 
-    mistakes = [f"{value}: a URL; give a path of this machine" for value in _paths(arguments) if "://" in value]
+    paths = [*(arguments.files or ()), arguments.out]
+    mistakes = [f"{path}: a URL; give a path of this machine" for path in paths if "://" in path]
     if arguments.files and not arguments.preset:
         mistakes.append("--preset: missing; say which model the files are of, such as nextgpt_7b")
     if arguments.checkpoint and arguments.preset:
@@ -33,10 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UsageError("\n".join(mistakes))
     cli.quiet()
     print(_import(arguments) if arguments.files else _export(arguments))
-
-
-def _paths(arguments: Namespace) -> list[str]:
-    return [*(arguments.files or ()), arguments.out]
 
 
 def _import(arguments: Namespace) -> str:

@@ -45,17 +45,6 @@ def notes(checkpoint: Path) -> Iterator[str]:
             yield f"the run was begun with {library} {there}, here is {version(library)}: last digits may differ"
 
 
-def worker_mistakes(settings: TrainSettings, workers: int) -> Iterator[str]:
-    """What the number of workers makes impossible."""
-    micro_batches = -(-settings.batch_size // settings.micro_batch_size)
-    if workers > micro_batches:
-        yield (
-            f"workers: {workers}, but batch_size={settings.batch_size} in micro-batches of "
-            f"{settings.micro_batch_size} gives work to {micro_batches}; use workers={micro_batches} or "
-            f"micro_batch_size={max(1, settings.batch_size // workers)}"
-        )
-
-
 def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
     preset = settings.model.preset
     for kind in view.sidecars:
@@ -109,8 +98,12 @@ def _batches(settings: TrainSettings) -> Iterator[str]:
         if workers[0] > workers[1]:
             yield f"workers: [{workers[0]}, {workers[1]}] must be the fewest, then the most"
         workers = workers[1]
-    if workers is not None:
-        yield from worker_mistakes(settings, workers)
+    if workers is not None and workers > settings.num_micro_batches:
+        yield (
+            f"workers: {workers}, but batch_size={settings.batch_size} in micro-batches of "
+            f"{settings.micro_batch_size} gives work to {settings.num_micro_batches}; use "
+            f"workers={settings.num_micro_batches} or micro_batch_size={max(1, settings.batch_size // workers)}"
+        )
 
 
 def _start(settings: TrainSettings, init: Path | None) -> Iterator[str]:

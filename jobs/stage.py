@@ -9,18 +9,16 @@ from typing import Any
 from jobs import preflight
 from jobs.cli import Failures, UsageError, existing_folder
 from model.description import latest_checkpoint
-from model.run_log import read_log
 from model.run_state import best_checkpoint, first_step
 from model.settings import TrainSettings
 from pipelines.catalog import load_catalog
-from pipelines.files import is_local, read_json
+from pipelines.files import arrow_filesystem, is_local, read_json
 from pipelines.mixture import HeldOut, Mixture
 from pipelines.planned import PlannedView, plan_view
 from pipelines.shards import Manifest, list_datasets
 
 # What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
 CPU_SHARE = 0.9
-STOPPED = "stopped.json"
 PADDING_STEPS = 1000  # enough to tell the share of padding by
 
 
@@ -67,7 +65,7 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
     mistakes: list[str] = []
     notes: list[str] = []
     views = []
-    denoised = [modality for modality, weight in settings.loss.denoising_weights.items() if weight]
+    denoised = settings.loss.denoised
     prepared = _views_of(list_datasets(shards))
     for name, weight in _chosen(settings, prepared, shards, mistakes, notes).items():
         manifest = prepared[name]
@@ -134,8 +132,8 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
     import ray.train.torch
     from ray.train.v2.api.config import LoggingConfig
 
-    from jobs.worker import work
-    from pipelines.handover import PlannedDataConfig, step_dataset
+    from jobs.worker import STOPPED, work
+    from pipelines.handover import PlannedDataConfig
 
     settings, num_steps, held_out_steps = plan.settings, order.mixture.num_steps, order.held_out.num_steps
     workers, use_gpu = _workers(settings)
@@ -156,7 +154,7 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
         (run / file).unlink(missing_ok=True)
     storage: dict[str, Any] = {"storage_path": str(run.parent)}
     if not is_local(run):
-        storage = {"storage_path": run.parent.path, "storage_filesystem": _arrow(run)}  # type: ignore[attr-defined]
+        storage = {"storage_path": run.parent.path, "storage_filesystem": arrow_filesystem(run)}  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config=config,
@@ -174,8 +172,8 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
         ),
         datasets={
             # Called anew whenever workers start: a run that goes on reads nothing it has consumed.
-            "train": lambda: _steps_left(run, num_steps),
-            "validation": lambda: step_dataset(0, held_out_steps),
+            "train": lambda: _steps(min(first_step(run), num_steps), num_steps),
+            "validation": lambda: _steps(0, held_out_steps),
         },
         dataset_config=PlannedDataConfig({"train": order.mixture, "validation": order.held_out}, plan.views),
     )
@@ -185,17 +183,19 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
     return summary(run, order.mixture.epoch_steps, result.metrics or {})
 
 
-def _steps_left(run: Path, num_steps: int) -> Any:
+def _steps(first: int, last: int) -> Any:
     """Runs in Ray Train's controller, which has Ray Data's settings as Ray ships them."""
     from jobs.cli import configure_ray_data
     from pipelines.handover import step_dataset
 
     configure_ray_data()
-    return step_dataset(min(first_step(run), num_steps), num_steps)
+    return step_dataset(first, last)
 
 
 def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
     """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
+    from model.run_log import read_log  # late: it loads torch, and most mistakes are told without
+
     rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
     first, last = rows[:epoch_steps], rows[-epoch_steps:]
     figures = [
@@ -271,18 +271,11 @@ def _workers(settings: TrainSettings) -> tuple[int | tuple[int, int], bool]:
         raise UsageError("workers: no GPU is up to count; say how many the cluster is to start, such as workers=4")
     if settings.workers:
         return settings.workers, use_gpu
-    micro_batches = -(-settings.batch_size // settings.micro_batch_size)
-    return max(1, min(gpus if use_gpu else int(resources.get("CPU", 1)), micro_batches)), use_gpu
+    return max(1, min(gpus if use_gpu else int(resources.get("CPU", 1)), settings.num_micro_batches)), use_gpu
 
 
 def _data(plan: StagePlan) -> dict[str, Any]:
     return {view.name: {"samples": view.manifest.samples, "manifest": view.manifest.content} for view in plan.views}
-
-
-def _arrow(run: Path) -> Any:
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    return PyFileSystem(FSSpecHandler(run.fs))  # type: ignore[attr-defined]
 
 
 def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:

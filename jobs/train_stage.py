@@ -100,7 +100,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
     """What would make going on another run, as `name: old -> new`."""
     before, now = _flat(old), _flat(new)
     for name in dict.fromkeys((*before, *now)):
-        if name == "hash" or name.removeprefix("settings.").startswith(FREE):
+        if name == "hash" or name.removeprefix("settings.") in FREE:
             continue
         if before.get(name) != now.get(name):
             yield f"{name.removeprefix('settings.')}: {before.get(name)} -> {now.get(name)}"

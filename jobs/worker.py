@@ -14,12 +14,13 @@ from jobs.cli import quiet
 from model.config import ModelConfig
 from model.run_state import TrainState
 from model.settings import TrainSettings
-from pipelines.files import is_local, write_json
+from pipelines.files import arrow_filesystem, is_local, write_json
 from pipelines.planned import PlannedView, sample_embeddings
 from pipelines.sample import Modality, Sample
 from pipelines.sidecars import ROW_KINDS, from_npy
 
 VARIANCE_SAMPLES = 512
+STOPPED = "stopped.json"  # in a run that ended because its loss ran away
 LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
 
 
@@ -74,7 +75,7 @@ def work(config: dict[str, Any]) -> None:
             # To try again would come to the same: the run ends, and the driver says why.
             if log is not None:
                 log.close(failed=True)
-                write_json(run / "stopped.json", {"step": error.step, "reason": f"{run}: {error}"})
+                write_json(run / STOPPED, {"step": error.step, "reason": f"{run}: {error}"})
 
 
 def _rows(dataset: str) -> Iterator[dict[str, Any]]:
@@ -96,10 +97,7 @@ def _report(sync: Callable[[], None], folder: Path, state: TrainState) -> None:
     if is_local(folder):
         checkpoint = ray.train.Checkpoint(str(folder))
     else:
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        system = PyFileSystem(FSSpecHandler(folder.fs))  # type: ignore[attr-defined]
-        checkpoint = ray.train.Checkpoint(folder.path, filesystem=system)  # type: ignore[attr-defined]
+        checkpoint = ray.train.Checkpoint(folder.path, filesystem=arrow_filesystem(folder))  # type: ignore[attr-defined]
     metrics = {**state.metrics, **{f"validation/{name}": value for name, value in state.validation.items()}}
     ray.train.report(
         metrics,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.adapter import base_of
-from model.description import as_path
+from model.description import as_path, is_local
 from model.nextgpt import NextGPT
 from model.weights import weights_hash
 
@@ -85,7 +85,7 @@ def _hash(rows: dict[str, Tensor]) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all; an object store does so by itself."""
-    if not isinstance(path, Path):
+    if not is_local(path):
         path.write_bytes(content)
         return
     partial = path.with_name(f".{path.name}.partial")

@@ -24,6 +24,11 @@ def as_path(value: Path | str) -> Path:
     return cast(Path, UPath(value, use_listings_cache=False))  # others may write to it while we look
 
 
+def is_local(path: Path) -> bool:
+    """Whether a path is of this machine's file system, not a `upath.UPath` of a bucket."""
+    return isinstance(path, Path)
+
+
 def read_config(directory: Path | str) -> dict[str, Any]:
     """A checkpoint's `config.json`; `stages` in it is the history.
 

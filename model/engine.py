@@ -26,8 +26,7 @@ class Rank:
 
 def accumulation(settings: TrainSettings, world_size: int) -> int:
     """How many micro-batches a rank takes a step."""
-    micro_batches = -(-settings.batch_size // settings.micro_batch_size)
-    return -(-micro_batches // world_size)
+    return -(-settings.num_micro_batches // world_size)
 
 
 def engine_config(

@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.run_state import FOLDER, is_local
+from model.description import is_local
+from model.hub import download
+from model.run_state import FOLDER
 
 _UNIVERSAL = "universal"
 
@@ -61,7 +63,9 @@ def restore(engine: Any, checkpoint: Path, *, universal: bool) -> None:
         parent, tag = checkpoint, FOLDER
         if not is_local(parent):
             parent = Path(stack.enter_context(TemporaryDirectory()))
-            _download(checkpoint / FOLDER, parent / FOLDER)
+            (parent / FOLDER).mkdir()
+            for file in (checkpoint / FOLDER).iterdir():
+                download(file, parent / FOLDER / file.name)
         if universal:
             source, parent, tag = parent / FOLDER, Path(stack.enter_context(TemporaryDirectory())), _UNIVERSAL
             _to_universal(source, parent / tag)
@@ -69,12 +73,6 @@ def restore(engine: Any, checkpoint: Path, *, universal: bool) -> None:
         if path is None:
             raise ValueError(f"{checkpoint / FOLDER}: DeepSpeed found no state there; use another checkpoint")
         dist.barrier()
-
-
-def _download(source: Path, out: Path) -> None:
-    out.mkdir()
-    for path in source.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
 
 
 def _to_universal(source: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 from model.base_rows import BASE_ROWS
-from model.description import ADAPTER, as_path, latest_checkpoint, read_config
+from model.description import ADAPTER, as_path, is_local, latest_checkpoint, read_config
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -32,7 +32,7 @@ def local_checkpoint(
     Raises FileNotFoundError when there is no checkpoint there.
     """
     path = as_path(name_or_path)
-    if not isinstance(path, Path):
+    if not is_local(path):
         with TemporaryDirectory() as folder:
             yield _copy(latest_checkpoint(path), Path(folder))
     elif isinstance(name_or_path, str) and is_repo_id(name_or_path):
@@ -63,15 +63,16 @@ def _copy(remote: Any, folder: Path) -> Path:
     (local / ADAPTER).mkdir(parents=True)
     for file in remote.iterdir():
         if file.is_file():
-            _download(file, local / file.name)
+            download(file, local / file.name)
     description = read_config(local)
     for file in (remote / ADAPTER).iterdir() if description["adapter"] else ():
-        _download(file, local / ADAPTER / file.name)
+        download(file, local / ADAPTER / file.name)
     shared = remote.parent / BASE_ROWS
     if description["base_rows"] and not (local / BASE_ROWS).exists() and shared.is_file():
-        _download(shared, local.parent / BASE_ROWS)
+        download(shared, local.parent / BASE_ROWS)
     return local
 
 
-def _download(file: Any, place: Path) -> None:
+def download(file: Any, place: Path) -> None:
+    """Copies a file of a bucket onto this machine, piece by piece."""
     file.fs.get_file(file.path, str(place))

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from model.base_rows import write_whole
 from model.checkpoint import finish
-from model.description import CONFIG
-from model.run_state import BEST, FOLDER, PREFIX, STATE, TrainState, finished, is_local
+from model.description import CONFIG, is_local
+from model.run_state import BEST, FOLDER, PREFIX, STATE, TrainState, finished
 
 Write = Callable[[Path], Mapping[str, Any]]
 
@@ -113,7 +114,7 @@ class RunCheckpoints:
         best = min(scored, key=lambda folder: scored[folder], default=None)
         kept = [folder for folder in found if folder in found[-self._keep_last :] or folder == best]
         rows = [{"name": f.name, "validation_loss": losses[f], "best": f == best} for f in kept]
-        (self._run / BEST).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_whole(self._run / BEST, (json.dumps(rows, indent=1) + "\n").encode())
         for folder in found:
             if folder not in kept:
                 _remove(folder)

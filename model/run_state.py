@@ -75,8 +75,3 @@ def best_checkpoint(run: Path) -> Path | None:
     path = run / BEST
     rows: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return next((run / row["name"] for row in rows if row["best"]), None)
-
-
-def is_local(path: Path) -> bool:
-    """Whether a path is of this machine's file system, not a `upath.UPath` of a bucket."""
-    return isinstance(path, Path)

@@ -1,11 +1,12 @@
 """Replies to held-out prompts while a model trains: one a modality, with the medium it makes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.adapter import base_of
+from model.feed import Row
 from model.generation import generate
 from model.nextgpt import NextGPT
 from model.validation import undisturbed
@@ -13,8 +14,6 @@ from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_jso
 
 if TYPE_CHECKING:
     from model.decoders import Decoder  # imports diffusers, which takes seconds
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

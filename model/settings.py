@@ -41,6 +41,11 @@ class LossSettings(_Settings):
     denoising_weights: dict[Modality, float] = {}
     stop_above: PositiveFloat = 20.0
 
+    @property
+    def denoised(self) -> list[Modality]:
+        """The modalities whose conditions go through the frozen UNet."""
+        return [modality for modality, weight in self.denoising_weights.items() if weight]
+
 
 class ValidationSettings(_Settings):
     """The held-out split, by the hash of a sample's key: the same samples in every stage and run.
@@ -93,6 +98,11 @@ class TrainSettings(_Settings):
     loss: LossSettings = LossSettings()
     validation: ValidationSettings = ValidationSettings()
     deepspeed: str
+
+    @property
+    def num_micro_batches(self) -> int:
+        """How many micro-batches a whole global batch is cut into."""
+        return -(-self.batch_size // self.micro_batch_size)
 
     @field_validator("datasets", mode="before")
     @classmethod

@@ -302,7 +302,7 @@ class Trainer:
             alignment_variance=self.job.alignment_variance,
             padding_weight=settings.loss.padding_weight,
             legacy=settings.loss.alignment == "l2",
-            denoisers={m: self._denoiser(m) for m, weight in settings.loss.denoising_weights.items() if weight},
+            denoisers={modality: self._denoiser(modality) for modality in settings.loss.denoised},
         )
 
     def _denoiser(self, modality: Modality) -> Any:

@@ -47,6 +47,13 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
+def arrow_filesystem(path: Path) -> Any:
+    """The file system of a path that is not local, as Arrow, and so Ray, takes it."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(path.fs))  # type: ignore[attr-defined]
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a local temporary path; on success it takes the place of `path` at once, on error it is removed.

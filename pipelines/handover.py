@@ -51,7 +51,6 @@ class PlannedDataConfig(ray.train.DataConfig):
 
     def _rank_dataset(self, plan: Any, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
         steps.context.execution_options.preserve_order = True
-        steps.context.enable_progress_bars = False
         # One actor, not tasks: it keeps the plan of the epoch and the shards' indexes, which a task would make anew.
         return steps.map_batches(
             _Reader,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_cases import each_modality, name_of
 from safetensors.torch import load_file, save_file
 
 from model import families
@@ -17,12 +18,7 @@ from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
 CAPTIONS = ["A red circle", "a dog barks twice in the café 🐕", "", "a long way " * 300]
 SHAPES = {Modality.IMAGE: (77, 64), Modality.VIDEO: (77, 48), Modality.AUDIO: (1, 32)}
-each_modality = pytest.mark.parametrize("modality", list(Modality))
 each_clip = pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
-
-
-def name_of(modality: Modality) -> str:
-    return f"builtin:tiny/{modality}_decoder"
 
 
 def array_of(decoded: Decoded) -> Any:

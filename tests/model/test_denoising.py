@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoder_cases import each_modality, name_of
 from dialogue_cases import CAPTION, MIXED, REQUEST, make_example
 from safetensors.torch import load_file
 
@@ -15,12 +16,6 @@ from model.losses import TERMS, Criterion, LossWeights, total
 from model.nextgpt import NextGPT
 from model.parts import resolve
 from pipelines.sample import Modality
-
-each_modality = pytest.mark.parametrize("modality", list(Modality))
-
-
-def name_of(modality):
-    return f"builtin:tiny/{modality}_decoder"
 
 
 @pytest.fixture(scope="module")

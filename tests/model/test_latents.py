@@ -5,6 +5,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from decoder_cases import each_modality, name_of
 from safetensors.torch import load_file, save_file
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
@@ -16,11 +17,6 @@ from model.parts import resolve
 from pipelines.sample import Audio, Image, Modality, Video
 
 SHAPES = {Modality.IMAGE: (4, 8, 8), Modality.VIDEO: (4, 8, 8, 8), Modality.AUDIO: (8, 32, 16)}
-each_modality = pytest.mark.parametrize("modality", list(Modality))
-
-
-def name_of(modality):
-    return f"builtin:tiny/{modality}_decoder"
 
 
 @pytest.fixture(scope="module")
