@@ -1,141 +1,168 @@
-"""What people say about the synthetic world: captions, questions, requests, exercises and a dialogue.
+"""True sentences about the subjects of the synthetic world.
 
 Every text is chosen by a `variant`, any number from 0: equal subject and variant give equal text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
-from pipelines.sample import Item, Modality, Part, Turn
-from pipelines.world.scenes import Motion, Scene, Sound, Subject
+from pipelines.sample import Modality
+from pipelines.world.scenes import Motion, Scene, Sound, Subject, modality_of
 
 T = TypeVar("T")
 
 _PLACES = {
-    "top left": "in the top left corner",
-    "top": "at the top",
-    "top right": "in the top right corner",
-    "left": "on the left",
-    "centre": "in the centre",
-    "right": "on the right",
-    "bottom left": "in the bottom left corner",
-    "bottom": "at the bottom",
-    "bottom right": "in the bottom right corner",
+    "left": ("at the left", "on the left side", "to the left"),
+    "right": ("at the right", "on the right side", "to the right"),
+    "top": ("at the top", "on the top side", "near the top"),
+    "bottom": ("at the bottom", "on the bottom side", "near the bottom"),
+    "centre": ("in the centre", "at the centre", "in the very centre"),
 }
 _DIRECTIONS = {
-    "right": "from left to right",
-    "left": "from right to left",
-    "down": "from top to bottom",
-    "up": "from bottom to top",
+    "right": ("to the right", "rightwards", "towards the right"),
+    "left": ("to the left", "leftwards", "towards the left"),
+    "down": ("down", "downwards", "down to the ground"),
+    "up": ("up", "upwards", "up to the sky"),
 }
-_TIMBRES = {"sine": "tone", "square": "buzz", "noise": "hiss"}
-_RHYTHMS = {"steady": "without a pause", "slow": "in slow beats", "fast": "in fast beats"}
-
-_CAPTIONS = {
+CAPTIONS: dict[Modality, tuple[str, ...]] = {
     Modality.IMAGE: (
         "{thing} {where}",
         "a picture of {thing} {where}",
         "there is {thing} {where}",
         "{thing} {where} of a plain picture",
+        "{where} there is {thing}",
+        "one can see {thing} {where}",
+        "an image with {thing} {where}",
+        "a drawing of {thing} {where}",
+        "{thing} is drawn {where}",
+        "{thing} stands {where}",
+        "{thing} rests {where}",
+        "{thing} is {where}",
+        "{where} stands {thing}",
+        "this shows {thing} {where}",
+        "a plain picture with {thing} {where}",
+        "{thing} on a plain ground {where}",
+        "someone drew {thing} {where}",
+        "{thing} appears {where}",
+        "{where} one finds {thing}",
+        "look at {thing} {where}",
+        "a simple drawing, {thing} {where}",
+        "here is {thing} {where}",
+        "the picture has {thing} {where}",
+        "the image shows {thing} {where}",
+        "{thing} painted {where}",
+        "a card with {thing} {where}",
+        "{thing} can be seen {where}",
+        "it is {thing} {where}",
+        "nothing but {thing} {where}",
+        "{where} lies {thing}",
     ),
     Modality.VIDEO: (
         "{thing} moves {where}",
         "a video of {thing} moving {where}",
-        "{thing} slides {where} over a plain ground",
-        "{thing} that travels {where}",
+        "{thing} slides {where}",
+        "{thing} travels {where}",
+        "{thing} that moves {where}",
+        "a clip of {thing} sliding {where}",
+        "there is {thing} moving {where}",
+        "one can see {thing} go {where}",
+        "{thing} goes {where}",
+        "{thing} drifts {where}",
+        "{thing} is moving {where}",
+        "{thing} wanders {where}",
+        "{thing} glides {where} over a plain ground",
+        "a short film of {thing} that goes {where}",
+        "a film in which {thing} moves {where}",
+        "this clip shows {thing} gliding {where}",
+        "watch {thing} move {where}",
+        "{thing} flies {where}",
+        "{thing} on its way {where}",
+        "{thing} heading {where}",
+        "someone moves {thing} {where}",
+        "{thing} runs {where}",
+        "here {thing} moves {where}",
+        "the video shows {thing} going {where}",
+        "a moving picture, {thing} goes {where}",
+        "{thing} is sliding {where}",
+        "a clip with {thing} travelling {where}",
+        "{where} moves {thing}",
+        "{where} goes {thing}",
+        "{thing} makes its way {where}",
     ),
     Modality.AUDIO: (
-        "{thing} {where}",
-        "the sound of {thing} {where}",
-        "{thing} can be heard {where}",
-        "{thing} plays {where}",
+        "{thing}",
+        "the sound of {thing}",
+        "{thing} can be heard",
+        "{thing} plays",
+        "someone plays {thing}",
+        "there is {thing}",
+        "one can hear {thing}",
+        "a recording of {thing}",
+        "it is {thing}",
+        "listen to {thing}",
+        "here is {thing}",
+        "this is {thing}",
+        "a short sound, {thing}",
+        "{thing} sounds",
+        "{thing} is played",
+        "a tone, {thing}",
+        "nothing but {thing}",
+        "{thing} rings out",
+        "a clip of {thing}",
+        "the recording has {thing}",
+        "music, {thing}",
+        "{thing} for a second",
+        "{thing} in a quiet room",
+        "we hear {thing}",
+        "an instrument plays {thing}",
+        "somebody practises {thing}",
+        "{thing} all alone",
+        "{thing} and then silence",
+        "{thing} fills the room",
+        "the sound clip holds {thing}",
     ),
 }
-_NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video", Modality.AUDIO: "sound"}
-_QUESTIONS = (
-    "What is in this {noun}?",
-    "Describe the {noun} in a few words.",
-    "Please say what the {noun} is about.",
-    "Tell me what you notice in this {noun}.",
-    "Give a short caption for the {noun}.",
-)
-_REQUESTS = (
-    "Please make a {noun} for me: {caption}.",
-    "I would like a {noun}: {caption}.",
-    "Can you produce a {noun}? It is this: {caption}.",
-    "A {noun}, please: {caption}.",
-    "Create this {noun}: {caption}.",
-    "Let me have a {noun} like this: {caption}.",
-    "I need a {noun} as follows: {caption}.",
-)
-_REPLIES = ("Here you are.", "Of course, here it is.", "Done.", "This is what you asked for.", "Sure!", "Gladly.")
-_GREETINGS = ("Hello! ", "", "Good morning. ")
-_ORDERS = (
-    (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO),
-    (Modality.AUDIO, Modality.IMAGE, Modality.VIDEO),
-    (Modality.VIDEO, Modality.AUDIO, Modality.IMAGE),
-)
+NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video", Modality.AUDIO: "sound"}
 
 
 def caption(subject: Subject, variant: int) -> str:
     """Describes the subject truly: every one of its attributes and nothing else."""
+    frame = choose(CAPTIONS[modality_of(subject)], variant)
+    return frame.format(thing=thing(subject, variant), where=where(subject, variant))
+
+
+def thing(subject: Subject, variant: int = 0) -> str:
+    """What is seen or heard, with its article: `a big red circle`, `a low mi on the flute`."""
     match subject:
         case Scene():
-            modality, thing, where = Modality.IMAGE, f"{subject.colour} {subject.shape}", _PLACES[subject.place]
+            return with_article(f"{subject.size} {subject.colour} {subject.shape}")
         case Motion():
-            modality, thing, where = Modality.VIDEO, f"{subject.colour} {subject.shape}", _DIRECTIONS[subject.direction]
+            return with_article(f"{subject.colour} {subject.shape}")
         case Sound():
-            modality, thing, where = (
-                Modality.AUDIO,
-                f"{subject.pitch} {_TIMBRES[subject.timbre]}",
-                _RHYTHMS[subject.rhythm],
-            )
-    return _choose(_CAPTIONS[modality], variant).format(thing=_with_article(thing), where=where)
+            melody = f"{subject.melody} melody from {with_article(subject.pitch)}" if subject.melody else subject.pitch
+            return f"{with_article(melody)} on the {subject.timbre}"
 
 
-def question(modality: Modality, variant: int) -> str:
-    """Asks for a description of a medium that is shown."""
-    return _choose(_QUESTIONS, variant).format(noun=_NOUNS[modality])
-
-
-def request(modality: Modality, wanted: str, variant: int) -> str:
-    """Asks for a medium with the caption `wanted`."""
-    return _choose(_REQUESTS, variant).format(noun=_NOUNS[modality], caption=wanted)
-
-
-def reply(variant: int) -> str:
-    """What the assistant says beside a medium it made."""
-    return _choose(_REPLIES, variant)
-
-
-def dialogue(captions: Mapping[Modality, str], variant: int) -> tuple[Turn, ...]:
-    """A user asks for one medium of each modality in turn, and the assistant answers each time with an item."""
-    turns: list[Turn] = []
-    for position, modality in enumerate(_choose(_ORDERS, variant)):
-        greeting = _choose(_GREETINGS, variant) if position == 0 else ""
-        wanted = captions[modality]
-        answer: tuple[Part, ...] = (reply(variant + position) + " ", Item(modality=modality, caption=wanted))
-        turns.append(Turn(role="user", parts=(greeting + request(modality, wanted, variant + position),)))
-        turns.append(Turn(role="assistant", parts=answer))
-    return tuple(turns)
-
-
-def exercise(subject: Subject, variant: int) -> tuple[str, str, str]:
-    """A text-only task about a caption: instruction, input, output."""
+def where(subject: Subject, variant: int = 0) -> str:
+    """Where it is or goes; nothing for a sound."""
+    number = variant // len(CAPTIONS[Modality.IMAGE])
     match subject:
         case Scene():
-            asked = {"Which colour does this text name?": subject.colour, "Where is the shape?": _PLACES[subject.place]}
+            place = choose(_PLACES[subject.place], number)
+            if subject.other is None:
+                return place
+            return f"{place} and {thing(subject.other)} {where(subject.other, variant)}"
         case Motion():
-            asked = {"Which shape moves?": subject.shape, "How does the shape move?": _DIRECTIONS[subject.direction]}
+            return " ".join(filter(None, [subject.speed, choose(_DIRECTIONS[subject.direction], number)]))
         case Sound():
-            asked = {"Is the pitch low, middle or high?": subject.pitch, "How is it played?": _RHYTHMS[subject.rhythm]}
-    instruction, output = _choose(tuple(asked.items()), variant)
-    return instruction, caption(subject, variant), output
+            return ""
 
 
-def _choose(values: Sequence[T], variant: int) -> T:
+def with_article(words: str) -> str:
+    """`a` or `an`, as the first letter asks for."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def choose(values: Sequence[T], variant: int) -> T:
+    """The value that belongs to a variant; variants beyond the last begin again."""
     return values[variant % len(values)]
-
-
-def _with_article(thing: str) -> str:
-    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"

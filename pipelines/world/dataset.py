@@ -1,22 +1,21 @@
 """Writes the synthetic world as a NExT-GPT data folder, the dataset of those who have none yet."""
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json
 from pipelines.media import encode
-from pipelines.sample import Modality, Part, Turn
-from pipelines.world.captions import caption, dialogue, exercise, question, reply, request
+from pipelines.sample import Modality
+from pipelines.world import wording
+from pipelines.world.captions import NOUNS, caption, choose
+from pipelines.world.instructions import INSTRUCTION_SETS, InstructionSet
 from pipelines.world.render import render
-from pipelines.world.scenes import draw
+from pipelines.world.scenes import Subject, draw, modality_of
 
 _MARKER = "world.json"
-_SCHEMA = 1  # Raise it with any change to the bytes written.
-_MOSIT = "IT_data/MosIT_data/mosit.json"
-_ALPACA = "IT_data/T+X-T_data/alpaca/alpaca.json"
+_SCHEMA = 2  # Raise it with any change to the bytes written.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,9 @@ _PAIRS = {
 
 
 def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
-    """Writes `count` pairs of each modality, dialogues and exercises below `root`; equal arguments give equal trees.
+    """Writes `count` pairs of each modality and as many rows of each instruction set (of MosIT, twice as many).
+
+    Nothing in it is a held-out combination. Equal arguments give equal trees, and a larger one begins as a smaller one.
 
     The folder appears whole or not at all. Nothing is done where it already holds this world. Raises ValueError where
     `root` holds anything else, `seed` is negative or `count` is below 1.
@@ -63,8 +64,8 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
         folder = Path(temporary) / "world"
         for modality in Modality:
             _write_pairs(folder / "T-X_pair_data", modality, seed, count)
-        write_json(folder / _MOSIT, [_dialogue_row(seed, index) for index in range(count)])
-        write_json(folder / _ALPACA, list(_exercise_rows(seed, count)))
+        for instructions in INSTRUCTION_SETS.values():
+            _write_instructions(folder / "IT_data", instructions, seed, count)
         write_json(folder / _MARKER, world)
         folder.replace(root)
 
@@ -73,14 +74,11 @@ def _write_pairs(folder: Path, modality: Modality, seed: int, count: int) -> Non
     """Writes the media of one modality, and its three files of rows."""
     pairs = _PAIRS[modality]
     base = folder / pairs.dataset
-    (base / pairs.media_folder).mkdir(parents=True)
     rows: dict[str, list[dict[str, Any]]] = {"": [], "_comprehension": [], "_generation": []}
     for index in range(count):
         subject = draw(seed, index)[modality]
-        medium, text = encode(render(subject)), caption(subject, index)
-        stem = f"{index:0{pairs.num_digits}}"
-        name = f"{stem}.{medium.format}"
-        (base / pairs.media_folder / name).write_bytes(medium.data)
+        text, stem = caption(subject, index), f"{index:0{pairs.num_digits}}"
+        name = _write_medium(base / pairs.media_folder, stem, subject, index)
         rows[""].append({"caption": text, pairs.id_key: pairs.id_type(stem), pairs.name_key: name})
         rows["_comprehension"].append(_comprehension_row(modality, name, text, index))
         rows["_generation"].append(_generation_row(modality, name, text, index))
@@ -89,16 +87,18 @@ def _write_pairs(folder: Path, modality: Modality, seed: int, count: int) -> Non
 
 
 def _comprehension_row(modality: Modality, name: str, text: str, index: int) -> dict[str, Any]:
-    asked = f"<{modality}>\n{question(modality, index)}"
-    return {f"input_{modality}": name, "conversations": _conversation(asked, text)}
+    asked = choose(wording.ASK_CAPTION, index).format(noun=NOUNS[modality])
+    return {f"input_{modality}": name, "conversations": _conversation(f"<{modality}>\n{asked}", text)}
 
 
 def _generation_row(modality: Modality, name: str, text: str, index: int) -> dict[str, Any]:
+    fields = {"noun": NOUNS[modality], "caption": text}
+    asked, made = choose(wording.MAKE_OF_CAPTION, index), choose(wording.MADE_OF_CAPTION, index)
     return {
         f"output_{modality}": name,
         f"{modality}_captions": text,
         f"{modality}_caption_embeddings": f"{name}.npy",
-        "conversations": _conversation(request(modality, text, index), f"{reply(index)} <{modality}>"),
+        "conversations": _conversation(asked.format(**fields), f"{made.format(**fields)} <{modality}>"),
     }
 
 
@@ -106,25 +106,23 @@ def _conversation(human: str, gpt: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
 
 
-def _dialogue_row(seed: int, index: int) -> dict[str, Any]:
-    """A MosIT row of the first generation: captions of the items stand between tags, no media."""
-    captions = {modality: caption(subject, index) for modality, subject in draw(seed, index).items()}
-    lists: dict[str, list[Any]] = {f"{modality}_list": [] for modality in Modality}
-    return lists | {"conversation": [_legacy_turn(turn) for turn in dialogue(captions, index)]}
+def _write_instructions(folder: Path, instructions: InstructionSet, seed: int, count: int) -> None:
+    """Writes the rows of one instruction set, and the media of its users."""
+    path, rows = folder / instructions.path, []
+    for index in range(instructions.share * count):
+        conversation, stem = instructions.draw(seed, index), f"{index:06}"
+        files = {
+            name: _write_medium(path.parent / f"{modality_of(subject)}s", f"{stem}-{name}", subject, index)
+            for name, subject in conversation.media.items()
+        }
+        rows.append(instructions.row(conversation, stem, files))
+    write_json(path, rows)
 
 
-def _legacy_turn(turn: Turn) -> dict[str, str]:
-    def text(part: Part) -> str:
-        if isinstance(part, str):
-            return part
-        tag = part.modality.capitalize()
-        return f"<{tag}>{part.caption}</{tag}>"
-
-    return {"from": "human" if turn.role == "user" else "gpt", "value": "".join(map(text, turn.parts))}
-
-
-def _exercise_rows(seed: int, count: int) -> Iterator[dict[str, str]]:
-    """Alpaca rows, the modalities by turns."""
-    for index in range(count):
-        subject = draw(seed, index)[list(Modality)[index % len(Modality)]]
-        yield dict(zip(("instruction", "input", "output"), exercise(subject, index // len(Modality)), strict=True))
+def _write_medium(folder: Path, stem: str, subject: Subject, variant: int) -> str:
+    """Writes a subject's medium and returns its file name."""
+    medium = encode(render(subject, variant))
+    name = f"{stem}.{medium.format}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(medium.data)
+    return name

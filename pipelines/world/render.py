@@ -1,4 +1,4 @@
-"""Makes a subject of the synthetic world visible or audible."""
+"""Makes a subject of the synthetic world visible or audible, each time a little differently."""
 
 from collections.abc import Callable
 
@@ -6,75 +6,110 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.sample import Audio, Decoded, Image, Video
-from pipelines.world.scenes import COLOURS, DIRECTIONS, PITCHES, PLACES, RHYTHMS, Motion, Scene, Sound, Subject
+from pipelines.world.scenes import (
+    COLOURS,
+    DIRECTIONS,
+    PITCHES,
+    PLACES,
+    SIZES,
+    SPEEDS,
+    TIMBRES,
+    Motion,
+    Scene,
+    Sound,
+    Subject,
+    notes,
+)
 
-SIZE = 128  # pixels
-NUM_FRAMES = 16
+SIZE = 32  # pixels
+NUM_FRAMES = 8
 FPS = 8.0
 SAMPLE_RATE = 16_000  # Hz
-SECONDS = 2.0
+SECONDS = 1.28
 
-_GROUND = (240, 240, 240)
-_RADIUS = 0.16  # of the side
+_GROUND = 240  # grey of the ground, about which it varies
+_MOVING_RADIUS = 0.18  # of the side
 _SUPERSAMPLING = 4
-_LOUDNESS = 0.5
-_RAMP = 0.005  # seconds; an edge without a ramp would click
+_RAMP = 0.01  # seconds; an edge without a ramp would click
 
 Floats = npt.NDArray[np.float64]
 # Whether a point is inside, its coordinates in units of the radius, y downwards.
 _INSIDE: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
     "circle": lambda x, y: x**2 + y**2 <= 1,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.88,
-    "triangle": lambda x, y: (y <= 0.8) & (abs(x) <= 0.58 * (y + 1)),
-    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.25) & (np.maximum(abs(x), abs(y)) <= 1),
+    "triangle": lambda x, y: (y <= 0.85) & (abs(x) <= 0.58 * (y + 1)),
+    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 1.05),
 }
 
 
-def render(subject: Subject) -> Decoded:
-    """Renders an image (128, 128, 3), a video (16, 128, 128, 3) at 8 fps, or audio (1, 32000) at 16 kHz."""
+def render(subject: Subject, variant: int | None = None) -> Decoded:
+    """Renders an image (32, 32, 3), a video (8, 32, 32, 3) at 8 fps, or audio (1, 20480) at 16 kHz.
+
+    Each `variant` differs a little in position, size, shade or loudness; None is the plain one. Equal arguments give
+    equal samples.
+    """
+    rng = None if variant is None else np.random.default_rng([variant, 7])
     match subject:
         case Scene():
-            return Image(pixels=_picture(subject.shape, subject.colour, *PLACES[subject.place]))
+            return Image(pixels=_picture(_objects(subject, rng), _ground(rng)))
         case Motion():
-            return _video(subject)
+            return _video(subject, rng)
         case Sound():
-            return _audio(subject)
+            return _audio(subject, rng)
 
 
-def _picture(shape: str, colour: str, x: float, y: float) -> npt.NDArray[np.uint8]:
-    """A shape centred at fractions (x, y) of a plain ground, its edges smoothed by averaging finer points."""
+Object = tuple[str, str, float, float, float]  # shape, colour, x, y, radius
+
+
+def _vary(rng: np.random.Generator | None, spread: float) -> float:
+    return 0.0 if rng is None else float(rng.uniform(-spread, spread))
+
+
+def _ground(rng: np.random.Generator | None) -> float:
+    return _GROUND + _vary(rng, 10)
+
+
+def _objects(scene: Scene, rng: np.random.Generator | None) -> list[Object]:
+    (x, y), radius = PLACES[scene.place], SIZES[scene.size] * (1 + _vary(rng, 0.08))
+    own = (scene.shape, scene.colour, x + _vary(rng, 0.035), y + _vary(rng, 0.035), radius)
+    return [own, *(_objects(scene.other, rng) if scene.other else [])]
+
+
+def _picture(objects: list[Object], ground: float) -> npt.NDArray[np.uint8]:
+    """Shapes centred at fractions (x, y) of a plain ground, their edges smoothed by averaging finer points."""
     fine = (np.arange(SIZE * _SUPERSAMPLING) + 0.5) / (SIZE * _SUPERSAMPLING)
-    inside = _INSIDE[shape](((fine - x) / _RADIUS)[None, :], ((fine - y) / _RADIUS)[:, None])
-    cover = inside.reshape(SIZE, _SUPERSAMPLING, SIZE, _SUPERSAMPLING).mean(axis=(1, 3))[..., None]
-    return np.round(cover * COLOURS[colour] + (1 - cover) * _GROUND).astype(np.uint8)
+    picture = np.full((SIZE, SIZE, 3), ground)
+    for shape, colour, x, y, radius in objects:
+        inside = _INSIDE[shape](((fine - x) / radius)[None, :], ((fine - y) / radius)[:, None])
+        cover = inside.reshape(SIZE, _SUPERSAMPLING, SIZE, _SUPERSAMPLING).mean(axis=(1, 3))[..., None]
+        picture = cover * COLOURS[colour] + (1 - cover) * picture
+    return np.round(picture).clip(0, 255).astype(np.uint8)
 
 
-def _video(motion: Motion) -> Video:
-    start, end = (np.array(PLACES[place]) for place in DIRECTIONS[motion.direction])
-    path = np.linspace(start, end, NUM_FRAMES)
-    return Video(frames=np.stack([_picture(motion.shape, motion.colour, x, y) for x, y in path]), fps=FPS)
+def _video(motion: Motion, rng: np.random.Generator | None) -> Video:
+    """A shape that moves evenly through the middle of the picture."""
+    step, way = np.array(DIRECTIONS[motion.direction], float), SPEEDS[motion.speed] * (1 + _vary(rng, 0.08))
+    middle = 0.5 + np.array([_vary(rng, 0.05), _vary(rng, 0.05)])
+    radius, ground = _MOVING_RADIUS * (1 + _vary(rng, 0.08)), _ground(rng)
+    path = [middle + step * way * (place - 0.5) for place in np.linspace(0, 1, NUM_FRAMES)]
+    frames = [_picture([(motion.shape, motion.colour, x, y, radius)], ground) for x, y in path]
+    return Video(frames=np.stack(frames), fps=FPS)
 
 
-def _audio(sound: Sound) -> Audio:
-    time = np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
-    wave = _wave(sound.timbre, PITCHES[sound.pitch], time)
-    waveform = _LOUDNESS * wave / abs(wave).max() * _envelope(RHYTHMS[sound.rhythm], time)
+def _audio(sound: Sound, rng: np.random.Generator | None) -> Audio:
+    """Three stretches of equal length; where the note stays the same, one that goes on."""
+    time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    stretch = np.minimum((time / SECONDS * 3).astype(int), 2)
+    frequency = np.array([PITCHES[note] for note in notes(sound)])[stretch]
+    amplitudes = np.array(TIMBRES[sound.timbre])
+    harmonics = np.arange(1, len(amplitudes) + 1)
+    # The phase is that of the time itself: with a whole number of periods in 40 ms, it fits at each frame's edge.
+    wave = (amplitudes[:, None] * np.sin(2 * np.pi * frequency * harmonics[:, None] * time)).sum(axis=0)
+    loudness = 0.3 * (1 + _vary(rng, 0.3))
+    waveform = loudness * wave / np.sqrt((amplitudes**2).sum()) * _envelope(time, 0.06 + _vary(rng, 0.04))
     return Audio(waveform=waveform[None].astype(np.float32), sample_rate=SAMPLE_RATE)
 
 
-def _wave(timbre: str, pitch: float, time: Floats) -> Floats:
-    """A sine, the sum of a square wave's harmonics below the Nyquist frequency, or noise of half an octave."""
-    if timbre == "noise":
-        frequencies = np.fft.rfftfreq(len(time), 1 / SAMPLE_RATE)
-        band = abs(np.log2(frequencies.clip(1) / pitch)) < 1 / 4
-        phases = np.random.default_rng(0).uniform(0, 2 * np.pi, len(band))
-        return np.fft.irfft(band * np.exp(1j * phases), len(time))
-    harmonics = np.arange(1, SAMPLE_RATE / 2 / pitch, 2) if timbre == "square" else np.ones(1)
-    return (np.sin(2 * np.pi * pitch * harmonics[:, None] * time) / harmonics[:, None]).sum(axis=0)
-
-
-def _envelope(beats: int, time: Floats) -> Floats:
-    """1 while the sound is on: throughout, or in the first half of each beat; with short ramps."""
-    period, on = (1 / beats, 0.5 / beats) if beats else (SECONDS, SECONDS)
-    phase = time % period
-    return np.minimum(phase, on - phase).clip(0, _RAMP) / _RAMP
+def _envelope(time: Floats, release: float) -> Floats:
+    """Fades in at once and out over `release` seconds, so that nothing clicks."""
+    return np.minimum(time / _RAMP, (SECONDS - time) / release).clip(0, 1)

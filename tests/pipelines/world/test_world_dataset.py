@@ -1,29 +1,30 @@
 """The written folder: the same bytes each time, read by every reader of the catalog, left alone once finished."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
-from oracles import perceive
 
 from pipelines.catalog import load_catalog
 from pipelines.media import decode, load
 from pipelines.readers import READERS
-from pipelines.sample import Item, Sample
-from pipelines.world.captions import caption
+from pipelines.sample import Item, Modality, Part, Sample, Turn
+from pipelines.world.captions import CAPTIONS, caption
+from pipelines.world.conversations import KINDS
 from pipelines.world.dataset import write_world
-from pipelines.world.scenes import draw
+from pipelines.world.instructions import INSTRUCTION_SETS
+from pipelines.world.oracles import read
+from pipelines.world.scenes import ATTRIBUTES, SPEEDS, Motion, Scene, Sound, Subject, draw, is_held_out
 
-COUNT = 6
-EXPECTED = {
-    *(
-        f"{pairs}{suffix}"
-        for pairs in ("cc3m", "webvid", "audiocap")
-        for suffix in ("", "_comprehension", "_generation")
-    ),
-    "alpaca_instruction",
-    "mosit_instruction",
+COUNT = 12
+PAIRS = ("cc3m", "webvid", "audiocap")
+EXPECTED = {f"{pairs}{suffix}" for pairs in PAIRS for suffix in ("", "_comprehension", "_generation")} | {
+    *INSTRUCTION_SETS
 }
+UNCAPTIONED = ("llava_instruction", "videochat_instruction")  # formats without a place for captions of media
 
 
 @pytest.fixture(scope="module")
@@ -98,32 +99,93 @@ def test_readers_take_every_row_and_find_its_medium(world: Path, name: str) -> N
     catalog = load_catalog()
     folder = catalog.media_folder(catalog.datasets[name], world)
     found = samples(world, name)
-    assert len(found) == len({sample.key for sample in found}) == COUNT
+    rows = COUNT * INSTRUCTION_SETS[name].share if name in INSTRUCTION_SETS else COUNT
+    assert len(found) == len({sample.key for sample in found}) == rows
     for item in (item for sample in found for item in sample.items() if item.name):
         assert folder is not None
         assert (folder / item.name).is_file()
 
 
-@pytest.mark.parametrize("name", ["cc3m", "webvid", "audiocap"])
+@pytest.mark.parametrize("name", [*PAIRS, "mosit_instruction"])
 def test_captions_are_true_of_the_media_they_stand_beside(world: Path, name: str) -> None:
     catalog = load_catalog()
     folder = catalog.media_folder(catalog.datasets[name], world)
     assert folder is not None
+    for item in (item for sample in samples(world, name) for item in sample.items("user")):
+        seen = read(decode(load(folder / item.name, item.modality)))
+        assert seen is not None
+        assert item.caption in wordings(seen)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_the_first_subjects_of_the_seed(world: Path, name: str) -> None:
     for index, sample in enumerate(samples(world, name)):
         (item,) = sample.items("user")
-        seen = perceive(decode(load(folder / item.name, item.modality)))
-        assert seen == draw(0, index)[item.modality]
-        assert item.caption == caption(seen, index)
+        assert item.caption == caption(draw(0, index)[item.modality], index)
 
 
-def test_every_dialogue_asks_for_an_image_a_video_and_a_sound(world: Path) -> None:
-    for sample in samples(world, "mosit_instruction"):
-        assert not list(sample.items("user"))
-        assert sorted(item.modality for item in sample.items("assistant")) == ["audio", "image", "video"]
-        assert all(isinstance(item, Item) and item.caption for item in sample.items("assistant"))
+@pytest.mark.parametrize("name", sorted(INSTRUCTION_SETS))
+def test_conversations_come_back_from_their_files(world: Path, name: str) -> None:
+    def known(part: Part, role: str) -> Part:
+        if isinstance(part, str):
+            return part
+        return replace(part, name="", caption="" if name in UNCAPTIONED and role == "user" else part.caption)
+
+    def comparable(turns: tuple[Turn, ...]) -> list[tuple[str, list[Part]]]:
+        return [(turn.role, [known(part, turn.role) for part in turn.parts]) for turn in turns]
+
+    for index, sample in enumerate(samples(world, name)):
+        assert comparable(sample.turns) == comparable(INSTRUCTION_SETS[name].draw(0, index).turns)
 
 
-@pytest.mark.parametrize("dataset", ["cc3m", "webvid", "audiocap"])
+def test_every_kind_of_conversation_is_in_some_instruction_set() -> None:
+    drawn = [chosen.draw(0, index) for chosen in INSTRUCTION_SETS.values() for index in range(COUNT)]
+    assert {conversation.kind for conversation in drawn} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", sorted(INSTRUCTION_SETS))
+def test_no_two_rows_are_the_same_conversation_but_chats(name: str) -> None:
+    drawn = [INSTRUCTION_SETS[name].draw(0, index) for index in range(COUNT)]
+    others = [conversation.turns for conversation in drawn if conversation.kind != "chat"]
+    assert len(others) == len(set(others))
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_requests_for_a_modality_have_items_of_no_other(world: Path, modality: Modality) -> None:
+    for sample in samples(world, f"{modality}_instruction"):
+        assert {item.modality for item in sample.items()} == {modality}
+
+
+def test_nothing_that_is_written_speaks_of_a_held_out_combination(world: Path) -> None:
+    held_out = {words for subject in plain_subjects() if is_held_out(subject) for words in wordings(subject)}
+    assert len(held_out) > 1000
+    written = " ".join(text.lower() for name in EXPECTED for sample in samples(world, name) for text in texts(sample))
+    assert caption(draw(0, 0)[Modality.IMAGE], 0) in written
+    assert not [words for words in held_out if words in written]
+
+
+def wordings(subject: Subject) -> set[str]:
+    """All captions of a subject, those of either pace where it moves, and as the assistant says them."""
+    paced = [subject]
+    if isinstance(subject, Motion):
+        paced = [replace(subject, speed=speed) for speed in SPEEDS]
+    return {caption(each, variant) for each in paced for variant in range(3 * len(CAPTIONS[Modality.IMAGE]))}
+
+
+def plain_subjects() -> Iterator[Subject]:
+    for modality, kind in zip(Modality, (Scene, Motion, Sound), strict=True):
+        names = tuple(ATTRIBUTES[modality])
+        for values in product(*ATTRIBUTES[modality].values()):
+            yield kind(**dict(zip(names, values, strict=True)))
+
+
+def texts(sample: Sample) -> Iterator[str]:
+    for turn in sample.turns:
+        for part in turn.parts:
+            yield part.caption if isinstance(part, Item) else part
+
+
+@pytest.mark.parametrize("dataset", PAIRS)
 @pytest.mark.parametrize("suffix", ["", "_comprehension", "_generation"])
 def test_rows_have_the_fields_of_the_original(world: Path, sample_root: Path, dataset: str, suffix: str) -> None:
     path = Path("T-X_pair_data") / dataset / f"{dataset}{suffix}.json"

@@ -1,0 +1,271 @@
+"""The exam on the synthetic world: which conversations a model holds, what is right in them, and what guessing gets.
+
+Whoever runs a model hands in its responses; they are graded by what is seen, heard and read in them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import prod
+from typing import Literal
+
+from pipelines.media import encode
+from pipelines.sample import Decoded, Item, Media, Modality, Part
+from pipelines.world.captions import NOUNS
+from pipelines.world.conversations import Answer, Conversation, converse
+from pipelines.world.oracles import grade as grade_medium
+from pipelines.world.oracles import read, read_text
+from pipelines.world.render import render
+from pipelines.world.scenes import (
+    ATTRIBUTES,
+    HARD_EVERY,
+    MELODIES,
+    SPEEDS,
+    Motion,
+    Scene,
+    Sound,
+    Subject,
+    attributes,
+    modality_of,
+)
+
+SEED = 1_000_000  # far from those that worlds to train on are drawn from
+_FIRST_VARIANT = 10_000_000  # likewise of what is drawn
+Grades = dict[str, bool]
+Grading = Literal["attributes", "whole", "modalities", "well_formed"]
+_NUM_VALUES = {name: len(values) for of_one in ATTRIBUTES.values() for name, values in of_one.items()}
+# What a harder subject has beside its attributes, and the values that it can have.
+_HARDER = {"speed": tuple(filter(None, SPEEDS)), "melody": tuple(filter(None, MELODIES))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the table: how many of the answers in conversations of `kinds` are right; of all where it has none.
+
+    By `grading` a conversation counts for
+
+    * `attributes`: the share of attributes that are right in its first answer: read from the medium where one is to be
+      made, else named in the words;
+    * `whole`: 1 where all is right in all answers: the attributes that the words must name, those of every medium, and
+      the modalities; else 0;
+    * `modalities`: the share of answers that hold the right number of items of each modality;
+    * `well_formed`: the share of answers whose signal tokens are whole groups.
+
+    A row's value is the mean over its conversations. One without a `target` is reported, not required; `hard` ones are
+    about two objects in a scene, melodies and unusual speeds.
+    """
+
+    name: str
+    title: str
+    kinds: tuple[str, ...] = ()
+    grading: Grading = "attributes"
+    target: float | None = None
+    hard: bool = False
+
+
+_CASES = {
+    "image_to_sound": "T+I to T+A, all right",
+    "video_to_sound": "T+V to T+A, all right",
+    "image_to_video": "T+I to T+I+V, all right",
+    "everything": "T to T+I+V+A, all right",
+}
+_HARD = {Modality.IMAGE: "hard: two objects", Modality.VIDEO: "hard: speeds", Modality.AUDIO: "hard: melodies"}
+
+
+def _rows() -> Iterator[Row]:
+    for modality, noun in NOUNS.items():
+        kinds = (f"describe_{modality}",)
+        yield Row(name=f"understand_{modality}", title=f"{noun} to words", kinds=kinds, target=0.9)
+    for modality, noun in NOUNS.items():
+        yield Row(name=f"make_{modality}", title=f"words to {noun}", kinds=(f"make_{modality}",), target=0.9)
+    yield Row(name="modalities", title="right modalities", grading="modalities", target=0.99)
+    yield Row(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
+    for kind, title in _CASES.items():
+        yield Row(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+    for kind in ("change", "remember"):
+        title = f"several turns: {kind}"
+        yield Row(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+    for modality, title in _HARD.items():
+        yield Row(name=f"hard_{modality}", title=title, kinds=(f"describe_{modality}", f"make_{modality}"), hard=True)
+
+
+ROWS: Mapping[str, Row] = {row.name: row for row in _rows()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A conversation that a model is to hold: the `number`-th of its row."""
+
+    key: str
+    number: int
+    row: Row
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A model's answer: texts and items in the order they stand, and the medium of each item, if it was rendered."""
+
+    parts: tuple[Part, ...]
+    media: tuple[Decoded | None, ...]
+    well_formed: bool = True
+
+    @property
+    def text(self) -> str:
+        """The words of it."""
+        return " ".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What its items are."""
+        return tuple(part.modality for part in self.parts if isinstance(part, Item))
+
+
+def cases(row: Row, count: int, seed: int = SEED) -> list[Case]:
+    """The first `count` conversations of a row; the main subject of each is a combination held out of all training.
+
+    Harder subjects have their own combinations; none of them are held out, but `seed` draws them anew.
+    """
+    found = []
+    for number in range(count):
+        kind, index = row.kinds[number % len(row.kinds)], number
+        if row.hard:
+            index = HARD_EVERY * (number + 1) - 1
+        conversation = converse(kind, seed, index, held_out=not row.hard)
+        if row.grading == "attributes":
+            conversation = replace(conversation, turns=conversation.turns[:2], answers=conversation.answers[:1])
+        found.append(Case(key=f"{row.name}-{number}", number=number, row=row, conversation=conversation))
+    return found
+
+
+def shown(case: Case) -> dict[str, Media]:
+    """The files that the user shows in a conversation, by the names of its items."""
+    return {
+        name: encode(render(subject, _FIRST_VARIANT + len(Modality) * case.number + int(name)))
+        for name, subject in case.conversation.media.items()
+    }
+
+
+def grade(row: Row, conversation: Conversation, responses: Sequence[Response]) -> Grades:
+    """Says what is right; of things that several answers have, whether it is right in all of them."""
+    grades: Grades = {}
+    for number, (answer, response) in enumerate(zip(conversation.answers, responses, strict=True)):
+        match row.grading:
+            case "attributes":
+                found = _grade_attributes(conversation, answer, response)
+            case "whole":
+                found = dict(chain(_grade_said(answer, response), _grade_made(answer, response)))
+            case "modalities":
+                found = {f"answer {number + 1}": _modalities_right(answer, response)}
+            case "well_formed":
+                found = {f"answer {number + 1}": response.well_formed}
+        grades |= {name: right and grades.get(name, True) for name, right in found.items()}
+    return grades
+
+
+def is_lost(row: Row, conversation: Conversation, responses: Sequence[Response]) -> bool:
+    """Whether a conversation counts for nothing whatever its media hold."""
+    if row.grading != "whole":
+        return False
+    pairs = zip(conversation.answers, responses, strict=True)
+    return not all(right for answer, response in pairs for _, right in _grade_said(answer, response))
+
+
+def score(row: Row, grades: Grades) -> float:
+    """What a conversation counts for, of 1."""
+    return float(all(grades.values())) if row.grading == "whole" else sum(grades.values()) / len(grades)
+
+
+def chance(row: Row, conversation: Conversation) -> float | None:
+    """What a conversation counts for in the mean if each value is guessed, all V values of an attribute alike.
+
+    * `attributes`: the mean over attributes of 1 / V, and of 1 / V^2 where it is asked of two objects. Speed and melody
+      have two values.
+    * `whole`: the product of 1 / V over all attributes of all media to be made, and over those that only the words must
+      name: who guesses says what he makes. He knows the modalities.
+    * `modalities`: 1/8, as each of the three is there or not.
+    * `well_formed`: None, since nothing is guessed.
+    """
+    match row.grading:
+        case "attributes":
+            wanted = [*conversation.answers[0].made, *conversation.media.values()][0]
+            guesses = [1 / _NUM_VALUES[name] ** len(_objects(wanted)) for name in attributes(wanted)]
+            guesses += [1 / len(_HARDER[name]) for name in _harder(wanted)]
+            return sum(guesses) / len(guesses)
+        case "whole":
+            return prod(1 / _NUM_VALUES[name] for answer in conversation.answers for name in _guessed(answer))
+        case "modalities":
+            return 2.0 ** -len(Modality)
+        case "well_formed":
+            return None
+
+
+def _guessed(answer: Answer) -> list[str]:
+    made = [name for subject in answer.made for name in attributes(subject)]
+    return made + [name for name in answer.named if name not in made]
+
+
+def _grade_attributes(conversation: Conversation, answer: Answer, response: Response) -> Grades:
+    if answer.made:
+        [(wanted, medium)] = _pairs(answer, response)
+        return _grade_medium(wanted, medium)
+    [shown] = conversation.media.values()
+    return _grade_words(shown, response.text)
+
+
+def _grade_said(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+    named = read_text(response.text)
+    for name, value in answer.named.items():
+        yield f"said {name}", named.get(name) == value
+    yield "modalities", _modalities_right(answer, response)
+
+
+def _grade_made(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+    for wanted, medium in _pairs(answer, response):
+        for name, right in _grade_medium(wanted, medium).items():
+            yield f"{modality_of(wanted)} {name}", right
+
+
+def _modalities_right(answer: Answer, response: Response) -> bool:
+    return Counter(response.modalities) == Counter(map(modality_of, answer.made))
+
+
+def _pairs(answer: Answer, response: Response) -> Iterator[tuple[Subject, Decoded | None]]:
+    """Each subject to be made, and the next medium of its modality, if there is one."""
+    media = {
+        m: iter([d for d, of in zip(response.media, response.modalities, strict=True) if of is m]) for m in Modality
+    }
+    for subject in answer.made:
+        yield subject, next(media[modality_of(subject)], None)
+
+
+def _grade_medium(wanted: Subject, medium: Decoded | None) -> Grades:
+    found = None if medium is None else read(medium)
+    harder = {name: getattr(found, name, None) == value for name, value in _harder(wanted).items()}
+    return grade_medium(wanted, found) | harder
+
+
+def _grade_words(wanted: Subject, text: str) -> Grades:
+    """Of two objects the words name the first, `and`, the second."""
+    objects = _objects(wanted)
+    said = [read_text(part) for part in (text.split(" and ") if len(objects) > 1 else [text])]
+    grades = {
+        name: [named.get(name) for named in said] == [attributes(one)[name] for one in objects]
+        for name in attributes(wanted)
+    }
+    words = set(text.lower().replace(".", " ").split())
+    return grades | {name: words & set(_HARDER[name]) == {value} for name, value in _harder(wanted).items()}
+
+
+def _objects(subject: Subject) -> list[Subject]:
+    return [subject, subject.other] if isinstance(subject, Scene) and subject.other else [subject]
+
+
+def _harder(subject: Subject) -> dict[str, str]:
+    match subject:
+        case Motion(speed=str(speed)) if speed:
+            return {"speed": speed}
+        case Sound(melody=str(melody)) if melody:
+            return {"melody": melody}
+    return {}
