@@ -1,7 +1,6 @@
 """Answers a prompt in text and media: `jobs/generate.py --checkpoint RUN --prompt TEXT --out DIR`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from jobs import cli
 
@@ -9,7 +8,7 @@ MODALITIES = ("image", "video", "audio")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the model on a worker and writes the reply's text and files."""
+    """Runs the model on a worker, prints the reply's text as it comes, and writes it with its files."""
     parser = cli.parser("Answer a prompt with text and, where the model asks for them, a picture, a video, a sound.")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint, a run, or a hub id")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say to the model")
@@ -57,34 +56,44 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs.append(medium)
 
     cli.start_ray()
-    reply: dict[str, Any] = answer(
-        Request(
-            checkpoint=checkpoint,
-            prompt=arguments.prompt,
-            inputs=inputs,
-            require=[Modality(name) for name in arguments.require],
-            max_items=arguments.max_items,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
-            steps=arguments.steps,
-        )
+    request = Request(
+        checkpoint=checkpoint,
+        prompt=arguments.prompt,
+        inputs=inputs,
+        require=[Modality(name) for name in arguments.require],
+        max_items=arguments.max_items,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        steps=arguments.steps,
     )
+    said = list[str]()
+
+    def say(piece: str) -> None:
+        print(piece if said else f"reply: {piece}", end="", flush=True)
+        said.append(piece)
+
+    try:
+        reply = answer(request, say)
+    finally:
+        if said:
+            print()
+    if not said:
+        print("reply: (no text)")
     out.mkdir(parents=True, exist_ok=True)
     names = []
-    for number, medium in enumerate(reply["media"], start=1):
+    for number, medium in enumerate(reply.media, start=1):
         names.append(f"{number}-{medium.modality.value}.{medium.format}")
         (out / names[-1]).write_bytes(medium.data)
     write_json(
         out / "reply.json",
-        {"prompt": arguments.prompt, "text": reply["text"], "files": names, "checkpoint": str(checkpoint)},
+        {"prompt": arguments.prompt, "text": reply.text, "files": names, "checkpoint": str(checkpoint)},
     )
-    print(f"reply: {reply['text'] or '(no text)'}")
     for name in names:
         print(f"  {out / name}")
     if not names:
         print("  no media; --require image asks for one")
-    cli.note_untrained(reply["untrained"])
+    cli.note_untrained(reply.untrained)
 
 
 if __name__ == "__main__":

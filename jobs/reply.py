@@ -1,9 +1,8 @@
-"""Runs a request on a worker that has what the model needs: encode the inputs, generate, decode the conditions."""
+"""Runs a request on a worker that has what the model needs: read the inputs, respond, write the media."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -25,53 +24,54 @@ class Request:
     steps: int | None
 
 
-def answer(request: Request) -> dict[str, Any]:
-    """The reply's `text`, its `media` in the order they stand, and the names of `untrained` parts it came through."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A whole reply: its text, its media in the order they stand, and the untrained parts it came through."""
+
+    text: str
+    media: tuple[Media, ...]
+    untrained: tuple[str, ...]
+
+
+def answer(request: Request, say: Callable[[str], None]) -> Result:
+    """Responds on a worker; `say` is told the reply's text in pieces as they come."""
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    return ray.get(ray.remote(num_gpus=gpus, num_cpus=1)(_answer).remote(request))
+    on_worker = ray.remote(num_gpus=gpus, num_cpus=1, num_returns="streaming")(respond)
+    for reference in on_worker.remote(request):
+        part = ray.get(reference)
+        if isinstance(part, str):
+            say(part)
+    assert isinstance(part, Result)
+    return part
 
 
-def _answer(request: Request) -> dict[str, Any]:
-    import numpy as np
-
+def respond(request: Request) -> Iterator[str | Result]:
+    """Yields the reply's text in pieces, and at last the whole."""
     from jobs.cli import quiet
     from model.devices import best_device
 
     quiet()
     device = best_device()
-    from model.checkpoint import from_pretrained
-    from model.decoders import Decoder
-    from model.generation import generate
-    from model.imagebind_inputs import ImageBindEncoder
-    from model.parts import is_untrained
+    from model.responder import Responder, Response
     from pipelines import media as media_files
     from pipelines.shard_embedder import VIDEO_FPS
 
-    model, tokenizer = from_pretrained(request.checkpoint, device=device)
-    used = [model.config.llm.name]
-    features = np.zeros((0, model.config.encoder.dim), np.float32)
-    if request.inputs:
-        used.append(model.config.encoder.name)
-        encoder = ImageBindEncoder(model.config.encoder.name, device=device)
-        features = encoder([media_files.decode(medium, fps=VIDEO_FPS) for medium in request.inputs])
+    responder = Responder.from_pretrained(request.checkpoint, device=device)
     items = [Item(modality=medium.modality, name=str(place)) for place, medium in enumerate(request.inputs)]
-    reply = generate(
-        model,
-        tokenizer,
+    inputs = [media_files.decode(medium, fps=VIDEO_FPS) for medium in request.inputs]
+    parts = responder.stream(
         [Turn(role="user", parts=(*items, request.prompt))],
-        features,
+        {item.name: medium for item, medium in zip(items, inputs, strict=True)},
+        require=request.require,
         max_items=request.max_items,
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,
         seed=request.seed,
-        require=request.require,
+        steps=request.steps,
     )
-    decoders: dict[Modality, Decoder] = {}
-    media = []
-    for number, (modality, condition_LD) in enumerate(reply.conditions):
-        if modality not in decoders:
-            decoders[modality] = Decoder(modality, model.config.outputs[modality].decoder, device=device)
-            used.append(decoders[modality].name)
-        decoded = decoders[modality].generate(condition_LD, seed=request.seed + number, steps=request.steps)
-        media.append(media_files.encode(decoded))
-    return {"text": reply.text, "media": media, "untrained": [name for name in used if is_untrained(name)]}
+    for part in parts:
+        if isinstance(part, Response):
+            media = tuple(media_files.encode(medium) for medium in part.media)
+            yield Result(text=part.text, media=media, untrained=part.untrained)
+        elif isinstance(part, str):
+            yield part

@@ -46,23 +46,24 @@ def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return (np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _image(pipe: Any, output: Any) -> Image:
-    return Image(pixels=_pixels(output.images[0]))
+def _images(pipe: Any, output: Any) -> list[Decoded]:
+    return [Image(pixels=_pixels(pixels)) for pixels in output.images]
 
 
-def _video(pipe: Any, output: Any) -> Video:
-    return Video(frames=_pixels(output.frames[0]), fps=VIDEO_FPS)
+def _videos(pipe: Any, output: Any) -> list[Decoded]:
+    return [Video(frames=_pixels(frames), fps=VIDEO_FPS) for frames in output.frames]
 
 
-def _audio(pipe: Any, output: Any) -> Audio:
-    waveform = np.nan_to_num(output.audios[:1]).clip(-1, 1).astype(np.float32)
-    return Audio(waveform=waveform, sample_rate=int(pipe.vocoder.config.sampling_rate))
+def _sounds(pipe: Any, output: Any) -> list[Decoded]:
+    waveforms_NT = np.nan_to_num(output.audios).clip(-1, 1).astype(np.float32)
+    rate = int(pipe.vocoder.config.sampling_rate)
+    return [Audio(waveform=waveform_T[None], sample_rate=rate) for waveform_T in waveforms_NT]
 
 
-_DECODED: dict[Modality, Callable[[Any, Any], Decoded]] = {
-    Modality.IMAGE: _image,
-    Modality.VIDEO: _video,
-    Modality.AUDIO: _audio,
+_DECODED: dict[Modality, Callable[[Any, Any], list[Decoded]]] = {
+    Modality.IMAGE: _images,
+    Modality.VIDEO: _videos,
+    Modality.AUDIO: _sounds,
 }
 
 
@@ -167,10 +168,23 @@ class Decoder:
         guidance: float | None = None,
         **sizes: Any,
     ) -> Decoded:
-        """Renders one condition; on one machine the same seed gives the same bytes.
+        """Renders one condition: `generate_batch` of it alone."""
+        [decoded] = self.generate_batch(torch.as_tensor(condition_LD)[None], [seed], steps, guidance, **sizes)
+        return decoded
 
-        `sizes` overrides `defaults`: `height` and `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds.
-        Raises ValueError for a condition of another shape or a size this modality does not have.
+    def generate_batch(
+        self,
+        conditions_NLD: npt.NDArray[Any] | Tensor,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        **sizes: Any,
+    ) -> list[Decoded]:
+        """Renders conditions in one go, each from a seed of its own; on one machine equal calls give equal bytes.
+
+        A medium does not depend on the others but in how sums are rounded. `sizes` overrides `defaults`: `height` and
+        `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds. Raises ValueError for a condition of another
+        shape or a size this modality does not have.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -180,25 +194,30 @@ class Decoder:
             settings["num_inference_steps"] = steps
         if guidance is not None:
             settings["guidance_scale"] = guidance
+        conditions_NLD = torch.as_tensor(conditions_NLD)
+        if tuple(conditions_NLD.shape[1:]) != self.condition_shape:
+            raise ValueError(
+                f"{self.name}: the {self.modality} condition has shape {tuple(conditions_NLD.shape[1:])}, this decoder "
+                f"takes {self.condition_shape}; use the output projection trained for it"
+            )
+        if not len(conditions_NLD):
+            return []
+        negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
         output = self.pipe(
-            prompt_embeds=self._prompt_embeds(torch.as_tensor(condition_LD)),
-            negative_prompt_embeds=self._prompt_embeds(torch.from_numpy(self._negative_NLD[0])),
+            prompt_embeds=self._prompt_embeds(conditions_NLD),
+            negative_prompt_embeds=self._prompt_embeds(negative_NLD),
             # On the CPU, so that the noise does not depend on the device.
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
             **settings,
         )
         return _DECODED[self.modality](self.pipe, output)
 
-    def _prompt_embeds(self, condition_LD: Tensor) -> Tensor:
-        if tuple(condition_LD.shape) != self.condition_shape:
-            raise ValueError(
-                f"{self.name}: the {self.modality} condition has shape {tuple(condition_LD.shape)}, this decoder takes "
-                f"{self.condition_shape}; use the output projection trained for it"
-            )
-        # A pooled condition is a unit vector by nature; a projected one is so only nearly.
-        batch = normalize(condition_LD.float(), dim=-1) if self._family.pooled else condition_LD[None]
-        return batch.detach().to(self.pipe.device, self.pipe.dtype)
+    def _prompt_embeds(self, conditions_NLD: Tensor) -> Tensor:
+        if self._family.pooled:
+            # A pooled condition is a unit vector by nature; a projected one is so only nearly.
+            conditions_NLD = normalize(conditions_NLD[:, 0].float(), dim=-1)
+        return conditions_NLD.detach().to(self.pipe.device, self.pipe.dtype)
 
 
 def _load_text_encoder(family: Family, path: str) -> Any:

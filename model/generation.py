@@ -1,12 +1,13 @@
-"""Replies: constrained decoding, and the conditions of the items that a reply holds.
+"""Replies: constrained decoding in batches, and the conditions of the items that the replies hold.
 
-Suffixes: V vocabulary, N input items, E encoder width, M output items of a modality, L and D length and width of a
-condition.
+Suffixes: B rows, T tokens, H LLM width, V vocabulary, N input items, E encoder width, M output modalities, L and D
+length and width of a condition.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.answers import Answer, Detokenizer, Limits
 from model.batch import Example, collate
-from model.dialogue import IGNORE, STOP, Dialogue, encode_dialogue
+from model.dialogue import IGNORE, Dialogue, encode_dialogue
 from model.nextgpt import NextGPT
 from model.tokenizer import eos_ids, special_ids
 from pipelines.sample import Item, Modality, Part, Turn
 
 Condition = tuple[Modality, npt.NDArray[np.float32]]
+OnPart = Callable[[int, Part], None]
 _NO_LIMIT = 1 << 30
-_STOP_WINDOW = 8  # tokens that surely hold the whole of "###", however a tokenizer cuts it
+_DIALOGUES_AT_ONCE = 32  # whose conditions are computed in one pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A dialogue that ends in a user's turn, and the media that its answer must hold.
+
+    `features` (N, E) are the encoder's embeddings of the named input items in the order they stand.
+    """
+
+    turns: Sequence[Turn]
+    features: npt.NDArray[np.floating] | None = None
+    require: Sequence[Modality] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +47,6 @@ class Reply:
     text: str
     parts: tuple[Part, ...]
     conditions: list[Condition]
-
-
-@dataclass(slots=True)
-class _Run:
-    """A stretch of an answer: the tokens of a text, or a whole group of signal tokens of `modality`."""
-
-    modality: Modality | None
-    ids: list[int] = field(default_factory=list)
 
 
 def generate(
@@ -54,50 +61,85 @@ def generate(
     require: Sequence[Modality] = (),
     max_items: int | None = None,
 ) -> Reply:
-    """Answers a dialogue that ends in a user's turn.
+    """Answers one prompt: `generate_batch` of it alone."""
+    [reply] = generate_batch(
+        model,
+        tokenizer,
+        [Prompt(turns=turns, features=features, require=require)],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        max_items=max_items,
+    )
+    return reply
 
-    `features` (N, E) are the encoder's embeddings of the named input items in the order they stand. At `temperature` 0
-    the likeliest token is taken, else one is drawn from `seed`. Signal tokens come in whole groups or not at all; the
-    items of `require` that the model did not bring forth itself are added at the end. A reply holds at most `max_items`
-    items (required ones always), so that a model that repeats itself does not fill it with media. The oldest exchanges
-    are left out where the dialogue is longer than the LLM reads.
+
+def generate_batch(
+    model: NextGPT,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_items: int | None = None,
+    on_part: OnPart | None = None,
+) -> list[Reply]:
+    """Answers prompts side by side, each as it would be alone.
+
+    At `temperature` 0 the likeliest token is taken, else row r draws one from seed + r. Signal tokens come in whole
+    groups or not at all; required items that the model did not bring forth itself are added at the end. A reply holds
+    at most `max_items` items (required ones always), so that a model that repeats itself does not fill it with media.
+    The oldest exchanges are left out where a dialogue is longer than the LLM reads. `on_part` is told the row and what
+    has become certain of its reply: pieces of text, which joined are the reply's text, and items where they stand.
 
     Raises ValueError when features and items differ in number, the model has no signal tokens for a required modality,
     `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
     """
-    _check(model, turns, features, max_new_tokens, temperature, require)
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; use 0 for the likeliest tokens, or more to draw them")
+    examples = _examples(model, tokenizer, prompts, max_new_tokens)
+    ends, detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
+    max_items = max_new_tokens if max_items is None else max_items
+    limits = Limits(max_new_tokens=max_new_tokens, max_items=max_items, ends=ends)
+    answers = [
+        Answer(detokenizer, model.vocabulary, limits, prompt.require, partial(on_part, row) if on_part else None)
+        for row, prompt in enumerate(prompts)
+    ]
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            prompt = _prompt(model, tokenizer, list(turns), features, max_new_tokens)
-            answer = _Decoding(model, tokenizer, temperature, seed).run(
-                prompt, max_new_tokens, Counter(require), max_new_tokens if max_items is None else max_items
-            )
-            parts = _parts(answer, tokenizer)
-            conditions = _conditions(model, prompt, answer, tokenizer)
+            _Decoding(model, set(special_ids(tokenizer)) - ends, temperature).run(examples, answers, seed)
+            conditions = _conditions(model, examples, answers, detokenizer)
     finally:
         model.train(was_training)
+    return [_reply(answer.parts(), items) for answer, items in zip(answers, conditions, strict=True)]
+
+
+def _reply(parts: tuple[Part, ...], conditions: list[Condition]) -> Reply:
     return Reply(text=" ".join(part for part in parts if isinstance(part, str)), parts=parts, conditions=conditions)
 
 
-def _check(
-    model: NextGPT,
-    turns: Sequence[Turn],
-    features: npt.NDArray[np.floating] | None,
-    max_new_tokens: int,
-    temperature: float,
-    require: Sequence[Modality],
-) -> None:
-    items, given = _num_inputs(turns), 0 if features is None else len(features)
+def _examples(model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Example]:
+    examples = []
+    for row, prompt in enumerate(prompts):
+        try:
+            _check(model, prompt, max_new_tokens)
+            examples.append(_example(model, tokenizer, prompt, max_new_tokens))
+        except ValueError as error:
+            raise ValueError(f"prompt {row + 1}: {error}" if len(prompts) > 1 else str(error)) from None
+    return examples
+
+
+def _check(model: NextGPT, prompt: Prompt, max_new_tokens: int) -> None:
+    items, given = _num_inputs(prompt.turns), 0 if prompt.features is None else len(prompt.features)
     if items != given:
         raise ValueError(f"features of {given} items given, but the turns hold {items} named ones; give one for each")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; use 0 for the likeliest tokens, or more to draw them")
-    for modality in require:
+    for modality in prompt.require:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
-    needed = max(1, sum(model.vocabulary.groups[modality] for modality in require))
+    needed = max(1, sum(model.vocabulary.groups[modality] for modality in prompt.require))
     if max_new_tokens < needed:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, but the reply takes at least {needed}; raise it")
 
@@ -108,16 +150,11 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
     )
 
 
-def _prompt(
-    model: NextGPT,
-    tokenizer: Any,
-    turns: list[Turn],
-    features: npt.NDArray[np.floating] | None,
-    max_new_tokens: int,
-) -> Example:
+def _example(model: NextGPT, tokenizer: Any, prompt: Prompt, max_new_tokens: int) -> Example:
     """The dialogue so far, with as many of its latest exchanges as the LLM has positions for."""
     room = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT) - max_new_tokens
     num_input_tokens = model.config.input_projection.num_input_tokens
+    turns, features = prompt.turns, prompt.features
     while True:
         dialogue = encode_dialogue(turns, tokenizer, model.vocabulary, num_input_tokens, _NO_LIMIT, for_generation=True)
         if len(dialogue.input_ids) <= room:
@@ -129,110 +166,133 @@ def _prompt(
 
 
 class _Decoding:
-    """The loop over tokens, with the LLM's cache of keys and values."""
+    """The loop over tokens, with the LLM's cache of keys and values.
 
-    def __init__(self, model: NextGPT, tokenizer: Any, temperature: float, seed: int) -> None:
-        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+    Prompts are padded on the left, so that all rows read their next tokens at the same place. A row that is complete
+    leaves the batch.
+    """
+
+    def __init__(self, model: NextGPT, forbidden: Iterable[int], temperature: float) -> None:
+        self.model, self.temperature = model, temperature
         self.device = model.new_input_rows.weight.device
-        # On the CPU, so that the draws do not depend on the device.
-        self.generator = torch.Generator("cpu").manual_seed(seed)
-        self.eos = eos_ids(tokenizer, model.llm)
-        self.forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool)
-        self.forbidden_V[[i for i in special_ids(tokenizer) if i not in self.eos]] = True
+        self.forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool, device=self.device)
+        self.forbidden_V[list(forbidden)] = True
+        self.openings_M = list(model.vocabulary.first_ids)
         self.cache: Any = None
+        self.length = 0  # of what the cache holds, padding included
+        self.padding_B = torch.zeros(0, dtype=torch.long)
 
-    def run(self, prompt: Example, max_new_tokens: int, required: Counter[Modality], max_items: int) -> list[_Run]:
-        """The answer's runs; the last text may end in the stop mark."""
-        spare = max_items - required.total()
-        logits_V = self._read(self.model.embed_batch(collate([prompt]).to(self.device)))
-        groups, answer, room = self.model.vocabulary.groups, [_Run(None)], max_new_tokens
-        while room > (reserved := sum(groups[modality] for modality in required.elements())):
-            token = self._choose(logits_V, self._openings(room - reserved if spare > 0 else 0, required))
-            if token in self.eos:
-                break
-            modality = self.model.vocabulary.first_ids.get(token)
-            if modality is None:
-                answer[-1].ids.append(token)
-                if _stops(answer[-1], self.tokenizer):
-                    break
-                ids = [token]
-            else:
-                ids = list(self.model.vocabulary.group(modality))
-                answer += [_Run(modality, ids), _Run(None)]
-                spare -= not required[modality]
-                required = required - Counter([modality])
-            room -= len(ids)
-            if room:
-                logits_V = self._read(self.model.embed(torch.tensor([ids], device=self.device)))
-        return answer + [_Run(m, list(self.model.vocabulary.group(m))) for m in required.elements()]
+    def run(self, examples: Sequence[Example], answers: Sequence[Answer], seed: int) -> None:
+        """Completes the answers; row r draws from seed + r."""
+        rows = [row for row, answer in enumerate(answers) if answer.room]
+        for answer in answers:
+            if not answer.room:
+                answer.complete()
+        # On the CPU, so that the draws do not depend on the device.
+        generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(answers))]
+        embeds_BTH = self._left_padded([examples[row] for row in rows]) if rows else None
+        while embeds_BTH is not None:
+            hidden_BH = self._read(embeds_BTH)
+            # A row in the midst of its group has nothing to choose.
+            choosing = [place for place, row in enumerate(rows) if not answers[row].unread]
+            chosen = [rows[place] for place in choosing]
+            tokens = self._choose(hidden_BH[choosing], [answers[r] for r in chosen], [generators[r] for r in chosen])
+            for row, token in zip(chosen, tokens, strict=True):
+                answers[row].take(token)
+            rows = self._keep(rows, [bool(answers[row].unread) for row in rows])
+            embeds_BTH = self._next([answers[row] for row in rows]) if rows else None
 
-    def _openings(self, free: int, required: Counter[Modality]) -> set[int]:
-        """The first signal tokens whose group has room, be it the room kept for a required item."""
-        vocabulary = self.model.vocabulary
-        return {i for i, m in vocabulary.first_ids.items() if required[m] or vocabulary.groups[m] <= free}
+    def _left_padded(self, examples: Sequence[Example]) -> Tensor:
+        """The embeddings of prompts (B, T, H), which all end in the last column."""
+        embeds_BTH = self.model.embed_batch(collate(examples).to(self.device))
+        lengths_B = torch.tensor([len(example.dialogue.input_ids) for example in examples], device=self.device)
+        self.padding_B = embeds_BTH.shape[1] - lengths_B
+        places_T = torch.arange(embeds_BTH.shape[1], device=self.device)
+        shifted_BT = (places_T - self.padding_B[:, None]) % len(places_T)
+        return embeds_BTH.take_along_dim(shifted_BT[..., None], dim=1)
 
-    def _read(self, embeds: Tensor) -> Tensor:
-        """Feeds embeddings (1, T, H) to the LLM; returns the next token's logits on the CPU."""
-        output = self.model.run_llm(embeds, past_key_values=self.cache, use_cache=True)
-        self.cache = output.past_key_values
-        return self.model.logits(output.last_hidden_state[0, -1]).float().cpu()
+    def _next(self, answers: Sequence[Answer]) -> Tensor:
+        """The embeddings of what all rows have to read: one token, or as much as is left of everyone's group."""
+        width = min(len(answer.unread) for answer in answers)
+        ids_BT = [answer.unread[:width] for answer in answers]
+        for answer in answers:
+            answer.unread = answer.unread[width:]
+        return self.model.embed(torch.tensor(ids_BT, device=self.device))
 
-    def _choose(self, logits_V: Tensor, openings: set[int]) -> int:
-        forbidden_V = self.forbidden_V.clone()
-        forbidden_V[list(openings)] = False
-        logits_V = logits_V.masked_fill(forbidden_V, -torch.inf)
+    def _read(self, embeds_BTH: Tensor) -> Tensor:
+        """Feeds embeddings to the LLM; returns the last hidden states (B, H)."""
+        places_T = torch.arange(self.length + embeds_BTH.shape[1], device=self.device)
+        positions_BT = (places_T[self.length :] - self.padding_B[:, None]).clamp(min=0)
+        output = self.model.run_llm(
+            embeds_BTH,
+            (places_T >= self.padding_B[:, None]).long(),
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache, self.length = output.past_key_values, len(places_T)
+        return output.last_hidden_state[:, -1]
+
+    def _choose(self, hidden_BH: Tensor, answers: Sequence[Answer], generators: Sequence[torch.Generator]) -> list[int]:
+        if not answers:
+            return []
+        logits_BV = self.model.logits(hidden_BH).float()
+        modalities = self.model.vocabulary.first_ids.values()
+        closed_BM = torch.tensor([[not answer.may_hold(m) for m in modalities] for answer in answers], dtype=torch.bool)
+        allowed_BV = logits_BV.masked_fill(self.forbidden_V, -torch.inf)
+        allowed_BV[:, self.openings_M] = logits_BV[:, self.openings_M].masked_fill(
+            closed_BM.to(self.device), -torch.inf
+        )
         if self.temperature == 0:
-            return int(logits_V.argmax())
-        probabilities_V = torch.softmax(logits_V / self.temperature, dim=-1)
-        return int(torch.multinomial(probabilities_V, 1, generator=self.generator))
+            return allowed_BV.argmax(dim=-1).tolist()
+        # One number a row, looked up in the distribution: nothing as long as a vocabulary leaves the device.
+        cumulative_BV = torch.softmax(allowed_BV.double() / self.temperature, dim=-1).cumsum(dim=-1)
+        draws_B = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(cumulative_BV)
+        found_B1 = torch.searchsorted(cumulative_BV, draws_B[:, None] * cumulative_BV[:, -1:], right=True)
+        return found_B1[:, 0].tolist()
+
+    def _keep(self, rows: list[int], kept: list[bool]) -> list[int]:
+        if all(kept):
+            return rows
+        places = torch.tensor([place for place, stays in enumerate(kept) if stays], device=self.device)
+        if len(places):
+            self.padding_B = self.padding_B[places]
+            self.cache.reorder_cache(places)
+        return [row for row, stays in zip(rows, kept, strict=True) if stays]
 
 
-def _text(run: _Run, tokenizer: Any) -> str:
-    """A text without the stop mark and the space before it."""
-    return str(tokenizer.decode(run.ids, skip_special_tokens=True)).rstrip().removesuffix(STOP).rstrip()
+def _conditions(
+    model: NextGPT, examples: Sequence[Example], answers: Sequence[Answer], detokenizer: Detokenizer
+) -> list[list[Condition]]:
+    """Runs the dialogues that hold items once as training does; returns the conditions of each one's items."""
+    conditions: list[list[Condition]] = [[] for _ in answers]
+    whole = {}
+    for row, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        if any(run.modality for run in answer.runs):
+            whole[row] = _whole(model, example, answer, detokenizer)
+    for start in range(0, len(whole), _DIALOGUES_AT_ONCE):
+        rows = list(whole)[start : start + _DIALOGUES_AT_ONCE]
+        batch = collate([whole[row] for row in rows]).to(model.new_input_rows.weight.device)
+        remaining = {
+            modality: iter(values.float().cpu().numpy()) for modality, values in model(batch).conditions.items()
+        }
+        for row in rows:
+            order = [item.modality for item, *_ in whole[row].dialogue.output_groups]
+            conditions[row] = [(modality, next(remaining[modality])) for modality in order]
+    return conditions
 
 
-def _without_stop(run: _Run, tokenizer: Any) -> list[int]:
-    """The tokens of a text before the stop mark: what training has before a signal group."""
-    ids = list(run.ids)
-    if run.modality is None and _stops(run, tokenizer):
-        text = _text(run, tokenizer)
-        while ids and not _ends_within(str(tokenizer.decode(ids, skip_special_tokens=True)), text):
-            ids.pop()
-    return ids
-
-
-def _ends_within(beginning: str, text: str) -> bool:
-    return text.startswith(beginning) and beginning == beginning.rstrip()
-
-
-def _stops(run: _Run, tokenizer: Any) -> bool:
-    """Whether a text has come to the stop mark, in whatever tokens."""
-    return str(tokenizer.decode(run.ids[-_STOP_WINDOW:])).rstrip().endswith(STOP)
-
-
-def _parts(answer: list[_Run], tokenizer: Any) -> tuple[Part, ...]:
-    parts = [Item(modality=run.modality) if run.modality else _text(run, tokenizer).strip() for run in answer]
-    return tuple(part for part in parts if part)
-
-
-def _conditions(model: NextGPT, prompt: Example, answer: list[_Run], tokenizer: Any) -> list[Condition]:
-    """Runs the whole dialogue once as training does, and projects the states of the answer's groups."""
-    ids, groups, order = list(prompt.dialogue.input_ids), [], []
-    for run in answer:
+def _whole(model: NextGPT, prompt: Example, answer: Answer, detokenizer: Detokenizer) -> Example:
+    """A prompt with its answer up to the last item, and blank targets."""
+    ids, groups = list(prompt.dialogue.input_ids), []
+    for run in answer.runs[:-1]:  # after the last group there is one more text
         if run.modality is not None:
             groups.append((Item(modality=run.modality), len(ids), len(run.ids)))
-            order.append(run.modality)
-        ids += _without_stop(run, tokenizer)
-    if not groups:
-        return []
-    ids = ids[: groups[-1][1] + groups[-1][2]]
+        ids += run.ids if run.modality else detokenizer.before_stop(run.ids)
     dialogue = Dialogue(ids, [IGNORE] * len(ids), prompt.dialogue.input_positions, groups)
+    counts = Counter(item.modality for item, *_ in groups)
     blank = {
-        m: (np.zeros((order.count(m), o.num_queries, o.dim), np.float32), [0] * order.count(m))
+        m: (np.zeros((counts[m], o.num_queries, o.dim), np.float32), [0] * counts[m])
         for m, o in model.config.outputs.items()
     }
-    example = Example(key="reply", dialogue=dialogue, features_NE=prompt.features_NE, targets=blank)
-    projected = model(collate([example]).to(model.new_input_rows.weight.device)).conditions
-    remaining = {modality: iter(values.float().cpu().numpy()) for modality, values in projected.items()}
-    return [(modality, next(remaining[modality])) for modality in order]
+    return Example(key=prompt.key, dialogue=dialogue, features_NE=prompt.features_NE, targets=blank)

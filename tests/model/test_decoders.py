@@ -284,6 +284,30 @@ def test_output_follows_seed_and_condition_only(
 
 
 @each_modality
+def test_a_batch_renders_what_its_conditions_render_alone(
+    modality: Modality, encoders: dict[Modality, CaptionEncoder], decoders: dict[Modality, Decoder]
+) -> None:
+    decoder = decoders[modality]
+    conditions_NLD = encoders[modality](["a red circle", "a loud bell", "a red circle"]).embeddings
+    seeds = [3, 3, 4]
+    batch = [array_of(decoded) for decoded in decoder.generate_batch(conditions_NLD, seeds, steps=3)]
+    for found, condition_LD, seed in zip(batch, conditions_NLD, seeds, strict=True):
+        alone = array_of(decoder.generate(condition_LD, seed, steps=3))
+        assert (found.shape, found.dtype) == (alone.shape, alone.dtype)
+        np.testing.assert_allclose(
+            found.astype(float), alone.astype(float), atol=1 if alone.dtype == np.uint8 else 1e-3
+        )
+    assert len({found.tobytes() for found in batch}) == 3
+    again = decoder.generate_batch(conditions_NLD, seeds, steps=3)
+    assert [array_of(decoded).tobytes() for decoded in again] == [found.tobytes() for found in batch]
+
+
+@each_modality
+def test_no_conditions_render_nothing(modality: Modality, decoders: dict[Modality, Decoder]) -> None:
+    assert decoders[modality].generate_batch(np.zeros((0, *SHAPES[modality]), np.float32), []) == []
+
+
+@each_modality
 def test_a_condition_of_another_width_is_refused_in_one_line(
     modality: Modality, decoders: dict[Modality, Decoder]
 ) -> None:

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, make_example
+from llm_families import FAMILIES, family_config
+from transformers import AutoTokenizer
 
 from model.batch import collate
 from model.dialogue import encode_dialogue
-from model.generation import generate
-from model.tokenizer import encode_text
+from model.generation import Prompt, generate, generate_batch
+from model.nextgpt import NextGPT
+from model.parts import resolve
+from model.tokenizer import encode_text, load_tokenizer
 from pipelines.sample import Item, Modality, Turn
 
 ASK = dialogue(("show me a dog",))
@@ -23,9 +27,9 @@ def saying(model, ids, then):
 
     def logits(hidden):
         values = original(hidden)
-        if values.ndim == 1:  # the next token's, not those of a whole batch
+        if len(values):  # the next token's; a whole dialogue has no labels here
             values = values.clone()
-            values[next(rest, then)] += 1e4
+            values[:, next(rest, then)] += 1e4
         return values
 
     model.logits = logits
@@ -33,6 +37,45 @@ def saying(model, ids, then):
         yield
     finally:
         del model.logits
+
+
+def lively(model, tokenizer):
+    """Makes signal tokens and the end so likely that replies differ in items and in length."""
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = model.vocabulary
+    eos, width = tokenizer.eos_token_id, model.new_output_rows.weight.shape[1]
+    with torch.no_grad():
+        for token in vocabulary.first_ids:
+            model.new_output_rows.weight[token - vocabulary.base_size] = 0.1 * torch.randn(width, generator=generator)
+        model.llm.get_output_embeddings().weight[eos] = 0.06 * torch.randn(width, generator=generator)
+    return model
+
+
+def prompts_of_many_kinds():
+    rng = np.random.default_rng(0)
+    questions = ["hello", "show me a dog", "what is the sound of a large bell in the evening?", "###", "3"]
+    prompts = [Prompt(turns=dialogue((question,))) for question in questions]
+    for turns in (CAPTION[:1], MIXED[:1], MIXED[:3], REQUEST[:1]):
+        inputs = sum(isinstance(part, Item) for turn in turns if turn.role == "user" for part in turn.parts)
+        features = rng.standard_normal((inputs, 32)).astype(np.float32)
+        prompts.append(Prompt(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
+    return [*prompts, Prompt(turns=ASK, require=[VIDEO, IMAGE])]
+
+
+def one_by_one(model, tokenizer, prompts, seed=0, **options):
+    return [
+        generate(model, tokenizer, p.turns, p.features, require=p.require, seed=seed + row, **options)
+        for row, p in enumerate(prompts)
+    ]
+
+
+def assert_alike(found, expected):
+    assert [reply.parts for reply in found] == [reply.parts for reply in expected]
+    assert [reply.text for reply in found] == [reply.text for reply in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert [modality for modality, _ in one.conditions] == [modality for modality, _ in other.conditions]
+        for (_, condition), (_, alone) in zip(one.conditions, other.conditions, strict=True):
+            np.testing.assert_allclose(condition, alone, atol=1e-4)
 
 
 @contextmanager
@@ -225,3 +268,110 @@ def test_a_model_in_training_stays_in_training(model, tokenizer):
     model.train()
     generate(model, tokenizer, ASK, None, max_new_tokens=2)
     assert model.training
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+def test_a_batch_gets_the_replies_that_its_prompts_get_alone(model, tokenizer, temperature):
+    lively(model, tokenizer)
+    prompts = prompts_of_many_kinds()
+    options = {"max_new_tokens": 60, "temperature": temperature, "seed": 5}
+    replies = generate_batch(model, tokenizer, prompts, **options)
+    assert_alike(replies, one_by_one(model, tokenizer, prompts, **options))
+    unasked = [reply for reply, prompt in zip(replies, prompts, strict=True) if reply.conditions and not prompt.require]
+    assert unasked, "some bring items forth themselves, so that groups are read while neighbours speak"
+    assert len({len(reply.text) for reply in replies}) > 4
+    assert len({len(reply.conditions) for reply in replies}) > 2
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_of_llms_answers_in_batches(family, tiny, tmp_path):
+    config = family_config(tmp_path, family, tiny, AutoTokenizer.from_pretrained(resolve(tiny.llm.name)))
+    model, tokenizer = NextGPT.from_config(config), load_tokenizer(config)
+    prompts, options = prompts_of_many_kinds(), {"max_new_tokens": 48}
+    replies = generate_batch(model, tokenizer, prompts, **options)
+    assert_alike(replies, one_by_one(model, tokenizer, prompts, **options))
+
+
+def test_a_group_is_read_whole_or_token_by_token_beside_others_alike(model, tokenizer):
+    """Alone it is read at once; beside a row that speaks, one token at a time."""
+    vocabulary, words = model.vocabulary, encode_text(tokenizer, " a dog")
+    script = {0: [first(model, VIDEO), *words], 1: words * 9}
+    original = model.logits
+
+    def logits(hidden_BH):
+        """The row that reads its group does not come here, so who speaks is told by how far they are."""
+        values = original(hidden_BH).clone()
+        rows = [0, 1] if len(values) == 2 else [0 if not script[1] else 1]
+        for place, row in enumerate(rows[: len(values)]):
+            values[place, script[row].pop(0) if script[row] else tokenizer.eos_token_id] += 1e4
+        return values
+
+    model.logits = logits
+    with fed(model) as seen:
+        one, two = generate_batch(
+            model,
+            tokenizer,
+            [Prompt(turns=ASK), Prompt(turns=CAPTION[:1], features=np.ones((1, 32)))],
+            max_new_tokens=60,
+        )
+    assert one.parts == (Item(modality=VIDEO), "a dog")
+    assert two.text == " ".join(["a dog"] * 9)
+    assert len(one.conditions) == 1
+    read = [piece for piece in seen if len(piece) == 2]
+    assert [piece[0] for piece in read[:24]] == list(vocabulary.group(VIDEO))
+
+
+def test_no_prompts_get_no_replies(model, tokenizer):
+    assert generate_batch(model, tokenizer, [], max_new_tokens=5) == []
+
+
+def test_a_mistaken_prompt_of_a_batch_is_named(model, tokenizer):
+    prompts = [Prompt(turns=ASK), Prompt(turns=REQUEST)]
+    with pytest.raises(ValueError, match=r"^prompt 2: the last turn must be the user's$"):
+        generate_batch(model, tokenizer, prompts, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e6])
+def test_parts_are_told_in_place_and_their_texts_joined_are_the_replys(model, tokenizer, temperature):
+    lively(model, tokenizer)
+    prompts, told = prompts_of_many_kinds(), []
+    options = {"max_new_tokens": 60, "temperature": temperature}
+    replies = generate_batch(model, tokenizer, prompts, on_part=lambda *part: told.append(part), **options)
+    assert_alike(replies, generate_batch(model, tokenizer, prompts, **options))
+    for row, reply in enumerate(replies):
+        parts = [part for number, part in told if number == row]
+        assert "".join(part for part in parts if isinstance(part, str)) == reply.text
+        assert merged(parts) == list(reply.parts)
+    rows = [row for row, _ in told]
+    assert rows != sorted(rows), "neighbours are told as they come"
+
+
+def merged(parts):
+    """Pieces of text that stand together as one."""
+    texts = [""]
+    for part in parts:
+        texts[-1:] = [texts[-1] + part] if isinstance(part, str) else [texts[-1], part, ""]
+    return [
+        part.strip() if isinstance(part, str) else part for part in texts if not isinstance(part, str) or part.strip()
+    ]
+
+
+@pytest.mark.parametrize("text", ["a dog", "Größe: 5 € ☂🐕!", "a # b ## c", "  two  spaces\n\nand lines  ", "#"])
+@pytest.mark.parametrize("end", ["\n###", "", "\n #"])
+def test_a_piece_of_text_is_never_taken_back(model, tokenizer, text, end):
+    told = []
+    said = [i for char in text + end for byte in char.encode() for i in bytes_to_ids(tokenizer, byte)]
+    with saying(model, said, tokenizer.eos_token_id):
+        [reply] = generate_batch(
+            model, tokenizer, [Prompt(turns=ASK)], max_new_tokens=90, on_part=lambda row, part: told.append(part)
+        )
+    assert reply.text == (text + end).strip().removesuffix("###").strip()
+    assert "".join(told) == reply.text
+    assert len(told) >= sum(char.isalnum() for char in text), "as it comes"
+    assert not any("\ufffd" in piece for piece in told)
+
+
+def bytes_to_ids(tokenizer, byte):
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [tokenizer.convert_tokens_to_ids(bytes_to_unicode()[byte])]

@@ -1,0 +1,49 @@
+"""A request from its checkpoint to the bytes of its files, in this process: no Ray is started."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jobs.reply import Request, Result, respond
+from model.config import load_preset
+from model.nextgpt import NextGPT
+from pipelines.media import decode, encode
+from pipelines.sample import Image, Modality
+
+
+@pytest.fixture(scope="module")
+def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    NextGPT.from_config(load_preset("tiny")).save_pretrained(checkpoint)
+    return Request(
+        checkpoint=checkpoint,
+        prompt="like this, but louder",
+        inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
+        require=list(Modality),
+        max_items=3,
+        max_new_tokens=60,
+        temperature=1.0,
+        seed=3,
+        steps=2,
+    )
+
+
+def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(request_of_all: Request) -> None:
+    *pieces, result = respond(request_of_all)
+    assert isinstance(result, Result)
+    assert "".join(str(piece) for piece in pieces) == result.text
+    assert [(medium.modality, medium.format) for medium in result.media] == [
+        (Modality.IMAGE, "png"),
+        (Modality.VIDEO, "mp4"),
+        (Modality.AUDIO, "wav"),
+    ]
+    assert all(decode(medium) for medium in result.media)
+    assert len(result.untrained) == 5
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(request_of_all: Request) -> None:
+    one, two = list(respond(request_of_all)), list(respond(request_of_all))
+    assert one == two
+    *_, other = respond(replace(request_of_all, seed=4))
+    assert other != one[-1]
