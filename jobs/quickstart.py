@@ -1,53 +1,106 @@
-"""The whole way on one machine, prepare to reply: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
+"""The whole way on one machine, prepare to gallery: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
 
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import cli, embed, generate, prepare, train_stage
+from jobs import cli, embed, gallery, generate, prepare, score, train_stage
 
-WORLD_SEED, WORLD_SIZE = 0, 16
+WORLD_SEED = 0
+PRESET = "world"  # the one whose foundations are trained, and which sits the world's exam
 PROMPT = "Show me a picture, a video and a sound of a red circle."
+UNDERSTANDING = ("understand_image", "understand_video", "understand_audio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What the time depends on: pairs a modality, conversations a row of the exam and of its controls, settings."""
+
+    world: int
+    samples_per_shard: int
+    n: int = 0
+    controls_n: int = 0
+    settings: tuple[str, ...] = ()
+
+
+FULL = Size(world=1000, samples_per_shard=250, n=200, controls_n=64)
+SMALL = Size(world=200, samples_per_shard=100, n=32, controls_n=16, settings=("max_steps=150",))
+PLAIN = Size(world=16, samples_per_shard=8)  # where no exam follows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the five commands one after the other, each as it would be typed."""
+    """Runs the commands one after the other, each as it would be typed."""
     parser = cli.parser("Run everything once, small, on this machine; without --data on a world the project draws.")
     parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder")
     parser.add_argument("--out", default="out/quickstart", metavar="DIR", help="where everything goes")
-    parser.add_argument("--preset", default="tiny", help="the preset of all steps")
+    parser.add_argument("--preset", default=PRESET, help="the preset of all steps")
+    parser.add_argument("--small", action="store_true", help="less of all: to see that it works, not how well")
     arguments = parser.parse_args(argv)
 
     started = time.monotonic()
+    examined = arguments.preset == PRESET and not arguments.data
+    size = PLAIN if not examined else SMALL if arguments.small else FULL
     out = cli.new_folder(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    data = cli.existing_folder(arguments.data) if arguments.data else _world(out / f"world-{WORLD_SEED}-{WORLD_SIZE}")
-    shards, preset = str(out / "shards"), ["--preset", arguments.preset]
-    times = {}
-    times["prepare"] = _run("prepare", prepare.main, ["--data", str(data), "--out", shards, "--samples-per-shard", "8"])
-    times["embed"] = _run("embed", embed.main, ["--shards", shards, *preset])
+    data = cli.existing_folder(arguments.data) if arguments.data else _world(out, size.world)
+    times = _train(out, data, arguments.preset, size)
+    times |= _examine(out, size) if examined else _reply(out)
+    page = out / "gallery.html"
+    runs = [str(out / f"stage-{stage}") for stage in (1, 2, 3)]
+    times["gallery"] = _run("gallery", gallery.main, ["--runs", *runs, "--out", str(page)])
+    steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
+    print(f"\ndone in {time.monotonic() - started:.0f} s ({steps}). Where to look, below {out}:")
+    if examined:
+        print("  stage-3/       scores.json, examples/, and what every run has: checkpoints, log.jsonl, settings.json")
+    else:
+        print("  reply/         the answer: reply.json and its picture, video and sound")
+        print("  stage-*/       checkpoints with model cards, log.jsonl, settings.json, trainable.json")
+    print("  shards/        WebDataset tars, indexes, rejects.parquet and embeddings of each dataset")
+    print(f"  gallery.html   open this one in a browser: {page}")
+
+
+def _world(out: Path, count: int) -> Path:
+    from pipelines.world.dataset import write_world
+
+    root = out / f"world-{WORLD_SEED}-{count}"
+    print(f"no --data: drawing a small world of scenes, clips and sounds into {root}")
+    write_world(root, seed=WORLD_SEED, count=count)
+    return root
+
+
+def _train(out: Path, data: Path, preset: str, size: Size) -> dict[str, float]:
+    """From raw data through three stages; returns the seconds of each step."""
+    shards, times = str(out / "shards"), {}
+    command = ["--data", str(data), "--out", shards, "--samples-per-shard", str(size.samples_per_shard)]
+    times["prepare"] = _run("prepare", prepare.main, command)
+    times["embed"] = _run("embed", embed.main, ["--shards", shards, "--preset", preset])
     init: list[str] = []
     for stage in ("1", "2", "3"):
         run = str(out / f"stage-{stage}")
-        command = ["--stage", stage, "--shards", shards, "--out", run, *init, *preset, "--overwrite"]
-        times[f"stage {stage}"] = _run("train_stage", train_stage.main, command)
+        command = ["--stage", stage, "--shards", shards, "--out", run, *init, "--preset", preset, "--overwrite"]
+        times[f"stage {stage}"] = _run("train_stage", train_stage.main, [*command, *size.settings])
         init = ["--init", run]
-    command = ["--checkpoint", init[1], "--prompt", PROMPT, "--out", str(out / "reply")]
-    times["generate"] = _run("generate", generate.main, [*command, "--require", *generate.MODALITIES])
-    steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
-    print(f"\ndone in {time.monotonic() - started:.0f} s ({steps}). Where to look, below {out}:")
-    print("  reply/         the answer: reply.json and its picture, video and sound")
-    print("  stage-*/       checkpoints with model cards, log.jsonl, settings.json, trainable.json")
-    print("  shards/        WebDataset tars, indexes, rejects.parquet and embeddings of each dataset")
+    return times
 
 
-def _world(root: Path) -> Path:
-    from pipelines.world.dataset import write_world
+def _examine(out: Path, size: Size) -> dict[str, float]:
+    """Trains a control on shuffled captions, and lets it and the runs sit the world's exam."""
+    times, control = {}, str(out / "control")
+    command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
+    times["control"] = _run("train_stage", train_stage.main, [*command, *size.settings, "shuffle_items=true"])
+    command = ["--checkpoint", str(out / "stage-1"), "--n", str(size.n), "--controls-n", "0"]
+    times["score stage 1"] = _run("score", score.main, [*command, "--rows", *UNDERSTANDING])
+    command = ["--checkpoint", str(out / "stage-3"), "--n", str(size.n), "--controls-n", str(size.controls_n)]
+    times["score stage 3"] = _run("score", score.main, [*command, "--shuffled", control])
+    return times
 
-    print(f"no --data: drawing a small world of scenes, clips and sounds into {root}")
-    write_world(root, seed=WORLD_SEED, count=WORLD_SIZE)
-    return root
+
+def _reply(out: Path) -> dict[str, float]:
+    """Asks the last run for all that it can make."""
+    command = ["--checkpoint", str(out / "stage-3"), "--prompt", PROMPT, "--out", str(out / "reply")]
+    return {"generate": _run("generate", generate.main, [*command, "--require", *generate.MODALITIES])}
 
 
 def _run(name: str, command: Callable[[Sequence[str]], None], argv: list[str]) -> float:

@@ -1,0 +1,29 @@
+"""One page of what trained runs can do: `jobs/gallery.py --runs STAGE_1 STAGE_2 STAGE_3 --out PAGE.html`."""
+
+from collections.abc import Sequence
+
+from jobs import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the page, and a picture of its best examples where one is asked for."""
+    parser = cli.parser("Make one HTML page of runs: scores, conversations, failures and learning curves.")
+    parser.add_argument("--runs", required=True, nargs="+", metavar="RUN", help="runs, in the order of their stages")
+    parser.add_argument("--out", required=True, metavar="PAGE.html", help="where the page goes; it needs nothing else")
+    parser.add_argument("--picture", metavar="FILE.png", help="also a picture of the best examples, for a README")
+    arguments = parser.parse_args(argv)
+
+    from pipelines.files import to_path
+    from pipelines.gallery import write_gallery
+    from pipelines.gallery_picture import write_picture
+
+    runs = [cli.existing_folder(run) for run in arguments.runs]
+    write_gallery(runs, to_path(arguments.out))
+    print(f"gallery: {arguments.out}")
+    if arguments.picture:
+        write_picture(runs, to_path(arguments.picture))
+        print(f"picture: {arguments.picture}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
