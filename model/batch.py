@@ -75,6 +75,16 @@ class Batch:
         moved = replace(_moved(self, device), targets=targets)
         return moved if dtype is None else replace(moved, features_NE=moved.features_NE.to(dtype))
 
+    def with_items_shuffled(self) -> "Batch":
+        """Gives each item the features, or the caption embedding, of the item before it in the batch."""
+        targets = {
+            modality: replace(
+                group, embeddings_MLD=group.embeddings_MLD.roll(1, 0), lengths_M=group.lengths_M.roll(1, 0)
+            )
+            for modality, group in self.targets.items()
+        }
+        return replace(self, features_NE=self.features_NE.roll(1, 0), targets=targets)
+
 
 _T = TypeVar("_T", Batch, Targets)
 

@@ -92,14 +92,14 @@ class Attention(nn.Module):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=0.02)
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
+    def forward(self, x_NLD: Tensor, mask_LL: Tensor | None = None) -> Tensor:
         """Maps (N, L, D) to (N, L, D)."""
         q_NLD, k_NLD, v_NLD = F.linear(x_NLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         if self.bias_k is not None and self.bias_v is not None:
             k_NLD = torch.cat([k_NLD, self.bias_k.expand(len(x_NLD), -1, -1)], dim=1)
             v_NLD = torch.cat([v_NLD, self.bias_v.expand(len(x_NLD), -1, -1)], dim=1)
         q, k, v = (t.view(*t.shape[:2], self.num_heads, -1).transpose(1, 2) for t in (q_NLD, k_NLD, v_NLD))
-        mixed_NLD = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed_NLD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL).transpose(1, 2).flatten(2)
         return self.out_proj(mixed_NLD)
 
 
@@ -126,9 +126,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
         self.norm_2 = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
+    def forward(self, x_NLD: Tensor, mask_LL: Tensor | None = None) -> Tensor:
         """Maps (N, L, D) to (N, L, D)."""
-        x_NLD = x_NLD + self.attn(self.norm_1(x_NLD))
+        x_NLD = x_NLD + self.attn(self.norm_1(x_NLD), mask_LL)
         return x_NLD + self.mlp(self.norm_2(x_NLD))
 
 
@@ -172,11 +172,11 @@ class Trunk(nn.Module):
         self.pre_transformer_layer = nn.Sequential(nn.LayerNorm(width, eps=1e-6) if pre_norm else nn.Identity())
         self.blocks = nn.ModuleList(Block(width, num_heads, add_bias_kv=add_bias_kv) for _ in range(layers))
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
+    def forward(self, x_NLD: Tensor, mask_LL: Tensor | None = None) -> Tensor:
         """Maps (N, L, D) to (N, L, D)."""
         x_NLD = self.pre_transformer_layer(x_NLD)
         for block in self.blocks:
-            x_NLD = block(x_NLD)
+            x_NLD = block(x_NLD, mask_LL)
         return x_NLD
 
 
@@ -296,7 +296,7 @@ def load_imagebind(
             f"{path}: no such file; give imagebind_huge.pth or a directory with config.json and model.safetensors"
         )
     config = config or ImageBindConfig.huge()
-    tensors = {name: tensor for name, tensor in _read_tensors(path).items() if not _IGNORED.match(name)}
+    tensors = {name: tensor for name, tensor in read_tensors(path).items() if not _IGNORED.match(name)}
     _check(path, tensors, tensor_shapes(config))
     with torch.device("meta"):
         model = ImageBind(config)
@@ -313,7 +313,8 @@ def _read_config(path: Path) -> ImageBindConfig:
         raise ValueError(f"{path}: {error}; write it with ImageBind.save_pretrained") from error
 
 
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file, read without running any code in it; raises ValueError where it holds anything else."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,4 +1,4 @@
-"""Names of the frozen parts: `builtin:tiny/<part>` is built here on first use, any other name is left alone."""
+"""Names of the frozen parts: some are shipped, some built here on first use, and any other name is left alone."""
 
 import hashlib
 import json
@@ -12,12 +12,14 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 
 PREFIX = "builtin:tiny/"
+SHIPPED = "builtin:world/"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
 MARKER = "untrained.json"
 
 # Threads of one process share torch's random state, which a build seeds.
 _BUILD_LOCK = Lock()
 _HERE = Path(__file__).parent
+FOUNDATIONS = _HERE / "foundations"
 _BUILDER_FILES = (_HERE / "tiny.py", _HERE / "imagebind.py", _HERE / "presets" / "tiny_corpus.txt")
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
 # They tell of deprecated pipelines (we pin diffusers) and of an absent torchvision (we do not use it).
@@ -27,15 +29,18 @@ _IDLE_LOGGERS = ("diffusers.pipelines.pipeline_utils", "transformers.utils.impor
 def resolve(name: str) -> str:
     """Returns a path or hub id that `from_pretrained` takes.
 
-    A tiny part is built below `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) where it is absent; every build on
-    every process gives the same bytes. Raises ValueError for an unknown `builtin:` name.
+    `builtin:world/<part>` was trained by jobs/bootstrap.py and lies in this package. `builtin:tiny/<part>` has random
+    weights and is built below `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) where it is absent; every process that
+    builds it gets the same bytes. Raises ValueError for an unknown `builtin:` name.
     """
     if not name.startswith("builtin:"):
         return name
-    part = name.removeprefix(PREFIX)
-    if part not in PARTS:
-        known = ", ".join(PREFIX + known for known in PARTS)
+    prefix, part = name[: name.find("/") + 1], name[name.find("/") + 1 :]
+    if prefix not in (PREFIX, SHIPPED) or part not in PARTS:
+        known = ", ".join(family + known for family in (SHIPPED, PREFIX) for known in PARTS)
         raise ValueError(f"{name}: no such built-in part; use one of {known}, a directory or a hub id")
+    if prefix == SHIPPED:
+        return str(FOUNDATIONS / part)
     directory = _tiny_root() / part
     with _BUILD_LOCK:
         if not directory.is_dir():

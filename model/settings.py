@@ -69,7 +69,8 @@ class TrainSettings(_Settings):
     of like length: `length_window` of them are sorted together. `workers` and `use_gpu` of None are taken from the
     cluster; a pair of numbers lets the workers be fewer while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run
     survives `max_failures` failures of its workers. Checkpoints are written every `checkpoint_every` steps and at the
-    end; the best and the last `keep_last` stay.
+    end; the best and the last `keep_last` stay. `shuffle_items` trains a control, for which other items' features and
+    caption embeddings stand in each batch.
     """
 
     stage: Stage
@@ -91,6 +92,7 @@ class TrainSettings(_Settings):
     seed: int = Field(0, ge=0)
     log_every: PositiveInt = 10
     log_samples: bool = False
+    shuffle_items: bool = False
     tracker: Literal["mlflow", "wandb"] | None = None
     checkpoint_every: PositiveInt | None = None
     keep_last: PositiveInt = 2

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ def _seeded(part: str) -> Iterator[None]:
         yield
 
 
-def _byte_pairs(blank: Tokenizer, num_merges: int, suffix: str = "") -> tuple[list[str], list[tuple[str, str]]]:
-    """Trains byte-pair merges on the corpus; returns the vocabulary (all bytes, then the merges) and the merges."""
+def _byte_pairs(
+    blank: Tokenizer, num_merges: int, corpus: Iterable[str], suffix: str = ""
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Trains byte-pair merges on a corpus; returns the vocabulary (all bytes, then the merges) and the merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = alphabet + [byte + suffix for byte in alphabet if suffix]
     trainee = Tokenizer(models.BPE(end_of_word_suffix=suffix))
@@ -52,30 +54,37 @@ def _byte_pairs(blank: Tokenizer, num_merges: int, suffix: str = "") -> tuple[li
         end_of_word_suffix=suffix,
         show_progress=False,
     )
-    trainee.train_from_iterator(CORPUS.read_text(encoding="utf-8").splitlines(), trainer)
+    trainee.train_from_iterator(corpus, trainer)
     merges = [(left, right) for left, right in json.loads(trainee.to_str())["model"]["merges"]]
     return vocab + [left + right for left, right in merges], merges
 
 
-def _clip_tokenizer() -> Any:
-    vocab, merges = _byte_pairs(transformers.CLIPTokenizer().backend_tokenizer, NUM_MERGES, suffix="</w>")
+def corpus_lines() -> list[str]:
+    """The corpus of the untrained parts."""
+    return CORPUS.read_text(encoding="utf-8").splitlines()
+
+
+def clip_tokenizer(corpus: Iterable[str], max_length: int = 77, num_merges: int = NUM_MERGES) -> Any:
+    """CLIP's tokenizer, its merges trained on a corpus."""
+    vocab, merges = _byte_pairs(transformers.CLIPTokenizer().backend_tokenizer, num_merges, corpus, suffix="</w>")
     vocab += ["<|startoftext|>", "<|endoftext|>"]
-    return transformers.CLIPTokenizer(_ids(vocab), merges, model_max_length=77)
+    return transformers.CLIPTokenizer(_ids(vocab), merges, model_max_length=max_length)
 
 
-def _roberta_tokenizer() -> Any:
-    vocab, merges = _byte_pairs(transformers.RobertaTokenizer().backend_tokenizer, NUM_MERGES)
+def roberta_tokenizer(corpus: Iterable[str], max_length: int = 512, num_merges: int = NUM_MERGES) -> Any:
+    """RoBERTa's tokenizer, which CLAP uses, its merges trained on a corpus."""
+    vocab, merges = _byte_pairs(transformers.RobertaTokenizer().backend_tokenizer, num_merges, corpus)
     vocab = ["<s>", "<pad>", "</s>", "<unk>", *vocab, "<mask>"]
-    return transformers.RobertaTokenizer(_ids(vocab), merges, model_max_length=512)
+    return transformers.RobertaTokenizer(_ids(vocab), merges, model_max_length=max_length)
 
 
-def _llm_tokenizer() -> Any:
+def llm_tokenizer(corpus: Iterable[str], vocab_size: int = LLM_VOCAB_SIZE) -> Any:
     """Puts `<s>` before a text as Llama's own tokenizer does; special tokens have Llama's ids."""
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     blank = Tokenizer(models.BPE())
     blank.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     num_bytes = len(pre_tokenizers.ByteLevel.alphabet())
-    vocab, merges = _byte_pairs(blank, LLM_VOCAB_SIZE - len(special) - num_bytes)
+    vocab, merges = _byte_pairs(blank, vocab_size - len(special) - num_bytes, corpus)
     trained = Tokenizer(models.BPE(_ids(special + vocab), merges, unk_token="<unk>"))
     trained.pre_tokenizer = blank.pre_tokenizer
     trained.decoder = decoders.ByteLevel()
@@ -100,7 +109,7 @@ def _ids(tokens: list[str]) -> dict[str, int]:
 
 
 def _build_llm(directory: Path) -> None:
-    tokenizer = _llm_tokenizer()
+    tokenizer = llm_tokenizer(corpus_lines())
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -137,7 +146,8 @@ def _build_imagebind(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-def _clip_text_encoder(tokenizer: Any, width: int) -> Any:
+def clip_text_encoder(tokenizer: Any, width: int) -> Any:
+    """A CLIP text model of two layers for a tokenizer."""
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -153,7 +163,11 @@ def _clip_text_encoder(tokenizer: Any, width: int) -> Any:
     return transformers.CLIPTextModel(config)
 
 
-def _clap_text_encoder(tokenizer: Any, width: int) -> Any:
+def clap_text_encoder(tokenizer: Any, width: int, initializer_factor: float = 10.0) -> Any:
+    """A CLAP text model of two layers for a tokenizer, projected to `width`.
+
+    With an initializer factor of 1 an untrained one gives every caption nearly the same vector.
+    """
     config = transformers.ClapTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=48,
@@ -164,19 +178,19 @@ def _clap_text_encoder(tokenizer: Any, width: int) -> Any:
         # RoBERTa numbers positions from the padding id on.
         max_position_embeddings=tokenizer.model_max_length + tokenizer.pad_token_id + 1,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_factor=10.0,  # with 1 an untrained encoder gives every caption nearly the same vector
+        initializer_factor=initializer_factor,
     )
     return transformers.ClapTextModelWithProjection(config)
 
 
-def _vae(channels: int, latent_channels: int) -> Any:
+def vae(channels: int, latent_channels: int, widths: tuple[int, ...] = (8, 16, 16)) -> Any:
     """Downsamples four times per side, as AudioLDM's; `channels` 3 for pixels, 1 for a mel spectrogram."""
     return diffusers.AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 16, 16),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=8,
@@ -184,7 +198,11 @@ def _vae(channels: int, latent_channels: int) -> Any:
     )
 
 
-def _scheduler() -> Any:
+def scheduler() -> Any:
+    """Noise levels as Stable Diffusion's, down to a zero signal, and predictions of the velocity.
+
+    Lin et al. 2023, arXiv:2305.08891; at this size epsilon-prediction learns shapes but loses colours.
+    """
     return diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -198,7 +216,7 @@ def _scheduler() -> Any:
 
 
 def _build_image_decoder(directory: Path) -> None:
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer(corpus_lines())
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -210,11 +228,11 @@ def _build_image_decoder(directory: Path) -> None:
         norm_num_groups=8,
     )
     diffusers.StableDiffusionPipeline(
-        vae=_vae(channels=3, latent_channels=4),
-        text_encoder=_clip_text_encoder(tokenizer, TEXT_WIDTH["image"]),
+        vae=vae(channels=3, latent_channels=4),
+        text_encoder=clip_text_encoder(tokenizer, TEXT_WIDTH["image"]),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -222,7 +240,7 @@ def _build_image_decoder(directory: Path) -> None:
 
 
 def _build_video_decoder(directory: Path) -> None:
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer(corpus_lines())
     unet = diffusers.UNet3DConditionModel(
         sample_size=8,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -234,17 +252,17 @@ def _build_video_decoder(directory: Path) -> None:
         norm_num_groups=8,
     )
     diffusers.TextToVideoSDPipeline(
-        vae=_vae(channels=3, latent_channels=4),
-        text_encoder=_clip_text_encoder(tokenizer, TEXT_WIDTH["video"]),
+        vae=vae(channels=3, latent_channels=4),
+        text_encoder=clip_text_encoder(tokenizer, TEXT_WIDTH["video"]),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
     ).save_pretrained(directory)
 
 
 def _build_audio_decoder(directory: Path) -> None:
     """Latents of 32 x 16 make 128 mel frames of 64 bands, 160 samples each: 1.28 s at 16 kHz."""
-    tokenizer = _roberta_tokenizer()
+    tokenizer = roberta_tokenizer(corpus_lines())
     unet = diffusers.UNet2DConditionModel(
         sample_size=32,
         in_channels=8,
@@ -262,11 +280,11 @@ def _build_audio_decoder(directory: Path) -> None:
         class_embeddings_concat=True,
     )
     diffusers.AudioLDMPipeline(
-        vae=_vae(channels=1, latent_channels=8),
-        text_encoder=_clap_text_encoder(tokenizer, TEXT_WIDTH["audio"]),
+        vae=vae(channels=1, latent_channels=8),
+        text_encoder=clap_text_encoder(tokenizer, TEXT_WIDTH["audio"]),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         vocoder=_vocoder(),
     ).save_pretrained(directory)
 

@@ -119,6 +119,8 @@ class Trainer:
         feed = prefetch(self._micro_batches(rows, range(self.first_step, num_steps)))
         waited, other = time.perf_counter(), 0.0
         for step, batches in enumerate(feed, self.first_step):
+            if settings.shuffle_items:
+                batches = [batch.with_items_shuffled() for batch in batches]
             started = time.perf_counter()
             learning_rate = self.engine.get_lr()[0]
             result = self._guarded(step, batches)

@@ -1,0 +1,72 @@
+"""Trains the foundations of the preset `world`: `jobs/bootstrap.py --out DIR [--parts PART ...]`.
+
+Everything is drawn from the synthetic world; a command that was cut off goes on where it was. `DIR/manifest.json` says
+what each part is, how it was made and what it scores. To ship them, copy the parts' folders and the manifest into
+model/foundations.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import cli
+
+PARTS = ("image_decoder", "video_decoder", "audio_decoder", "imagebind", "llm")
+MANIFEST = "manifest.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains and scores the parts one after the other, each in a folder of its own."""
+    parser = cli.parser("Train the small encoder, LLM and decoders that the preset `world` ships with.")
+    parser.add_argument("--out", default="out/foundations", metavar="DIR", help="where the trained parts go")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="train these alone")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps; less is a trial")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 takes all")
+    arguments = parser.parse_args(argv)
+    if not arguments.scale > 0:
+        raise cli.UsageError(f"--scale {arguments.scale}: must be more than 0")
+
+    import torch
+
+    from jobs.foundation_scores import score
+    from jobs.foundations import TRAINERS
+    from model.parts import quiet
+    from pipelines.world.bank import SEED
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    out = Path(cli.new_folder(arguments.out))
+    for part in arguments.parts:
+        with quiet():
+            TRAINERS[part](out, arguments.scale)
+        scores = score(part, out / part)
+        command = f"python jobs/bootstrap.py --parts {part} --scale {arguments.scale:g}"
+        _note(out, part, {"command": command, "seed": SEED, "files": _files(out / part), "scores": scores})
+        print(f"{part}: {json.dumps(scores)}", flush=True)
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in files
+    }
+
+
+def _note(out: Path, part: str, entry: dict[str, Any]) -> None:
+    """Enters a part into the manifest; other parts' entries stay."""
+    path = out / MANIFEST
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
+    parts[part] = entry
+    total = sum(file["bytes"] for made in parts.values() for file in made["files"].values())
+    content = {"bytes": total, "parts": dict(sorted(parts.items()))}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,194 @@
+"""How each foundation of the preset `world` is trained: its material, steps and place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.bootstrap import blank
+from model.bootstrap.contrastive import Pairs, train_imagebind
+from model.bootstrap.diffusion import to_latents, train_autoencoder, train_pipeline
+from model.bootstrap.language import train_llm
+from model.bootstrap.vocoder import spectrogram, train_vocoder
+from model.imagebind_inputs import audio_inputs, image_inputs, video_inputs
+from pipelines.media import decode, encode
+from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video
+from pipelines.views import CAPTION_PROMPT
+from pipelines.world.bank import SEED, Bank, bank
+from pipelines.world.captions import caption
+from pipelines.world.conversations import KINDS, converse
+from pipelines.world.render import FPS, render
+from pipelines.world.scenes import Subject, draw, modality_of
+
+SEED_HELD_OUT = SEED + 1
+CORPUS_SIZE = 2000  # captions a tokenizer is made from
+
+
+def _corpus(*modalities: Modality) -> list[str]:
+    banks = [bank(modality, CORPUS_SIZE, num_captions=3) for modality in modalities]
+    return [text for found in banks for captions in found.captions for text in captions]
+
+
+def _steps(number: int, scale: float) -> int:
+    return max(2, round(number * scale))
+
+
+def _pixels(pictures: Bank) -> Tensor:
+    """uint8 (..., H, W, 3) to [-1, 1], (..., 3, H, W)."""
+    return torch.from_numpy(pictures.media).movedim(-1, -3).float() / 127.5 - 1
+
+
+def _autoencoder(vae: Any, out: Path, scale: float) -> None:
+    """The autoencoder of pictures, which videos share: half its material are frames."""
+    frames = _pixels(bank(Modality.VIDEO, 500, num_captions=1)).flatten(0, 1)
+    media = torch.cat([_pixels(bank(Modality.IMAGE, 6000, num_captions=1)), frames])
+    train_autoencoder(vae, media, steps=_steps(800, scale), batch_size=32, state=out / "state" / "autoencoder.pt")
+
+
+def image_decoder(out: Path, scale: float) -> None:
+    """Stable Diffusion."""
+    torch.manual_seed(0)
+    pipe = blank.image_pipeline(_corpus(Modality.IMAGE))
+    _autoencoder(pipe.vae, out, scale)
+    pictures = bank(Modality.IMAGE, 8000)
+    train_pipeline(
+        Modality.IMAGE,
+        pipe,
+        to_latents(pipe.vae, _pixels(pictures)),
+        pictures.captions,
+        steps=_steps(2600, scale),
+        batch_size=64,
+        learning_rate=1.5e-3,
+        state=out / "state" / "image.pt",
+    )
+    pipe.to(torch.float16).save_pretrained(out / "image_decoder")
+
+
+def video_decoder(out: Path, scale: float) -> None:
+    """Text to video, with the autoencoder of the pictures."""
+    torch.manual_seed(0)
+    pipe = blank.video_pipeline(_corpus(Modality.VIDEO))
+    _autoencoder(pipe.vae, out, scale)
+    videos = bank(Modality.VIDEO, 4000)
+    frames = _pixels(videos)
+    flat = to_latents(pipe.vae, frames.flatten(0, 1))
+    latents = flat.view(*frames.shape[:2], *flat.shape[1:])
+    train_pipeline(
+        Modality.VIDEO,
+        pipe,
+        latents.transpose(1, 2).contiguous(),
+        videos.captions,
+        steps=_steps(1500, scale),
+        batch_size=16,
+        learning_rate=1.5e-3,
+        state=out / "state" / "video.pt",
+    )
+    pipe.to(torch.float16).save_pretrained(out / "video_decoder")
+
+
+def audio_decoder(out: Path, scale: float) -> None:
+    """AudioLDM, and a vocoder that has heard what the autoencoder gives back."""
+    torch.manual_seed(0)
+    pipe = blank.audio_pipeline(_corpus(Modality.AUDIO))
+    sounds = bank(Modality.AUDIO, 3000)
+    waveforms = torch.from_numpy(sounds.media).float()
+    spectrograms, state = spectrogram(waveforms), out / "state"
+    train_autoencoder(
+        pipe.vae, spectrograms[:, None], steps=_steps(600, scale), batch_size=32, state=state / "audio-autoencoder.pt"
+    )
+    latents = to_latents(pipe.vae, spectrograms[:, None])
+    with torch.no_grad():
+        pieces = [
+            pipe.vae.decode(piece / pipe.vae.config.scaling_factor).sample[:, 0] for piece in torch.split(latents, 64)
+        ]
+    heard = torch.cat([spectrograms, torch.cat(pieces)])
+    steps = _steps(2000, scale)
+    train_vocoder(pipe.vocoder, waveforms.repeat(2, 1), heard, steps=steps, batch_size=32, state=state / "vocoder.pt")
+    train_pipeline(
+        Modality.AUDIO,
+        pipe,
+        latents,
+        sounds.captions,
+        steps=_steps(1500, scale),
+        batch_size=64,
+        learning_rate=1.5e-3,
+        state=state / "audio.pt",
+    )
+    pipe.to(torch.float16).save_pretrained(out / "audio_decoder")
+
+
+def imagebind(out: Path, scale: float) -> None:
+    """ImageBind with its text tower; videos are seen as they come out of an MP4."""
+    torch.manual_seed(0)
+    model, text, tokenizer = blank.imagebind(_corpus(*Modality))
+    size = model.config.image_size
+    pairs = {}
+    for modality in Modality:
+        found = bank(modality, 2000)
+        media = (decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(found.subjects))
+        names: dict[Subject, int] = {}
+        pairs[modality.value] = Pairs(
+            inputs=torch.stack([_encoder_input(medium, size) for medium in media]),
+            captions=found.captions,
+            topics=torch.tensor([names.setdefault(subject, len(names)) for subject in found.subjects]),
+        )
+    state = out / "state" / "imagebind.pt"
+    train_imagebind(model, text, tokenizer, pairs, steps=_steps(1000, scale), batch_size=40, state=state)
+    folder = out / "imagebind"
+    model.to(torch.float16).save_pretrained(folder)
+    tensors = {**model.state_dict(), **text.to(torch.float16).state_dict()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _encoder_input(medium: Decoded, size: int) -> Tensor:
+    """One clip as ImageBind takes it; all of a medium's clips are the same, since it is shorter than a clip."""
+    match medium:
+        case Image():
+            return image_inputs(medium, size).half()
+        case Video():
+            return video_inputs(medium, size)[0].half()
+        case Audio():
+            return audio_inputs(medium)[0].half()
+
+
+def llm(out: Path, scale: float) -> None:
+    """A Llama that talks about the world, and has seen nothing of it."""
+    torch.manual_seed(0)
+    texts = [*dialogues(12_000), *captioned(4_000)]
+    corpus = [part for turns in texts[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
+    model, tokenizer = blank.llama(corpus)
+    state = out / "state" / "llm.pt"
+    train_llm(model, tokenizer, texts, steps=_steps(2000, scale), batch_size=32, state=state)
+    model.to(torch.float16).save_pretrained(out / "llm")
+    tokenizer.save_pretrained(out / "llm")
+
+
+def dialogues(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
+    """Conversations of all kinds by turns."""
+    seed = SEED_HELD_OUT if held_out else SEED
+    for index in range(count):
+        yield converse(KINDS[index % len(KINDS)], seed, index // len(KINDS), held_out=held_out).turns
+
+
+def captioned(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
+    """What the first two stages ask: a caption of an item, and a caption said again."""
+    seed = SEED_HELD_OUT if held_out else SEED
+    for index in range(count):
+        subject = draw(seed, index, held_out=held_out)[list(Modality)[index % 3]]
+        said = caption(subject, 37 * index)
+        item = Item(modality=modality_of(subject), name="0", caption=caption(subject, 0))
+        asked = (item, CAPTION_PROMPT) if index % 2 else (said,)
+        yield Turn(role="user", parts=asked), Turn(role="assistant", parts=(said,))
+
+
+TRAINERS: dict[str, Callable[[Path, float], None]] = {
+    "image_decoder": image_decoder,
+    "video_decoder": video_decoder,
+    "audio_decoder": audio_decoder,
+    "imagebind": imagebind,
+    "llm": llm,
+}

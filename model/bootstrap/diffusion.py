@@ -1,0 +1,109 @@
+"""Trains a latent diffusion pipeline on a bank of media: its autoencoder first, then UNet and text encoder together.
+
+Shape suffixes: N media, C channels, T frames, H height, W width, L condition positions, D condition width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.bootstrap.loop import train
+from model.families import FAMILIES
+from pipelines.sample import Modality
+
+_KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)
+_UNCONDITIONED = 0.1  # share of captions left out, for guidance (Ho and Salimans 2022, arXiv:2207.12598)
+
+
+def train_autoencoder(vae: Any, media_NCHW: Tensor, *, steps: int, batch_size: int, state: Path) -> None:
+    """Trains an AutoencoderKL on media in [-1, 1] and sets its scale so that latents have a deviation of 1."""
+    _channels_last(vae)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        x_NCHW = media_NCHW[torch.randint(len(media_NCHW), (batch_size,), generator=generator)]
+        x_NCHW = x_NCHW.float().contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x_NCHW).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        back_NCHW = vae.decode(posterior.mean + posterior.std * noise).sample
+        # Absolute errors keep edges and colours sharp, squared ones keep large areas from drifting.
+        return F.l1_loss(back_NCHW, x_NCHW) + F.mse_loss(back_NCHW, x_NCHW) + _KL_WEIGHT * posterior.kl().mean()
+
+    train(f"{state.stem}", vae, loss, steps=steps, learning_rate=2e-3, state=state)
+    vae.register_to_config(scaling_factor=float(1 / to_latents(vae, media_NCHW[:1024], scale=1.0).std()))
+
+
+@torch.no_grad()
+def to_latents(vae: Any, media_NCHW: Tensor, scale: float | None = None, batch_size: int = 64) -> Tensor:
+    """The latents of media in [-1, 1] (their means), times `scale` or the autoencoder's own factor."""
+    pieces = [vae.encode(piece.float()).latent_dist.mean for piece in torch.split(media_NCHW, batch_size)]
+    return torch.cat(pieces) * (vae.config.scaling_factor if scale is None else scale)
+
+
+@torch.no_grad()
+def from_latents(vae: Any, latents: Tensor, batch_size: int = 64) -> Tensor:
+    """The media that an autoencoder makes of its latents."""
+    pieces = torch.split(latents / vae.config.scaling_factor, batch_size)
+    return torch.cat([vae.decode(piece).sample for piece in pieces])
+
+
+def train_pipeline(
+    modality: Modality,
+    pipe: Any,
+    latents: Tensor,
+    captions: Sequence[Sequence[str]],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    state: Path,
+) -> None:
+    """Trains UNet and text encoder of a pipeline to denoise latents (N, C, [T,] H, W) under their captions.
+
+    Each medium has several captions, of which a step takes one.
+    """
+    noise_levels, pooled = pipe.scheduler, FAMILIES[modality].pooled
+    trained = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    _channels_last(pipe.unet)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (batch_size,), generator=generator)
+        variants = torch.rand(batch_size, generator=generator)
+        kept = torch.rand(batch_size, generator=generator) >= _UNCONDITIONED
+        texts = [
+            captions[row][int(variant * len(captions[row]))] if keep else ""
+            for row, variant, keep in zip(rows.tolist(), variants.tolist(), kept.tolist(), strict=True)
+        ]
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=generator)
+        levels = torch.randint(noise_levels.config.num_train_timesteps, (batch_size,), generator=generator)
+        noisy = noise_levels.add_noise(clean, noise, levels)
+        wanted = noise_levels.get_velocity(clean, noise, levels)
+        return F.mse_loss(pipe.unet(noisy, levels, **_condition(pipe, texts, pooled)).sample, wanted)
+
+    train(f"{state.stem}", trained, loss, steps=steps, learning_rate=learning_rate, state=state)
+
+
+def _condition(pipe: Any, texts: Sequence[str], pooled: bool) -> dict[str, Any]:
+    """What the UNet is told, as the pipelines tell it: a vector a position, or one unit vector as a class."""
+    tokens = pipe.tokenizer(
+        list(texts),
+        padding="longest" if pooled else "max_length",
+        max_length=pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    if pooled:
+        output = pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return {"encoder_hidden_states": None, "class_labels": F.normalize(output.text_embeds, dim=-1)}
+    return {"encoder_hidden_states": pipe.text_encoder(tokens.input_ids).last_hidden_state}
+
+
+def _channels_last(module: nn.Module) -> None:
+    """Lays the weights of pictures' convolutions out by pixel, which CPUs are several times as fast with."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
