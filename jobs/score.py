@@ -1,0 +1,147 @@
+"""Scores a checkpoint on the world's exam, or on the held-out split of any data: `jobs/score.py --checkpoint RUN`."""
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs import cli
+from jobs.train_stage import SETTINGS
+
+WORLDS = ("builtin:world/", "builtin:tiny/")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the exam in this process, prints the table and writes `scores.json` and `examples/` to where RUN is."""
+    from pipelines.world.exam import ROWS, SEED
+
+    parser = cli.parser(
+        "Score a checkpoint on conversations about the synthetic world that no training has seen, beside chance and "
+        "controls; or, with --shards, on the held-out samples of prepared and embedded shards."
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint or a run; scores go there")
+    parser.add_argument("--n", type=int, default=200, metavar="N", help="conversations a row, or samples a dataset")
+    parser.add_argument(
+        "--controls-n", type=int, default=64, metavar="N", help="conversations a row for the controls; 0 for none"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"those of {', '.join(ROWS)}; without it, all")
+    parser.add_argument("--shuffled", metavar="RUN", help="a control, trained with shuffle_items=true")
+    parser.add_argument("--seed", type=int, default=SEED, help="which conversations")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
+    parser.add_argument("--shards", metavar="SHARDS", help="score the held-out samples of these instead of the exam")
+    arguments = parser.parse_args(argv)
+
+    from model.description import latest_checkpoint, model_config, read_config
+
+    run = cli.existing_folder(arguments.checkpoint)
+    checkpoint = latest_checkpoint(run)
+    encoder = model_config(read_config(checkpoint), checkpoint).encoder.name
+    _check(arguments, sorted(ROWS), encoder)
+    cli.quiet()
+    if arguments.shards:
+        _held_out(arguments, run, checkpoint)
+    else:
+        _exam(arguments, run, checkpoint)
+
+
+def _check(arguments: Namespace, known: Sequence[str], encoder: str) -> None:
+    mistakes = [f"--rows: no row {name}; use {', '.join(known)}" for name in arguments.rows or () if name not in known]
+    if not arguments.shards and not encoder.startswith(WORLDS):
+        mistakes.append(f"--shards: missing; the world's exam is for models that see with {' or '.join(WORLDS)} parts")
+    if arguments.shards and (arguments.rows or arguments.shuffled):
+        mistakes.append("--rows and --shuffled are of the world's exam; leave them or --shards out")
+    for name, least in (("n", 1), ("controls_n", 0), ("steps", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if mistakes:
+        raise cli.UsageError("\n".join(mistakes))
+
+
+def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
+    from model.devices import best_device
+
+    device = best_device()
+    from jobs.scoring import Plan, sit
+    from jobs.scoring_report import EXAMPLES, grade_row, score_row, table, write_examples
+    from model.description import latest_checkpoint
+    from pipelines.world.exam import ROWS
+
+    started = time.monotonic()
+    chosen = [row for row in ROWS.values() if row.name in (arguments.rows or ROWS)]
+    plan = Plan(
+        rows=[row for row in chosen if row.kinds] or [row for row in ROWS.values() if row.kinds],
+        count=arguments.n,
+        controls=arguments.controls_n,
+        shuffled=latest_checkpoint(arguments.shuffled) if arguments.shuffled else None,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        device=device,
+    )
+    config, arms = sit(checkpoint, plan)
+    graded = {row.name: grade_row(row, arms) for row in chosen}
+    rows = [score_row(row, graded[row.name]) for row in chosen]
+    write_examples(run / EXAMPLES, {name: found["model"] for name, found in graded.items()})
+    _write(run, checkpoint, config.preset, arguments, time.monotonic() - started, [asdict(row) for row in rows])
+    print(table(rows))
+    missed = [row.title for row in rows if row.verdict == "MISSED"]
+    print(f"missed: {', '.join(missed)}" if missed else "no row missed")
+    print(f"scores: {run / 'scores.json'}\nexamples: {run / EXAMPLES}")
+
+
+def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
+    from model.devices import best_device
+
+    device = best_device()
+    from jobs.scoring_report import table
+    from jobs.scoring_shards import score_shards
+    from model.description import model_config, read_config
+    from pipelines.shards import list_datasets
+
+    started = time.monotonic()
+    shards = cli.existing_folder(arguments.shards)
+    datasets = {shards / name: manifest for name, manifest in list_datasets(shards).items()}
+    fraction = _fraction(run)
+    options = {"fraction": fraction, "count": arguments.n, "steps": arguments.steps, "device": device}
+    rows, notes = score_shards(checkpoint, datasets, **options)
+    for note in notes:
+        print(f"note: {note}")
+    if not rows:
+        raise ValueError(f"{shards}: holds nothing that was held out of training ({100 * fraction:.3g} % of samples)")
+    preset = model_config(read_config(checkpoint), checkpoint).preset
+    _write(run, checkpoint, preset, arguments, time.monotonic() - started, [asdict(row) for row in rows])
+    print(table(rows, per_cent=False))
+    print(f"scores: {run / 'scores.json'}")
+
+
+def _fraction(run: Path) -> float:
+    """The share that training held out, as its settings beside the checkpoint say."""
+    from model.settings import ValidationSettings
+    from pipelines.files import read_json
+
+    found = next((folder / SETTINGS for folder in (run, run.parent) if (folder / SETTINGS).is_file()), None)
+    return float(read_json(found)["settings"]["validation"]["fraction"]) if found else ValidationSettings().fraction
+
+
+def _write(
+    run: Path, checkpoint: Path, preset: str, arguments: Namespace, seconds: float, rows: list[dict[str, Any]]
+) -> None:
+    from pipelines.files import write_json
+
+    document = {
+        "checkpoint": str(checkpoint),
+        "preset": preset,
+        "n": arguments.n,
+        "controls_n": arguments.controls_n,
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "seconds": round(seconds, 1),
+        "rows": rows,
+    }
+    write_json(run / "scores.json", document)
+
+
+if __name__ == "__main__":
+    cli.run(main)
