@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "or, with --captions, embed one captions file into .npy files as that tool does."
     )
     parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    parser.add_argument("--preset", default="tiny", help="names the encoders")
+    parser.add_argument("--preset", default="world", help="names the encoders")
     parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed; without it, all")
     parser.add_argument(
         "--latents",

@@ -1,13 +1,12 @@
 """How good each foundation is on its own, on combinations that it was not trained on."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jobs.foundations import SEED_HELD_OUT, captioned, dialogues
+from jobs.foundations import SEED_HELD_OUT, aspect, captioned, dialogues
 from model.bootstrap.language import token_accuracy
 from model.decoders import CaptionEncoder, Decoder
 from model.imagebind_inputs import ImageBindEncoder
@@ -17,12 +16,10 @@ from pipelines.sample import Decoded, Modality
 from pipelines.world.captions import caption
 from pipelines.world.oracles import grade, read
 from pipelines.world.render import FPS, render
-from pipelines.world.scenes import ATTRIBUTES, Motion, Scene, Sound, Subject, attributes, draw
+from pipelines.world.scenes import ATTRIBUTES, Subject, attributes, draw, modality_of
 
 COUNT = 400  # subjects a modality
 _BATCH = 50
-_TYPES: Mapping[Modality, type] = {Modality.IMAGE: Scene, Modality.VIDEO: Motion, Modality.AUDIO: Sound}
-
 Scores = dict[str, Any]
 
 
@@ -40,13 +37,9 @@ def _subjects(modality: Modality) -> list[Subject]:
 
 
 def _shares(wanted: Sequence[Subject], grades: Sequence[Mapping[str, bool]]) -> Scores:
-    names = ATTRIBUTES[_modality(wanted)]
+    names = ATTRIBUTES[modality_of(wanted[0])]
     shares = {name: sum(found[name] for found in grades) / len(grades) for name in names}
     return {"n": len(grades), **shares, "all": sum(all(found.values()) for found in grades) / len(grades)}
-
-
-def _modality(subjects: Sequence[Subject]) -> Modality:
-    return next(modality for modality, kind in _TYPES.items() if isinstance(subjects[0], kind))
 
 
 def _score_decoder(folder: Path, modality: Modality) -> Scores:
@@ -62,21 +55,18 @@ def _score_decoder(folder: Path, modality: Modality) -> Scores:
 
 
 def _score_encoder(folder: Path, modality: Modality) -> Scores:
-    """Of all subjects there are, which one's caption is nearest to a medium's embedding."""
+    """Of the texts of an attribute's values, which one is nearest to a medium's embedding."""
     from transformers import CLIPTokenizer
 
-    values = ATTRIBUTES[modality]
-    every = [_TYPES[modality](**dict(zip(values, chosen, strict=True))) for chosen in product(*values.values())]
-    texts_NE = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))(
-        [caption(subject, 0) for subject in every]
-    )
+    encode_text = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     wanted = _subjects(modality)
     media = [decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(wanted)]
-    nearest = (torch.from_numpy(ImageBindEncoder(str(folder))(media)) @ texts_NE.T).argmax(dim=1).tolist()
-    grades = []
-    for subject, number in zip(wanted, nearest, strict=True):
-        found = attributes(every[number])
-        grades.append({name: found[name] == value for name, value in attributes(subject).items()})
+    items_NE = torch.from_numpy(ImageBindEncoder(str(folder))(media))
+    grades: list[dict[str, bool]] = [{} for _ in wanted]
+    for name, values in ATTRIBUTES[modality].items():
+        nearest = (items_NE @ encode_text([aspect(name, value) for value in values]).T).argmax(dim=1).tolist()
+        for subject, number, grade_of in zip(wanted, nearest, grades, strict=True):
+            grade_of[name] = attributes(subject)[name] == values[number]
     return _shares(wanted, grades)
 
 

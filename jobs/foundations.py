@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.bootstrap import blank
-from model.bootstrap.contrastive import Pairs, train_imagebind
-from model.bootstrap.diffusion import to_latents, train_autoencoder, train_pipeline
+from model.bootstrap.contrastive import Pairs, train_clap, train_imagebind
+from model.bootstrap.diffusion import from_latents, to_latents, train_autoencoder, train_pipeline
 from model.bootstrap.language import train_llm
 from model.bootstrap.vocoder import spectrogram, train_vocoder
 from model.imagebind_inputs import audio_inputs, image_inputs, video_inputs
@@ -21,7 +21,7 @@ from pipelines.world.bank import SEED, Bank, bank
 from pipelines.world.captions import caption
 from pipelines.world.conversations import KINDS, converse
 from pipelines.world.render import FPS, render
-from pipelines.world.scenes import Subject, draw, modality_of
+from pipelines.world.scenes import ATTRIBUTES, HARD_EVERY, Subject, draw, modality_of
 
 SEED_HELD_OUT = SEED + 1
 CORPUS_SIZE = 2000  # captions a tokenizer is made from
@@ -99,20 +99,23 @@ def audio_decoder(out: Path, scale: float) -> None:
     train_autoencoder(
         pipe.vae, spectrograms[:, None], steps=_steps(600, scale), batch_size=32, state=state / "audio-autoencoder.pt"
     )
-    latents = to_latents(pipe.vae, spectrograms[:, None])
-    with torch.no_grad():
-        pieces = [
-            pipe.vae.decode(piece / pipe.vae.config.scaling_factor).sample[:, 0] for piece in torch.split(latents, 64)
-        ]
-    heard = torch.cat([spectrograms, torch.cat(pieces)])
-    steps = _steps(2000, scale)
+    given_back = from_latents(pipe.vae, to_latents(pipe.vae, spectrograms[:, None]))[:, 0]
+    heard = torch.cat([spectrograms, given_back])
+    steps = _steps(900, scale)
     train_vocoder(pipe.vocoder, waveforms.repeat(2, 1), heard, steps=steps, batch_size=32, state=state / "vocoder.pt")
+    melodies = bank(Modality.AUDIO, 4000, hard_every=2)
+    spectrograms = spectrogram(torch.from_numpy(melodies.media).float())
+    pairs = _pairs(melodies, spectrograms)
+    train_clap(
+        pipe.text_encoder, pipe.tokenizer, pairs, steps=_steps(600, scale), batch_size=96, state=state / "clap.pt"
+    )
+    pipe.text_encoder.requires_grad_(False)
     train_pipeline(
         Modality.AUDIO,
         pipe,
-        latents,
-        sounds.captions,
-        steps=_steps(1500, scale),
+        to_latents(pipe.vae, spectrograms[:, None]),
+        melodies.captions,
+        steps=_steps(1200, scale),
         batch_size=64,
         learning_rate=1.5e-3,
         state=state / "audio.pt",
@@ -127,21 +130,42 @@ def imagebind(out: Path, scale: float) -> None:
     size = model.config.image_size
     pairs = {}
     for modality in Modality:
-        found = bank(modality, 2000)
+        found = bank(modality, 2000, hard_every=2 if modality is Modality.AUDIO else HARD_EVERY)
         media = (decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(found.subjects))
-        names: dict[Subject, int] = {}
-        pairs[modality.value] = Pairs(
-            inputs=torch.stack([_encoder_input(medium, size) for medium in media]),
-            captions=found.captions,
-            topics=torch.tensor([names.setdefault(subject, len(names)) for subject in found.subjects]),
-        )
+        pairs[modality.value] = _pairs(found, torch.stack([_encoder_input(medium, size) for medium in media]))
     state = out / "state" / "imagebind.pt"
-    train_imagebind(model, text, tokenizer, pairs, steps=_steps(1000, scale), batch_size=40, state=state)
+    train_imagebind(model, text, tokenizer, pairs, steps=_steps(800, scale), batch_size=40, state=state)
     folder = out / "imagebind"
     model.to(torch.float16).save_pretrained(folder)
     tensors = {**model.state_dict(), **text.to(torch.float16).state_dict()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _pairs(found: Bank, inputs: Tensor) -> Pairs:
+    numbers: dict[Subject, int] = {}
+    return Pairs(
+        inputs=inputs,
+        captions=found.captions,
+        topics=torch.tensor([numbers.setdefault(subject, len(numbers)) for subject in found.subjects]),
+        aspects=[
+            (
+                [aspect(name, value) for value in values],
+                torch.tensor([_number(subject, name, values) for subject in found.subjects]),
+            )
+            for name, values in ATTRIBUTES[modality_of(found.subjects[0])].items()
+        ],
+    )
+
+
+def aspect(name: str, value: str) -> str:
+    """A text that tells one attribute alone."""
+    return f"{name} {value}"
+
+
+def _number(subject: Subject, name: str, values: Sequence[str]) -> int:
+    """Which value a subject has; of two objects neither's."""
+    return -100 if getattr(subject, "other", None) else values.index(getattr(subject, name))
 
 
 def _encoder_input(medium: Decoded, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,13 @@ def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     device = best_device()
     from jobs.scoring import Plan, sit
     from jobs.scoring_report import EXAMPLES, grade_row, score_row, table, write_examples
-    from model.description import latest_checkpoint
+    from model.description import latest_checkpoint, read_config
     from pipelines.world.exam import ROWS
 
     started = time.monotonic()
     chosen = [row for row in ROWS.values() if row.name in (arguments.rows or ROWS)]
+    if [stage["stage"] for stage in read_config(checkpoint)["stages"]] == [1]:
+        chosen = [replace(row, target=row.stage_1_target) for row in chosen]
     plan = Plan(
         rows=[row for row in chosen if row.kinds] or [row for row in ROWS.values() if row.kinds],
         count=arguments.n,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="the --out of jobs/prepare.py, embedded")
     parser.add_argument("--out", required=True, metavar="RUN", help="where checkpoints, settings and the log go")
     parser.add_argument("--init", metavar="CHECKPOINT", help="a checkpoint, or a run, of an earlier stage")
-    parser.add_argument("--preset", default="tiny", help="names the model's parts and their settings")
+    parser.add_argument("--preset", default="world", help="names the model's parts and their settings")
     parser.add_argument("--overwrite", action="store_true", help="remove what RUN holds first")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, such as epochs=2 or model.lora.r=16"

@@ -16,6 +16,7 @@ from model.bootstrap.loop import train
 from model.imagebind import ImageBind
 from model.imagebind_text import TextTower, text_ids
 
+_ASPECT_SCALE = 15.0
 _NOISE = 0.15  # deviations, on inputs: what decoders make is not as clean as what the world draws
 
 
@@ -23,12 +24,15 @@ _NOISE = 0.15  # deviations, on inputs: what decoders make is not as clean as wh
 class Pairs:
     """Items of a modality as the encoder takes them, of shape (N, ...); captions of each, and what they are about.
 
-    Items of equal `topics` have the same meaning, so neither is a wrong answer for the other's caption.
+    Items of equal `topics` have the same meaning, so neither is a wrong answer for the other's caption. `aspects` are
+    texts that each tell one thing, and which of them is true of each item (N), -100 where none is: by them, what was
+    never seen together is understood too.
     """
 
     inputs: Tensor
     captions: Sequence[Sequence[str]]
     topics: Tensor
+    aspects: Sequence[tuple[Sequence[str], Tensor]]
 
 
 def train_imagebind(
@@ -43,7 +47,8 @@ def train_imagebind(
 ) -> None:
     """Trains vision, audio and text towers together; `pairs` by modality, `batch_size` of each in a step.
 
-    The loss is CLIP's (Radford et al. 2021, arXiv:2103.00020) with all captions of an item's topic as right ones.
+    The loss is CLIP's (Radford et al. 2021, arXiv:2103.00020) with all captions of an item's topic as right ones, and
+    the choice of each aspect's true text.
     """
     forward: dict[str, Callable[[Tensor], Tensor]] = {
         "image": model.forward_vision,
@@ -58,19 +63,55 @@ def train_imagebind(
         total = torch.zeros(())
         for modality, found in pairs.items():
             rows = torch.randint(len(found.inputs), (batch_size,), generator=generator)
-            variants = torch.rand(batch_size, generator=generator).tolist()
+            texts = _worded(found, rows, generator)
             inputs = found.inputs[rows].float()
             inputs = inputs + _NOISE * torch.rand((), generator=generator) * torch.randn(
                 inputs.shape, generator=generator
             )
-            captions = [found.captions[row] for row in rows.tolist()]
-            texts = [several[int(variant * len(several))] for several, variant in zip(captions, variants, strict=True)]
             items_NE, texts_NE = forward[modality](inputs), text(text_ids(tokenizer, texts, text.length))
             total = total + _contrast(items_NE, texts_NE, found.topics[rows], scale.exp().clamp(max=100.0))
+            for values, right_N in found.aspects:
+                logits_NV = _ASPECT_SCALE * items_NE @ text(text_ids(tokenizer, values, text.length)).T
+                total = total + F.cross_entropy(logits_NV, right_N[rows], ignore_index=-100)
         return total / len(pairs)
 
     train(state.stem, trained, loss, steps=steps, learning_rate=1.5e-3, state=state)
     model.requires_grad_(False)
+
+
+def train_clap(text_encoder: Any, tokenizer: Any, pairs: Pairs, *, steps: int, batch_size: int, state: Path) -> None:
+    """Trains CLAP's text model on sounds, as AudioLDM expects it (Wu et al. 2023, arXiv:2211.06687).
+
+    `pairs.inputs` are spectrograms (N, F, B). The model that hears them is left behind: nothing needs it later.
+    """
+    width = text_encoder.config.projection_dim
+    ear = nn.Sequential(nn.Flatten(), nn.Linear(pairs.inputs[0].numel(), 64), nn.GELU(), nn.Linear(64, width))
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding="longest", return_tensors="pt")
+        return F.normalize(text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds, dim=-1)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pairs.inputs), (batch_size,), generator=generator)
+        texts = _worded(pairs, rows, generator)
+        sounds_NE, texts_NE = F.normalize(ear(pairs.inputs[rows]), dim=-1), embed(texts)
+        total = _contrast(sounds_NE, texts_NE, pairs.topics[rows], torch.tensor(10.0))
+        for values, right_N in pairs.aspects:
+            values_VE = embed(values)
+            for items_NE in (sounds_NE, texts_NE):
+                logits_NV = _ASPECT_SCALE * items_NE @ values_VE.T
+                total = total + F.cross_entropy(logits_NV, right_N[rows], ignore_index=-100)
+        return total
+
+    trained = nn.ModuleDict({"text_encoder": text_encoder, "ear": ear})
+    train(state.stem, trained, loss, steps=steps, learning_rate=1e-3, state=state)
+
+
+def _worded(pairs: Pairs, rows_N: Tensor, generator: torch.Generator) -> list[str]:
+    """One of each item's captions."""
+    variants = torch.rand(len(rows_N), generator=generator).tolist()
+    captions = [pairs.captions[row] for row in rows_N.tolist()]
+    return [several[int(variant * len(several))] for several, variant in zip(captions, variants, strict=True)]
 
 
 def _contrast(items_NE: Tensor, texts_NE: Tensor, topics_N: Tensor, scale: Tensor) -> Tensor:

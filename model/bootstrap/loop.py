@@ -50,9 +50,8 @@ def _schedule(step: int, steps: int) -> float:
 @torch.no_grad()
 def _update(average: nn.Module, module: nn.Module, step: int) -> None:
     weight = 1 - min(_AVERAGING, (step + 1) / (step + 10))
-    for mean, new in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(new, weight)
+    for mean, new in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(new, weight)
 
 
 def _save(path: Path, step: int, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:

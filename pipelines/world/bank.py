@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pipelines.sample import Audio, Image, Modality, Video
 from pipelines.world.captions import caption
 from pipelines.world.render import render
-from pipelines.world.scenes import Subject, draw
+from pipelines.world.scenes import HARD_EVERY, Subject, draw
 
 SEED = 1_000_003  # far from the seeds that people give their worlds
 
@@ -22,9 +22,16 @@ class Bank:
     captions: list[list[str]]
 
 
-def bank(modality: Modality, count: int, *, num_captions: int = 12, held_out: bool = False) -> Bank:
-    """Draws `count` subjects of a modality with a medium each, and captions in different words."""
-    subjects = [draw(SEED, index, held_out=held_out)[modality] for index in range(count)]
+def bank(
+    modality: Modality, count: int, *, num_captions: int = 12, held_out: bool = False, hard_every: int = HARD_EVERY
+) -> Bank:
+    """Draws `count` subjects of a modality with a medium each, and captions in different words.
+
+    One in `hard_every` is harder. Few sounds are needed to name all training combinations, so few that a model learns
+    them by heart; melodies, which lead through other notes, keep it from that.
+    """
+    hard = [index % hard_every == hard_every - 1 for index in range(count)]
+    subjects = [draw(SEED, index, held_out=held_out, hard=hard[index])[modality] for index in range(count)]
     media = np.stack([_array(subject, index) for index, subject in enumerate(subjects)])
     # A prime step leads through all wordings.
     captions = [

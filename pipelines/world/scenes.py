@@ -1,6 +1,6 @@
 """What exists in the synthetic world: still shapes, moving shapes and sounds, drawn by seed and index.
 
-Some combinations of attributes are held out: they are in no training data, and models are examined on them. Every single
+Some combinations of attributes are held out: they are in no training data, and models are examined on them. Each single
 value is in both. One subject in eight is harder: two objects in a scene, a melody, an unusual speed.
 """
 

@@ -53,7 +53,16 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 
 def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:
-    command = ["python", "jobs/train_stage.py", "--stage", str(stage), "--shards", str(way_root / "shards")]
+    command = [
+        "python",
+        "jobs/train_stage.py",
+        "--stage",
+        str(stage),
+        "--shards",
+        str(way_root / "shards"),
+        "--preset",
+        "tiny",
+    ]
     init = ["--init", str(way_root / f"stage-{stage - 1}")] if stage > 1 else []
     epochs = [f"epochs={EPOCHS[stage]}", f"validation.fraction={HELD_OUT[stage]}"]
     return [*command, "--out", str(out), *init, *epochs, "workers=2", *settings]
@@ -192,7 +201,7 @@ def test_preparing_and_embedding_again_makes_nothing(way: Way, cluster: Cluster,
     before = {path: hash_file(path) for path in tree(way.shards)}
     command = ["jobs/prepare.py", "--data", str(sample_root), "--out", str(way.shards), "--samples-per-shard", "5"]
     assert cluster.run(*command).stdout.count("(was up to date)") == 9
-    again = cluster.run("jobs/embed.py", "--shards", str(way.shards))
+    again = cluster.run("jobs/embed.py", "--shards", str(way.shards), "--preset", "tiny")
     assert "0 of 3 shards embedded now" in again.stdout
     assert {path: hash_file(path) for path in tree(way.shards)} == before
 
@@ -212,7 +221,17 @@ def test_shards_without_the_sidecars_a_stage_needs_are_refused_before_training(
 ) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(way.shards / "cc3m", shards / "cc3m", ignore=shutil.ignore_patterns("embeddings"))
-    done = cluster.run("jobs/train_stage.py", "--stage", "2", "--shards", str(shards), "--out", str(tmp_path / "run"))
+    done = cluster.run(
+        "jobs/train_stage.py",
+        "--stage",
+        "2",
+        "--preset",
+        "tiny",
+        "--shards",
+        str(shards),
+        "--out",
+        str(tmp_path / "run"),
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "has no image embeddings at all; run jobs/embed.py" in done.stderr.splitlines()[-1]
@@ -237,7 +256,17 @@ def test_the_legacy_embedding_arguments_give_an_npy_a_caption(
     way: Way, cluster: Cluster, sample_root: Path, tmp_path: Path
 ) -> None:
     captions = sample_root / "T-X_pair_data" / "audiocap" / "audiocap.json"
-    command = ["jobs/embed.py", "--captions", str(captions), "--modality", "audio", "--out", str(tmp_path)]
+    command = [
+        "jobs/embed.py",
+        "--captions",
+        str(captions),
+        "--modality",
+        "audio",
+        "--out",
+        str(tmp_path),
+        "--preset",
+        "tiny",
+    ]
     done: subprocess.CompletedProcess[str] = cluster.run(*command, "--model", "builtin:tiny/audio_decoder")
     assert "14 in = 14 out + 0 rejected" in done.stdout, done.stderr
     assert len(list(tmp_path.glob("*.wav.npy"))) == 14

@@ -28,7 +28,7 @@ SETTINGS = ["zero=2", f"max_steps={STEPS}", "checkpoint_every=5", "log_samples=t
 
 def command(shards: Path, run: Path, stage: int, *settings: str) -> list[str]:
     arguments = ["--stage", str(stage), "--shards", str(shards), "--out", str(run)]
-    return [sys.executable, "jobs/train_stage.py", *arguments, *SETTINGS, *settings]
+    return [sys.executable, "jobs/train_stage.py", "--preset", "tiny", *arguments, *SETTINGS, *settings]
 
 
 def start(cluster: Cluster, arguments: list[str]) -> subprocess.Popen[str]:
@@ -138,7 +138,18 @@ def test_a_run_may_lie_in_a_bucket_and_go_on_there(cluster: Cluster, embedded: P
         bucket = UPath("s3://runs", key="test", secret="test", endpoint_url=address["AWS_ENDPOINT_URL"])
         bucket.mkdir()
         environment = {name: value for name, value in cluster.environment.items() if "RAY" not in name} | address
-        arguments = ["--stage", "1", "--shards", str(embedded), "--out", "s3://runs/one", *SETTINGS, "workers=2"]
+        arguments = [
+            "--preset",
+            "tiny",
+            "--stage",
+            "1",
+            "--shards",
+            str(embedded),
+            "--out",
+            "s3://runs/one",
+            *SETTINGS,
+            "workers=2",
+        ]
         printed = []
         for _ in range(2):
             command = [sys.executable, "jobs/train_stage.py", *arguments]

@@ -18,7 +18,7 @@ data, out, workers = sys.argv[1:]
 ray.init(num_cpus=int(workers))
 cli.configure_ray_data()
 prepare.main(["--data", data, "--out", out, "--samples-per-shard", "5"])
-embed.main(["--shards", out, "--datasets", "cc3m", "--modality", "image"])
+embed.main(["--shards", out, "--datasets", "cc3m", "--modality", "image", "--preset", "tiny"])
 """
 
 

@@ -13,7 +13,7 @@ from jobs import cli
 from jobs.cli import UsageError, describe, root_cause
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("prepare", "embed", "train_stage", "generate", "convert", "quickstart")
+COMMANDS = ("prepare", "embed", "train_stage", "generate", "convert", "quickstart", "score", "gallery", "bootstrap")
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -52,7 +52,7 @@ def test_the_latents_of_pictures_come_with_the_rows_that_are_to_generate_them(lo
     shards = tmp_path / "shards"
     prepare.main(["--data", str(tmp_path / "raw"), "--out", str(shards), "--datasets", "cc3m"])
     for options in ([], ["--latents"]):
-        embed.main(["--shards", str(shards), "--modality", "image", *options])
+        embed.main(["--shards", str(shards), "--modality", "image", "--preset", "tiny", *options])
     view = plan_view("cc3m_dec", "generate", shards / "cc3m", 1.0, {}, denoised=[Modality.IMAGE])
     manifest = sidecar_of(view, "image_latents")
     assert (manifest.items, manifest.shape, manifest.dtype) == (3, [4, 8, 8], "float16")

@@ -1,0 +1,249 @@
+"""Lets a model, and the controls beside it, sit the world's exam; the frozen parts are loaded once for all of them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.checkpoint import from_pretrained
+from model.config import ModelConfig
+from model.decoders import CaptionEncoder, Decoder
+from model.description import check_compatible
+from model.generation import Prompt, Reply, generate_batch
+from model.imagebind_inputs import ImageBindEncoder
+from model.nextgpt import NextGPT
+from model.tokenizer import encode_text
+from pipelines import media as media_files
+from pipelines.progress import track
+from pipelines.sample import Decoded, Item, Modality, Part, Turn
+from pipelines.shard_embedder import VIDEO_FPS
+from pipelines.world.exam import Case, Response, Row, cases, is_lost, shown
+from pipelines.world.scenes import modality_of
+
+T = TypeVar("T")
+BATCH = 50  # prompts answered, or media denoised, at once
+MAX_ITEMS = 4  # of a reply
+MOST_REPORTED = 64  # conversations of a row without a target
+Condition = npt.NDArray[np.float32]
+Features = Mapping[str, Condition]  # of a case's media (N, E), by its key
+Wish = tuple[Modality, Condition, int]  # and the noise's seed
+Sitting = list[tuple[Case, list[Response]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is run: `count` conversations a row, `controls` for a control (none at 0), and denoising steps.
+
+    Rows without a target have at most 64.
+    """
+
+    rows: Sequence[Row]
+    count: int
+    controls: int
+    shuffled: Path | None
+    seed: int
+    steps: int | None
+    device: str
+
+
+def sit(checkpoint: Path, plan: Plan) -> tuple[ModelConfig, dict[str, Sitting]]:
+    """Runs all arms: `model`, `from_text`, `untrained` and `shuffled`, the last two where they are asked for.
+
+    `from_text` are the decoders fed with their own text encoders' embeddings of the captions, with the same noise;
+    `untrained` is the same LLM with fresh projections, new rows and no adapter, made to bring forth the items that are
+    wanted; `shuffled` a checkpoint trained on other items' features and captions.
+    """
+    model, tokenizer = from_pretrained(checkpoint, device=plan.device)
+    config, dtype = model.config, model.new_input_rows.weight.dtype
+    if plan.shuffled is not None:
+        check_compatible(config, plan.shuffled)
+    parts = FrozenParts(config, plan)
+    counts = {row.name: plan.count if row.target else min(plan.count, MOST_REPORTED) for row in plan.rows}
+    chosen = [case for row in plan.rows for case in cases(row, counts[row.name], plan.seed)]
+    few = [case for case in chosen if case.number < plan.controls]
+    features = parts.features(chosen)
+    arms = {"model": examine(model, tokenizer, chosen, features, parts, title="model", all_media=True)}
+    arms["from_text"] = parts.from_text([case for case in chosen if case.row.name.startswith("make_")])
+    if few:
+        model = NextGPT.from_config(config, dtype=dtype, device=plan.device).eval()
+        arms["untrained"] = examine(model, tokenizer, few, features, parts, title="untrained", forced=True)
+        if plan.shuffled is not None:
+            model, tokenizer = from_pretrained(plan.shuffled, device=plan.device)
+            arms["shuffled"] = examine(model, tokenizer, few, features, parts, title="shuffled")
+    return config, arms
+
+
+class FrozenParts:
+    """The media encoder and the decoders, which all arms share."""
+
+    def __init__(self, config: ModelConfig, plan: Plan) -> None:
+        self._config, self._plan = config, plan
+        self._encoder = ImageBindEncoder(config.encoder.name, device=plan.device)
+        self._decoders = {m: Decoder(m, o.decoder, device=plan.device) for m, o in config.outputs.items()}
+
+    def features(self, chosen: Sequence[Case]) -> dict[str, Condition]:
+        """Embeds what the user shows in each case, as files that went through their codecs."""
+        features = {}
+        with track("show", len(chosen), "conversations") as bar:
+            for batch in _batches(chosen):
+                media = [[media_files.decode(m, fps=VIDEO_FPS) for m in shown(case).values()] for case in batch]
+                embedded = iter(self._encoder([medium for of_case in media for medium in of_case]))
+                for case, of_case in zip(batch, media, strict=True):
+                    features[case.key] = np.array([next(embedded) for _ in of_case]).reshape(-1, self._encoder.dim)
+                bar.advance(len(batch))
+        return features
+
+    def render(self, wishes: Sequence[Wish], title: str) -> list[Decoded]:
+        """Renders conditions, the modalities side by side; returns the media in their order."""
+        media: dict[int, Decoded] = {}
+        with track(f"{title}: render", len(wishes), "media") as bar, _lanes(self._decoders) as lanes:
+            jobs = {}
+            for modality, lane in lanes.items():
+                of_one = [place for place, wish in enumerate(wishes) if wish[0] is modality]
+                for places in _batches(of_one):
+                    conditions = np.stack([wishes[place][1] for place in places])
+                    seeds = [wishes[place][2] for place in places]
+                    generate = self._decoders[modality].generate_batch
+                    jobs[lane.submit(generate, conditions, seeds, steps=self._plan.steps)] = places
+            for job in as_completed(jobs):
+                media |= dict(zip(jobs[job], job.result(), strict=True))
+                bar.advance(len(jobs[job]))
+        return [media[place] for place in range(len(wishes))]
+
+    def from_text(self, chosen: Sequence[Case]) -> Sitting:
+        """Feeds the decoders with the captions themselves."""
+        items = [_only_item(case) for case in chosen]
+        conditions: dict[int, Condition] = {}
+        for modality, output in self._config.outputs.items():
+            places = [place for place, item in enumerate(items) if item.modality is modality]
+            if places:
+                encoder = CaptionEncoder(modality, output.decoder, device=self._plan.device)
+                embedded = encoder([items[place].caption for place in places]).embeddings
+                conditions |= dict(zip(places, embedded, strict=True))
+        wishes = [(item.modality, conditions[n], _noise(chosen[n], 0)) for n, item in enumerate(items)]
+        media = self.render(wishes, "from text")
+        return [
+            (case, [Response(parts=(item,), media=(medium,))])
+            for case, item, medium in zip(chosen, items, media, strict=True)
+        ]
+
+
+def examine(
+    model: NextGPT,
+    tokenizer: Any,
+    chosen: Sequence[Case],
+    features: Features,
+    parts: FrozenParts,
+    *,
+    title: str,
+    forced: bool = False,
+    all_media: bool = False,
+) -> Sitting:
+    """Holds the conversations, each answer on top of the model's own earlier ones, and renders their items.
+
+    `forced` answers hold the items that are wanted, whether the model would make them or not. Unless `all_media` are to
+    be seen, those that cannot change a score are not rendered.
+    """
+    replies = _replies(model, tokenizer, chosen, features, title, forced)
+    sitting = [
+        (case, [_response(model, reply) for reply in of_case]) for case, of_case in zip(chosen, replies, strict=True)
+    ]
+    wishes: list[Wish] = []
+    rendered: list[int] = []
+    for place, (case, responses) in enumerate(sitting):
+        if all_media or not is_lost(case.row, case.conversation, responses):
+            rendered.append(place)
+            conditions = [condition for reply in replies[place] for condition in reply.conditions]
+            wishes += [(modality, values, _noise(case, n)) for n, (modality, values) in enumerate(conditions)]
+    media = iter(parts.render(wishes, title))
+    for place in rendered:
+        case, responses = sitting[place]
+        sitting[place] = case, [replace(one, media=tuple(next(media) for _ in one.media)) for one in responses]
+    return sitting
+
+
+def _replies(
+    model: NextGPT, tokenizer: Any, chosen: Sequence[Case], features: Features, title: str, forced: bool
+) -> list[list[Reply]]:
+    replies: list[list[Reply]] = [[] for _ in chosen]
+    exchanges = [len(case.conversation.answers) for case in chosen]
+    with track(f"{title}: answer", sum(exchanges), "prompts") as bar:
+        for number in range(max(exchanges)):
+            pending = [place for place, length in enumerate(exchanges) if length > number]
+            for places in _batches(pending):
+                asked = [chosen[place] for place in places]
+                prompts = [_prompt(chosen[p], replies[p], features[chosen[p].key], forced) for p in places]
+                # A model that has learnt nothing does not stop by itself.
+                limit = 2 * max(_length(model, tokenizer, case.conversation.turns[2 * number + 1]) for case in asked)
+                answers = generate_batch(model, tokenizer, prompts, max_new_tokens=limit, max_items=MAX_ITEMS)
+                for place, reply in zip(places, answers, strict=True):
+                    replies[place].append(reply)
+                bar.advance(len(places))
+    return replies
+
+
+def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: bool) -> Prompt:
+    """The next question of a conversation, after the answers so far."""
+    asked = case.conversation.turns[: 2 * len(replies) + 1 : 2]
+    turns: list[Turn] = []
+    for question, reply in zip(asked, replies, strict=False):
+        turns += [question, Turn(role="assistant", parts=reply.parts)]
+    turns.append(asked[-1])
+    num_shown = sum(isinstance(part, Item) for turn in asked for part in turn.parts)
+    wanted = [modality_of(subject) for subject in case.conversation.answers[len(replies)].made]
+    return Prompt(turns=turns, features=features[:num_shown], require=wanted if forced else ())
+
+
+def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:
+    """How many tokens an answer takes."""
+
+    def tokens(part: Part) -> int:
+        return len(encode_text(tokenizer, part)) if isinstance(part, str) else model.vocabulary.groups[part.modality]
+
+    return sum(map(tokens, turn.parts))
+
+
+def _response(model: NextGPT, reply: Reply) -> Response:
+    """A reply, its media to come; its groups are whole if each item has a condition and no token of one is left."""
+    modalities = [part.modality for part in reply.parts if isinstance(part, Item)]
+    whole = [modality for modality, _ in reply.conditions] == modalities
+    for modality, values in reply.conditions:
+        output = model.config.outputs[modality]
+        whole = whole and values.shape == (output.num_queries, output.dim) and bool(np.isfinite(values).all())
+    whole = whole and not any(token in reply.text for token in model.vocabulary.tokens)
+    return Response(parts=reply.parts, media=(None,) * len(modalities), well_formed=whole)
+
+
+def _only_item(case: Case) -> Item:
+    [item] = [part for part in case.conversation.turns[1].parts if isinstance(part, Item)]
+    return item
+
+
+def _noise(case: Case, number: int) -> int:
+    """The seed of the number-th item of a conversation, the same in every arm."""
+    return 16 * case.number + number
+
+
+@contextmanager
+def _lanes(modalities: Iterable[Modality]) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
+    """A thread for each modality. The layers are too small to be shared among cores; so each lane has its own."""
+    lanes = {modality: ThreadPoolExecutor(1) for modality in modalities}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // len(lanes)))
+    try:
+        yield lanes
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _batches(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), BATCH):
+        yield values[start : start + BATCH]
