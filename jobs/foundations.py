@@ -17,11 +17,11 @@ from model.imagebind_inputs import audio_inputs, image_inputs, video_inputs
 from pipelines.media import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video
 from pipelines.views import CAPTION_PROMPT
-from pipelines.world.bank import SEED, Bank, bank
+from pipelines.world.bank import SEED, Bank, bank, half_named_sounds, joined
 from pipelines.world.captions import caption
 from pipelines.world.conversations import KINDS, converse
-from pipelines.world.render import FPS, render
-from pipelines.world.scenes import ATTRIBUTES, HARD_EVERY, Subject, draw, modality_of
+from pipelines.world.render import FPS, SAMPLE_RATE, render
+from pipelines.world.scenes import ATTRIBUTES, Subject, draw, modality_of
 
 SEED_HELD_OUT = SEED + 1
 CORPUS_SIZE = 2000  # captions a tokenizer is made from
@@ -103,9 +103,9 @@ def audio_decoder(out: Path, scale: float) -> None:
     heard = torch.cat([spectrograms, given_back])
     steps = _steps(900, scale)
     train_vocoder(pipe.vocoder, waveforms.repeat(2, 1), heard, steps=steps, batch_size=32, state=state / "vocoder.pt")
-    melodies = bank(Modality.AUDIO, 4000, hard_every=2)
-    spectrograms = spectrogram(torch.from_numpy(melodies.media).float())
-    pairs = _pairs(melodies, spectrograms)
+    more = _sounds(3000)
+    spectrograms = spectrogram(torch.from_numpy(more.media).float())
+    pairs = _pairs(more, spectrograms)
     train_clap(
         pipe.text_encoder, pipe.tokenizer, pairs, steps=_steps(600, scale), batch_size=96, state=state / "clap.pt"
     )
@@ -114,13 +114,17 @@ def audio_decoder(out: Path, scale: float) -> None:
         Modality.AUDIO,
         pipe,
         to_latents(pipe.vae, spectrograms[:, None]),
-        melodies.captions,
+        more.captions,
         steps=_steps(1200, scale),
         batch_size=64,
         learning_rate=1.5e-3,
         state=state / "audio.pt",
     )
     pipe.to(torch.float16).save_pretrained(out / "audio_decoder")
+
+
+def _sounds(count: int) -> Bank:
+    return joined(bank(Modality.AUDIO, count, hard_every=4), half_named_sounds(count))
 
 
 def imagebind(out: Path, scale: float) -> None:
@@ -130,8 +134,15 @@ def imagebind(out: Path, scale: float) -> None:
     size = model.config.image_size
     pairs = {}
     for modality in Modality:
-        found = bank(modality, 2000, hard_every=2 if modality is Modality.AUDIO else HARD_EVERY)
-        media = (decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(found.subjects))
+        media: list[Decoded]
+        if modality is Modality.AUDIO:
+            found = _sounds(1500)
+            media = [
+                Audio(waveform=samples[None], sample_rate=SAMPLE_RATE) for samples in found.media.astype("float32")
+            ]
+        else:
+            found = bank(modality, 2000)
+            media = [decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(found.subjects)]
         pairs[modality.value] = _pairs(found, torch.stack([_encoder_input(medium, size) for medium in media]))
     state = out / "state" / "imagebind.pt"
     train_imagebind(model, text, tokenizer, pairs, steps=_steps(800, scale), batch_size=40, state=state)
@@ -164,8 +175,9 @@ def aspect(name: str, value: str) -> str:
 
 
 def _number(subject: Subject, name: str, values: Sequence[str]) -> int:
-    """Which value a subject has; of two objects neither's."""
-    return -100 if getattr(subject, "other", None) else values.index(getattr(subject, name))
+    """Which value a subject has; none where it has no name, and of two objects neither's."""
+    value = "" if getattr(subject, "other", None) else getattr(subject, name)
+    return values.index(value) if value else -100
 
 
 def _encoder_input(medium: Decoded, size: int) -> Tensor:

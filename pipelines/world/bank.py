@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.sample import Audio, Image, Modality, Video
-from pipelines.world.captions import caption
-from pipelines.world.render import render
-from pipelines.world.scenes import HARD_EVERY, Subject, draw
+from pipelines.world.captions import CAPTIONS, caption, choose, with_article
+from pipelines.world.render import render, tone
+from pipelines.world.scenes import HARD_EVERY, PITCHES, TIMBRES, Sound, Subject, draw
 
 SEED = 1_000_003  # far from the seeds that people give their worlds
 
@@ -27,8 +27,7 @@ def bank(
 ) -> Bank:
     """Draws `count` subjects of a modality with a medium each, and captions in different words.
 
-    One in `hard_every` is harder. Few sounds are needed to name all training combinations, so few that a model learns
-    them by heart; melodies, which lead through other notes, keep it from that.
+    One in `hard_every` is harder.
     """
     hard = [index % hard_every == hard_every - 1 for index in range(count)]
     subjects = [draw(SEED, index, held_out=held_out, hard=hard[index])[modality] for index in range(count)]
@@ -39,6 +38,38 @@ def bank(
         for index, subject in enumerate(subjects)
     ]
     return Bank(subjects=subjects, media=media, captions=captions)
+
+
+def half_named_sounds(count: int) -> Bank:
+    """Notes on instruments that have no name, and notes between the named ones on instruments that have.
+
+    There are so few pairs of a note and an instrument that a model learns them by heart; with these it has to hear the
+    one without the other. What has no name is empty in the subjects, and their captions tell the other half.
+    """
+    subjects, media, captions = list[Subject](), [], []
+    for index in range(count):
+        rng = np.random.default_rng([SEED, index, 11])
+        if index % 2:
+            named = Sound(pitch=str(rng.choice(list(PITCHES))), timbre="")
+            frequency, amplitudes = PITCHES[named.pitch], (1.0, *rng.uniform(0, 1, 3))
+            what = f"{with_article(named.pitch)} on some instrument"
+        else:
+            named = Sound(pitch="", timbre=str(rng.choice(list(TIMBRES))))
+            frequency, amplitudes = 25.0 * rng.integers(24, 73), TIMBRES[named.timbre]
+            what = f"some note on the {named.timbre}"
+        subjects.append(named)
+        media.append(tone([frequency], amplitudes, rng).waveform[0])
+        captions.append([choose(CAPTIONS[Modality.AUDIO], index + n).format(thing=what) for n in range(12)])
+    return Bank(subjects=subjects, media=np.stack(media), captions=captions)
+
+
+def joined(first: Bank, second: Bank) -> Bank:
+    """One bank after the other."""
+    return Bank(
+        subjects=first.subjects + second.subjects,
+        media=np.concatenate([first.media, second.media]),
+        captions=first.captions + second.captions,
+    )
 
 
 def _array(subject: Subject, variant: int) -> npt.NDArray[np.generic]:

@@ -1,6 +1,6 @@
 """Makes a subject of the synthetic world visible or audible, each time a little differently."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,16 +97,22 @@ def _video(motion: Motion, rng: np.random.Generator | None) -> Video:
 
 
 def _audio(sound: Sound, rng: np.random.Generator | None) -> Audio:
-    """Three stretches of equal length; where the note stays the same, one that goes on."""
+    return tone([PITCHES[note] for note in notes(sound)], TIMBRES[sound.timbre], rng)
+
+
+def tone(frequencies: Sequence[float], amplitudes: Sequence[float], rng: np.random.Generator | None) -> Audio:
+    """Stretches of equal length, one a frequency in Hz; where it stays the same, one that goes on.
+
+    `amplitudes` are the harmonics'.
+    """
     time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
-    stretch = np.minimum((time / SECONDS * 3).astype(int), 2)
-    frequency = np.array([PITCHES[note] for note in notes(sound)])[stretch]
-    amplitudes = np.array(TIMBRES[sound.timbre])
-    harmonics = np.arange(1, len(amplitudes) + 1)
+    stretch = np.minimum((time / SECONDS * len(frequencies)).astype(int), len(frequencies) - 1)
+    frequency, weights = np.array(frequencies)[stretch], np.array(amplitudes)
+    harmonics = np.arange(1, len(weights) + 1)
     # The phase is that of the time itself: with a whole number of periods in 40 ms, it fits at each frame's edge.
-    wave = (amplitudes[:, None] * np.sin(2 * np.pi * frequency * harmonics[:, None] * time)).sum(axis=0)
+    wave = (weights[:, None] * np.sin(2 * np.pi * frequency * harmonics[:, None] * time)).sum(axis=0)
     loudness = 0.3 * (1 + _vary(rng, 0.3))
-    waveform = loudness * wave / np.sqrt((amplitudes**2).sum()) * _envelope(time, 0.06 + _vary(rng, 0.04))
+    waveform = loudness * wave / np.sqrt((weights**2).sum()) * _envelope(time, 0.06 + _vary(rng, 0.04))
     return Audio(waveform=waveform[None].astype(np.float32), sample_rate=SAMPLE_RATE)
 
 

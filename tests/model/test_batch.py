@@ -74,3 +74,13 @@ def test_a_batch_moves_whole_and_only_features_change_their_type(examples):
     assert moved.input_ids_BT.device.type == moved.targets[Modality.IMAGE].rows_M.device.type == "meta"
     assert moved.features_NE.dtype == torch.bfloat16
     assert moved.targets[Modality.IMAGE].embeddings_MLD.dtype == torch.float32
+
+
+def test_shuffled_items_have_another_items_features_and_embedding_and_nothing_else_moves(examples):
+    batch = collate(examples)
+    shuffled = batch.with_items_shuffled()
+    assert torch.equal(shuffled.features_NE, batch.features_NE[[2, 0, 1]])
+    image, was = shuffled.targets[Modality.IMAGE], batch.targets[Modality.IMAGE]
+    assert torch.equal(image.embeddings_MLD, was.embeddings_MLD[[1, 0]])
+    assert torch.equal(image.positions_M, was.positions_M)
+    assert torch.equal(shuffled.labels_BT, batch.labels_BT)

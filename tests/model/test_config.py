@@ -5,7 +5,7 @@ from model.config import InputProjectionConfig, load_preset, parse_config, prese
 from model.legacy import legacy_delta_shapes
 from pipelines.sample import Modality
 
-PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_query", "tiny", "tiny_query"]
+PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_query", "tiny", "tiny_query", "world"]
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
