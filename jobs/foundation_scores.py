@@ -18,7 +18,7 @@ from pipelines.world.oracles import grade, read
 from pipelines.world.render import FPS, render
 from pipelines.world.scenes import ATTRIBUTES, Subject, attributes, draw, modality_of
 
-COUNT = 400  # subjects a modality
+COUNT = 200  # subjects a modality
 _BATCH = 50
 Scores = dict[str, Any]
 
