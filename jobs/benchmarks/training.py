@@ -105,7 +105,7 @@ def ground(data: Path | None) -> Iterator[Ground]:
         shards = folder / "shards"
         cli.start_ray()
         prepare.main(["--data", str(data), "--out", str(shards), "--samples-per-shard", str(SAMPLES_PER_SHARD)])
-        embed.main(["--shards", str(shards)])
+        embed.main(["--shards", str(shards), "--preset", "tiny"])
         with process_group(folder / "group"):
             yield Ground(shards=shards, folder=folder, overrides=write_llm(folder / "llm"))
 

@@ -19,7 +19,18 @@ def run(scale: float, ground: Ground) -> list[Row]:
     """The seconds of data wait and of computing a step, from the log; the first step waits for the readers to start."""
     steps = max(FEWEST, round(STEPS * scale))
     out = ground.folder / "waiting"
-    command = ["--stage", "3", "--shards", str(ground.shards), "--out", str(out), "--overwrite", *ground.overrides]
+    command = [
+        "--stage",
+        "3",
+        "--preset",
+        "tiny",
+        "--shards",
+        str(ground.shards),
+        "--out",
+        str(out),
+        "--overwrite",
+        *ground.overrides,
+    ]
     say(f"waiting: training {steps} steps of stage 3")
     train_stage.main([*command, f"max_steps={steps}", "validation.generate=false"])
     rows = [row for row in read_log(out / "log.jsonl") if "step_seconds" in row][1:]
