@@ -5,15 +5,16 @@ what each part is, how it was made and what it scores. To ship them, copy the pa
 model/foundations.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
+from model.parts import PARTS
+from pipelines.files import read_json, write_json
+from pipelines.shards import hash_file
 
-PARTS = ("image_decoder", "video_decoder", "audio_decoder", "imagebind", "llm")
 MANIFEST = "manifest.json"
 
 
@@ -52,7 +53,7 @@ def _files(folder: Path) -> dict[str, Any]:
     return {
         str(path.relative_to(folder)): {
             "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hash_file(path),
         }
         for path in files
     }
@@ -61,11 +62,10 @@ def _files(folder: Path) -> dict[str, Any]:
 def _note(out: Path, part: str, entry: dict[str, Any]) -> None:
     """Enters a part into the manifest; other parts' entries stay."""
     path = out / MANIFEST
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
+    parts = read_json(path)["parts"] if path.is_file() else {}
     parts[part] = entry
     total = sum(file["bytes"] for made in parts.values() for file in made["files"].values())
-    content = {"bytes": total, "parts": dict(sorted(parts.items()))}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {"bytes": total, "parts": dict(sorted(parts.items()))})
 
 
 if __name__ == "__main__":

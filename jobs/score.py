@@ -88,7 +88,7 @@ def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     write_examples(run / EXAMPLES, {name: found["model"] for name, found in graded.items()})
     _write(run, checkpoint, config.preset, arguments, time.monotonic() - started, [asdict(row) for row in rows])
     print(table(rows))
-    missed = [row.title for row in rows if row.verdict == "MISSED"]
+    missed = [row.title for row in rows if row.verdict.kind == "missed"]
     print(f"missed: {', '.join(missed)}" if missed else "no row missed")
     print(f"scores: {run / 'scores.json'}\nexamples: {run / EXAMPLES}")
 

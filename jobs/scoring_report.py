@@ -1,7 +1,7 @@
 """What an exam says: its rows with intervals beside chance and the controls, as a table, and examples to look at."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from model.metrics import wilson
 from pipelines.files import remove_tree, write_json
 from pipelines.media import encode
 from pipelines.sample import Item, Media, Modality
+from pipelines.verdicts import Verdict, verdict
 from pipelines.world.exam import Case, Grades, Response, Row, chance, grade, score, shown
 
 EXAMPLES = "examples"
 MOST_EXAMPLES = 6  # of a row that are right, and as many that are wrong
-TEXT_MARGIN = 0.05  # how far making may stay behind the decoder that is fed with the caption
 _FIGURES = ("chance", "untrained", "shuffled", "from_text", "target")
 _HEADS = ("n", *(name.replace("_", " ") for name in _FIGURES))
 
@@ -39,15 +39,11 @@ class Scored:
     from_text: float | None = None
     target: float | None = None
     attributes: dict[str, float] = field(default_factory=dict)
-    required: bool = False
 
     @property
-    def verdict(self) -> str:
-        """`ok`, `MISSED`, or nothing for a row without a target."""
-        if self.target is None:
-            return ""
-        behind = self.from_text is not None and self.value < self.from_text - TEXT_MARGIN
-        return "MISSED" if self.value < self.target or behind else "ok"
+    def verdict(self) -> Verdict:
+        """Whether the row reached its target."""
+        return verdict(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +94,6 @@ def score_row(row: Row, graded: Mapping[str, Sequence[Graded]]) -> Scored:
         from_text=means.get("from_text"),
         target=row.target,
         attributes=_shares([one.grades for one in found]),
-        required=row.target is not None,
     )
 
 
@@ -116,7 +111,7 @@ def table(rows: Sequence[Scored], *, per_cent: bool = True) -> str:
     for row in rows:
         interval = "-" if row.low is None else f"[{cell(row.low)}, {cell(row.high)}]"
         others = [cell(getattr(row, name)) for name in _FIGURES]
-        lines.append((row.title, cell(row.value), interval, str(row.n), *others, row.verdict))
+        lines.append((row.title, cell(row.value), interval, str(row.n), *others, row.verdict.words))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([title.ljust(widths[0]), *map(str.rjust, figures, widths[1:-1]), verdict]).rstrip()

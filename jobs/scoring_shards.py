@@ -61,7 +61,6 @@ def score_shards(
     """
     model = Responder.from_pretrained(checkpoint, device=device)
     config = model.model.config
-    encoder = ImageBindEncoder(config.encoder.name, device=device)
     text_encoder, notes = _text_encoder(config, device)
     rows: list[Scored] = []
     for directory, manifest in datasets.items():
@@ -71,7 +70,7 @@ def score_shards(
             continue
         for view, kind in sorted(manifest.views.items()):
             pairs = _answer(model, [apply_view(kind, sample) for sample in samples], view, kind, steps)
-            rows += _score(view, pairs, encoder, text_encoder)
+            rows += _score(view, pairs, model.encoder, text_encoder)
     return rows, notes
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,13 +59,17 @@ class Responder:
     def __init__(self, model: NextGPT, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._device = model.new_input_rows.weight.device
-        self._encoder: ImageBindEncoder | None = None
         self._decoders: dict[Modality, Decoder] = {}
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Self:
         """Loads a checkpoint (a folder or a hub id); raises as `model.checkpoint.from_pretrained`."""
         return cls(*from_pretrained(checkpoint, device=device))
+
+    @cached_property
+    def encoder(self) -> ImageBindEncoder:
+        """What embeds the media that are shown."""
+        return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
 
     def respond(
         self,
@@ -132,9 +137,7 @@ class Responder:
         inputs = [_inputs(query) for query in queries]
         if not any(inputs):
             return [np.zeros((0, self.model.config.encoder.dim), np.float32) for _ in queries]
-        if self._encoder is None:
-            self._encoder = ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
-        rows_NE = self._encoder([medium for media in inputs for medium in media])
+        rows_NE = self.encoder([medium for media in inputs for medium in media])
         return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
 
     def _render(self, replies: Sequence[Reply], seed: int, steps: int | None) -> list[tuple[Decoded, ...]]:

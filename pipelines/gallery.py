@@ -18,22 +18,13 @@ from pipelines.files import atomic_path, read_json
 from pipelines.report import duration, number
 from pipelines.run_examples import Example, Medium, choose, read_examples, spectrogram
 from pipelines.sample import Audio, Image, Video
+from pipelines.verdicts import verdict
 
 BUDGET = 5 * 10**6  # characters of media in a page
 MOST_RIGHT, MOST_WRONG = 13, 9  # conversations in a page
-ALLOWANCE = 0.05  # how far making may stay under the decoder that is fed with the text
 _SIDE = 128  # pixels that a small picture is enlarged to
 _INK = (14, 138, 140)  # of spectrograms; told from light and from dark
 _TYPES = {"png": "image/png", "jpg": "image/jpeg", "mp4": "video/mp4", "wav": "audio/wav", "flac": "audio/flac"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a row of the scores is what it should be: `met`, `missed`, or `reported` where it has no target."""
-
-    kind: str
-    words: str
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,26 +94,9 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def verdict(row: dict[str, Any]) -> Verdict:
-    """Whether a row of scores reached its target and, where the text was fed too, stayed close to that."""
-    value, target, from_text = row["value"], row["target"], row.get("from_text")
-    if not row["required"] or target is None:
-        return Verdict(kind="reported", words="reported")
-    if value < target:
-        return Verdict(kind="missed", words="MISSED", reason=f"{points(target - value)} under the target")
-    if from_text is not None and round(from_text - value, 9) > ALLOWANCE:
-        return Verdict(kind="missed", words="MISSED", reason=f"{points(from_text - value)} under from text")
-    return Verdict(kind="met", words="met")
-
-
 def percent(share: float) -> str:
     """97.5 %, or 100 % without a point."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
-
-
-def points(share: float) -> str:
-    """A difference of shares, in the points it is of a hundred."""
-    return f"{100 * share:.1f} points"
 
 
 def render(runs: Sequence[Run]) -> str:

@@ -22,15 +22,13 @@ class Bank:
     captions: list[list[str]]
 
 
-def bank(
-    modality: Modality, count: int, *, num_captions: int = 12, held_out: bool = False, hard_every: int = HARD_EVERY
-) -> Bank:
+def bank(modality: Modality, count: int, *, num_captions: int = 12, hard_every: int = HARD_EVERY) -> Bank:
     """Draws `count` subjects of a modality with a medium each, and captions in different words.
 
     One in `hard_every` is harder.
     """
     hard = [index % hard_every == hard_every - 1 for index in range(count)]
-    subjects = [draw(SEED, index, held_out=held_out, hard=hard[index])[modality] for index in range(count)]
+    subjects = [draw(SEED, index, hard=hard[index])[modality] for index in range(count)]
     media = np.stack([_array(subject, index) for index, subject in enumerate(subjects)])
     # A prime step leads through all wordings.
     captions = [

@@ -7,28 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import each_modality, name_of
+from decoder_cases import array_of, each_modality, name_of
 from safetensors.torch import load_file, save_file
 
 from model import families
 from model.decoders import CaptionEncoder, Decoder
 from model.families import caption_shape, default_settings
 from model.parts import resolve
-from pipelines.sample import Audio, Decoded, Image, Modality, Video
+from pipelines.sample import Audio, Modality, Video
 
 CAPTIONS = ["A red circle", "a dog barks twice in the café 🐕", "", "a long way " * 300]
 SHAPES = {Modality.IMAGE: (77, 64), Modality.VIDEO: (77, 48), Modality.AUDIO: (1, 32)}
 each_clip = pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
-
-
-def array_of(decoded: Decoded) -> Any:
-    match decoded:
-        case Image():
-            return decoded.pixels
-        case Video():
-            return decoded.frames
-        case Audio():
-            return decoded.waveform
 
 
 @pytest.fixture(scope="module", autouse=True)

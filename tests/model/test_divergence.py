@@ -2,7 +2,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.divergence import WARM_UP, Diverged, LossGuard
@@ -56,7 +56,6 @@ def test_a_step_without_samples_says_nothing() -> None:
     assert guard.state() == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 30.0), max_size=120), st.integers(0, 120))
 def test_a_resumed_run_stops_where_the_uninterrupted_one_does(losses: list[float], cut: int) -> None:
     before, after = losses[:cut], losses[cut:]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_cases import array_of
 from dialogue_cases import dialogue, item
 
 from model import responder as module
@@ -25,16 +26,6 @@ def noise(modality: Modality, seed: int = 0) -> Decoded:
         return Audio(waveform=rng.uniform(-1, 1, (1, 8000)).astype(np.float32), sample_rate=16000)
     frames = rng.integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
     return Image(pixels=frames[0]) if modality is IMAGE else Video(frames=frames, fps=8.0)
-
-
-def array_of(decoded: Decoded) -> Any:
-    match decoded:
-        case Image():
-            return decoded.pixels
-        case Video():
-            return decoded.frames
-        case Audio():
-            return decoded.waveform
 
 
 def bytes_of(response: Response) -> list[bytes]:
@@ -144,11 +135,12 @@ def test_untrained_parts_are_named_where_they_were_used(responder: Responder) ->
 def test_parts_are_loaded_when_first_needed_and_kept(tiny: ModelConfig, tokenizer: Any) -> None:
     responder = Responder(NextGPT.from_config(tiny), tokenizer)
     responder.respond(ASK, {}, max_items=0, **OPTIONS)
-    assert (responder._encoder, responder._decoders) == (None, {})
+    assert "encoder" not in vars(responder)
+    assert responder._decoders == {}
     kept = []
     for _ in range(2):
         responder.respond(dialogue((item("audio", "x"),)), {"x": noise(AUDIO)}, require=[IMAGE], max_items=1, **OPTIONS)
-        kept.append((responder._encoder, responder._decoders[IMAGE]))
+        kept.append((responder.encoder, responder._decoders[IMAGE]))
     assert kept[0] == kept[1]
     assert set(responder._decoders) == {IMAGE}
 

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -99,7 +99,6 @@ def test_a_run_that_goes_on_where_its_log_is_lost_begins_a_new_one(tmp_path: Pat
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [5, 6, 6]
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 400))
 def test_a_log_cut_anywhere_reads_as_its_whole_lines(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"

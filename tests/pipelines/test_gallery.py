@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from pipelines.curves import panels
 from pipelines.files import read_json, write_json
-from pipelines.gallery import Display, percent, verdict, write_gallery
+from pipelines.gallery import Display, percent, write_gallery
 from pipelines.gallery_picture import MOST_BYTES, WIDTH, write_picture
 from pipelines.run_examples import Example, Said, choose, read_examples, spectrogram
+from pipelines.verdicts import verdict
 from pipelines.world.render import render
 from pipelines.world.scenes import PITCHES, Sound
 from tests.pipelines.browsing import chromium, visit
@@ -102,7 +103,6 @@ def test_a_figure_that_is_no_share_is_shown_as_it_is(runs: list[Path], tmp_path:
         "value": 12.3456,
         "n": 40,
         "attributes": {},
-        "required": False,
     }
     write_json(tmp_path / "scores.json", scores | {"rows": [row | nothing]})
     write_gallery([tmp_path], tmp_path / "page.html")
@@ -146,10 +146,10 @@ def test_media_never_take_more_than_the_budget(runs: list[Path], budget: int) ->
 def test_a_row_is_met_at_its_target_and_close_to_the_text_or_else_missed(
     value: float, target: float, from_text: float | None
 ) -> None:
-    row = {"value": value, "target": target, "from_text": from_text, "required": True}
+    row = {"value": value, "target": target, "from_text": from_text}
     close = from_text is None or value >= from_text - 0.05 - 1e-9
     assert verdict(row).kind == ("met" if value >= target and close else "missed")
-    assert verdict(row | {"required": False}).kind == "reported"
+    assert verdict(row | {"target": None}).kind == "reported"
 
 
 def spoken(row: str, words: str, right: bool) -> Example:

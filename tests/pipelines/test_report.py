@@ -1,15 +1,14 @@
 """Reports: one file that loads nothing, runs nothing, shows what is there, and is no larger for a larger dataset."""
 
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from browsing import chromium, visit
 from whole_cases import write_embeddings, write_whole
 
 from pipelines.media import encode
@@ -175,27 +174,6 @@ def test_a_medium_that_is_damaged_is_left_out(tmp_path: Path) -> None:
 # --- In a browser
 
 
-@dataclass
-class Visit:
-    """A page as a browser opened it, and whatever it complained about or asked for."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# A page tells of what its policy forbids by an event; the listener is there before the page is.
-LISTEN = "document.addEventListener('securitypolicyviolation', e => console.error('policy: ' + e.violatedDirective))"
 MEASURE = """() => ({
   width: document.documentElement.scrollWidth,
   title: document.title,
@@ -206,34 +184,12 @@ MEASURE = """() => ({
   frames: document.querySelectorAll('.strip img').length,
   bars: document.querySelectorAll('.chart rect:not(.hover)').length,
 })"""
-LOADED = "() => [...document.querySelectorAll('audio')].every(a => a.readyState >= 1)"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium of the system; tests that need it skip where there is none."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-def visit(browser: Any, path: Path, width: int, scheme: str) -> Visit:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    context.add_init_script(LISTEN)
-    result = Visit(page=context.new_page())
-    result.page.on("console", lambda message: result.complaints.append(message.text))
-    result.page.on("pageerror", lambda error: result.complaints.append(str(error)))
-    result.page.on("request", lambda request: result.requests.append(request.url))
-    result.page.on("requestfailed", lambda request: result.complaints.append(f"failed: {request.url[:80]}"))
-    result.page.goto(path.as_uri())
-    result.page.wait_for_function(LOADED, timeout=20_000)
-    return result
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.mark.browser
