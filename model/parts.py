@@ -20,7 +20,9 @@ MARKER = "untrained.json"
 _BUILD_LOCK = Lock()
 _HERE = Path(__file__).parent
 FOUNDATIONS = _HERE / "foundations"
-_BUILDER_FILES = (_HERE / "tiny.py", _HERE / "imagebind.py", _HERE / "presets" / "tiny_corpus.txt")
+_BUILDER_FILES = tuple(
+    _HERE / name for name in ("tiny.py", "architectures.py", "imagebind.py", "presets/tiny_corpus.txt")
+)
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
 # They tell of deprecated pipelines (we pin diffusers) and of an absent torchvision (we do not use it).
 _IDLE_LOGGERS = ("diffusers.pipelines.pipeline_utils", "transformers.utils.import_utils")
