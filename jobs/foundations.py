@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.resnet import TemporalConvLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -75,13 +76,28 @@ def video_decoder(out: Path, scale: float) -> None:
     videos = bank(Modality.VIDEO, 4000)
     frames = _pixels(videos)
     flat = to_latents(pipe.vae, frames.flatten(0, 1))
-    latents = flat.view(*frames.shape[:2], *flat.shape[1:])
+    # First what single frames look like, which is learned from many at once, then how they follow each other.
+    over_time = [module for module in pipe.unet.modules() if isinstance(module, TemporalConvLayer)]
+    for module in over_time:
+        module.requires_grad_(False)
     train_pipeline(
         Modality.VIDEO,
         pipe,
-        latents.transpose(1, 2).contiguous(),
-        videos.captions,
+        flat[:, :, None],
+        [captions for captions in videos.captions for _ in range(frames.shape[1])],
         steps=_steps(1500, scale),
+        batch_size=64,
+        learning_rate=1.5e-3,
+        state=out / "state" / "video-frames.pt",
+    )
+    for module in over_time:
+        module.requires_grad_(True)
+    train_pipeline(
+        Modality.VIDEO,
+        pipe,
+        flat.view(*frames.shape[:2], *flat.shape[1:]).transpose(1, 2).contiguous(),
+        videos.captions,
+        steps=_steps(2200, scale),
         batch_size=16,
         learning_rate=1.5e-3,
         state=out / "state" / "video.pt",
@@ -115,7 +131,7 @@ def audio_decoder(out: Path, scale: float) -> None:
         pipe,
         to_latents(pipe.vae, spectrograms[:, None]),
         more.captions,
-        steps=_steps(1200, scale),
+        steps=_steps(1800, scale),
         batch_size=64,
         learning_rate=1.5e-3,
         state=state / "audio.pt",
@@ -124,7 +140,8 @@ def audio_decoder(out: Path, scale: float) -> None:
 
 
 def _sounds(count: int) -> Bank:
-    return joined(bank(Modality.AUDIO, count, hard_every=4), half_named_sounds(count))
+    """Named sounds, and twice as many of which only the note or only the instrument has a name."""
+    return joined(bank(Modality.AUDIO, count, hard_every=4), half_named_sounds(2 * count))
 
 
 def imagebind(out: Path, scale: float) -> None:
@@ -136,7 +153,7 @@ def imagebind(out: Path, scale: float) -> None:
     for modality in Modality:
         media: list[Decoded]
         if modality is Modality.AUDIO:
-            found = _sounds(1500)
+            found = _sounds(2000)
             media = [
                 Audio(waveform=samples[None], sample_rate=SAMPLE_RATE) for samples in found.media.astype("float32")
             ]
@@ -145,7 +162,7 @@ def imagebind(out: Path, scale: float) -> None:
             media = [decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(found.subjects)]
         pairs[modality.value] = _pairs(found, torch.stack([_encoder_input(medium, size) for medium in media]))
     state = out / "state" / "imagebind.pt"
-    train_imagebind(model, text, tokenizer, pairs, steps=_steps(800, scale), batch_size=40, state=state)
+    train_imagebind(model, text, tokenizer, pairs, steps=_steps(1200, scale), batch_size=40, state=state)
     folder = out / "imagebind"
     model.to(torch.float16).save_pretrained(folder)
     tensors = {**model.state_dict(), **text.to(torch.float16).state_dict()}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.bootstrap.loop import train
+from model.bootstrap.loop import train, worded
 from model.imagebind import ImageBind
 from model.imagebind_text import TextTower, text_ids
 
@@ -63,7 +63,7 @@ def train_imagebind(
         total = torch.zeros(())
         for modality, found in pairs.items():
             rows = torch.randint(len(found.inputs), (batch_size,), generator=generator)
-            texts = _worded(found, rows, generator)
+            texts = worded(found.captions, rows, generator)
             inputs = found.inputs[rows].float()
             inputs = inputs + _NOISE * torch.rand((), generator=generator) * torch.randn(
                 inputs.shape, generator=generator
@@ -71,8 +71,8 @@ def train_imagebind(
             items_NE, texts_NE = forward[modality](inputs), text(text_ids(tokenizer, texts, text.length))
             total = total + _contrast(items_NE, texts_NE, found.topics[rows], scale.exp().clamp(max=100.0))
             for values, right_N in found.aspects:
-                logits_NV = _ASPECT_SCALE * items_NE @ text(text_ids(tokenizer, values, text.length)).T
-                total = total + F.cross_entropy(logits_NV, right_N[rows], ignore_index=-100)
+                values_VE = text(text_ids(tokenizer, values, text.length))
+                total = total + _choice(items_NE, values_VE, right_N[rows])
         return total / len(pairs)
 
     train(state.stem, trained, loss, steps=steps, learning_rate=1.5e-3, state=state)
@@ -93,25 +93,17 @@ def train_clap(text_encoder: Any, tokenizer: Any, pairs: Pairs, *, steps: int, b
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pairs.inputs), (batch_size,), generator=generator)
-        texts = _worded(pairs, rows, generator)
+        texts = worded(pairs.captions, rows, generator)
         sounds_NE, texts_NE = F.normalize(ear(pairs.inputs[rows]), dim=-1), embed(texts)
         total = _contrast(sounds_NE, texts_NE, pairs.topics[rows], torch.tensor(10.0))
         for values, right_N in pairs.aspects:
             values_VE = embed(values)
             for items_NE in (sounds_NE, texts_NE):
-                logits_NV = _ASPECT_SCALE * items_NE @ values_VE.T
-                total = total + F.cross_entropy(logits_NV, right_N[rows], ignore_index=-100)
+                total = total + _choice(items_NE, values_VE, right_N[rows])
         return total
 
     trained = nn.ModuleDict({"text_encoder": text_encoder, "ear": ear})
     train(state.stem, trained, loss, steps=steps, learning_rate=1e-3, state=state)
-
-
-def _worded(pairs: Pairs, rows_N: Tensor, generator: torch.Generator) -> list[str]:
-    """One of each item's captions."""
-    variants = torch.rand(len(rows_N), generator=generator).tolist()
-    captions = [pairs.captions[row] for row in rows_N.tolist()]
-    return [several[int(variant * len(several))] for several, variant in zip(captions, variants, strict=True)]
 
 
 def _contrast(items_NE: Tensor, texts_NE: Tensor, topics_N: Tensor, scale: Tensor) -> Tensor:
@@ -119,3 +111,7 @@ def _contrast(items_NE: Tensor, texts_NE: Tensor, topics_N: Tensor, scale: Tenso
     right_NN = right_NN / right_NN.sum(dim=1, keepdim=True)
     logits_NN = scale * items_NE @ texts_NE.T
     return 0.5 * (F.cross_entropy(logits_NN, right_NN) + F.cross_entropy(logits_NN.T, right_NN))
+
+
+def _choice(items_NE: Tensor, values_VE: Tensor, right_N: Tensor) -> Tensor:
+    return F.cross_entropy(_ASPECT_SCALE * items_NE @ values_VE.T, right_N, ignore_index=-100)

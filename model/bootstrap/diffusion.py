@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.bootstrap.loop import train
+from model.bootstrap.loop import train, worded
 from model.families import FAMILIES
 from pipelines.sample import Modality
 
@@ -32,7 +32,7 @@ def train_autoencoder(vae: Any, media_NCHW: Tensor, *, steps: int, batch_size: i
         # Absolute errors keep edges and colours sharp, squared ones keep large areas from drifting.
         return F.l1_loss(back_NCHW, x_NCHW) + F.mse_loss(back_NCHW, x_NCHW) + _KL_WEIGHT * posterior.kl().mean()
 
-    train(f"{state.stem}", vae, loss, steps=steps, learning_rate=2e-3, state=state)
+    train(state.stem, vae, loss, steps=steps, learning_rate=2e-3, state=state)
     vae.register_to_config(scaling_factor=float(1 / to_latents(vae, media_NCHW[:1024], scale=1.0).std()))
 
 
@@ -71,12 +71,9 @@ def train_pipeline(
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (batch_size,), generator=generator)
-        variants = torch.rand(batch_size, generator=generator)
+        texts = worded(captions, rows, generator)
         kept = torch.rand(batch_size, generator=generator) >= _UNCONDITIONED
-        texts = [
-            captions[row][int(variant * len(captions[row]))] if keep else ""
-            for row, variant, keep in zip(rows.tolist(), variants.tolist(), kept.tolist(), strict=True)
-        ]
+        texts = [text if keep else "" for text, keep in zip(texts, kept.tolist(), strict=True)]
         clean = latents[rows]
         noise = torch.randn(clean.shape, generator=generator)
         levels = torch.randint(noise_levels.config.num_train_timesteps, (batch_size,), generator=generator)
@@ -84,7 +81,7 @@ def train_pipeline(
         wanted = noise_levels.get_velocity(clean, noise, levels)
         return F.mse_loss(pipe.unet(noisy, levels, **_condition(pipe, texts, pooled)).sample, wanted)
 
-    train(f"{state.stem}", trained, loss, steps=steps, learning_rate=learning_rate, state=state)
+    train(state.stem, trained, loss, steps=steps, learning_rate=learning_rate, state=state)
 
 
 def _condition(pipe: Any, texts: Sequence[str], pooled: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def train(name: str, module: nn.Module, loss: Loss, *, steps: int, learning_rate
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     first = _load(state, module, average, optimizer)
     progress = _Progress(name, first, steps)
-    module.train()
+    module.eval()  # no dropout: it would draw from a state that is not saved, and nothing here overfits
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps)
@@ -40,7 +40,13 @@ def train(name: str, module: nn.Module, loss: Loss, *, steps: int, learning_rate
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
             _save(state, step + 1, module, average, optimizer)
     module.load_state_dict(average.state_dict())
-    module.eval()
+
+
+def worded(captions: Sequence[Sequence[str]], rows_N: Tensor, generator: torch.Generator) -> list[str]:
+    """One of the captions of each item."""
+    variants = torch.rand(len(rows_N), generator=generator).tolist()
+    several = [captions[row] for row in rows_N.tolist()]
+    return [some[int(variant * len(some))] for some, variant in zip(several, variants, strict=True)]
 
 
 def _schedule(step: int, steps: int) -> float:
