@@ -16,6 +16,7 @@ from model.families import FAMILIES
 from pipelines.sample import Modality
 
 _KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)
+_VAGUENESS = 0.1  # deviation of noise on a unit vector, so that the few there are cannot be known by heart
 _UNCONDITIONED = 0.1  # share of captions left out, for guidance (Ho and Salimans 2022, arXiv:2207.12598)
 
 
@@ -79,12 +80,13 @@ def train_pipeline(
         levels = torch.randint(noise_levels.config.num_train_timesteps, (batch_size,), generator=generator)
         noisy = noise_levels.add_noise(clean, noise, levels)
         wanted = noise_levels.get_velocity(clean, noise, levels)
-        return F.mse_loss(pipe.unet(noisy, levels, **_condition(pipe, texts, pooled)).sample, wanted)
+        condition = _condition(pipe, texts, pooled, generator)
+        return F.mse_loss(pipe.unet(noisy, levels, **condition).sample, wanted)
 
     train(state.stem, trained, loss, steps=steps, learning_rate=learning_rate, state=state)
 
 
-def _condition(pipe: Any, texts: Sequence[str], pooled: bool) -> dict[str, Any]:
+def _condition(pipe: Any, texts: Sequence[str], pooled: bool, generator: torch.Generator) -> dict[str, Any]:
     """What the UNet is told, as the pipelines tell it: a vector a position, or one unit vector as a class."""
     tokens = pipe.tokenizer(
         list(texts),
@@ -95,7 +97,9 @@ def _condition(pipe: Any, texts: Sequence[str], pooled: bool) -> dict[str, Any]:
     )
     if pooled:
         output = pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
-        return {"encoder_hidden_states": None, "class_labels": F.normalize(output.text_embeds, dim=-1)}
+        embeds_ND = F.normalize(output.text_embeds, dim=-1)
+        embeds_ND = embeds_ND + _VAGUENESS * torch.randn(embeds_ND.shape, generator=generator)
+        return {"encoder_hidden_states": None, "class_labels": F.normalize(embeds_ND, dim=-1)}
     return {"encoder_hidden_states": pipe.text_encoder(tokens.input_ids).last_hidden_state}
 
 

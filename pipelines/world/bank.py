@@ -1,5 +1,6 @@
 """Media of the synthetic world with captions, in memory: what its foundations are trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from pipelines.world.captions import CAPTIONS, caption, choose, with_article
 from pipelines.world.render import render, tone
 from pipelines.world.scenes import HARD_EVERY, PITCHES, TIMBRES, Sound, Subject, draw
 
+_APART = 0.2  # of the unit vectors of two timbres
 SEED = 1_000_003  # far from the seeds that people give their worlds
 
 
@@ -49,7 +51,7 @@ def half_named_sounds(count: int) -> Bank:
         rng = np.random.default_rng([SEED, index, 11])
         if index % 2:
             named = Sound(pitch=str(rng.choice(list(PITCHES))), timbre="")
-            frequency, amplitudes = PITCHES[named.pitch], (1.0, *rng.uniform(0, 1, 3))
+            frequency, amplitudes = PITCHES[named.pitch], _unnamed_timbre(rng)
             what = f"{with_article(named.pitch)} on some instrument"
         else:
             named = Sound(pitch="", timbre=str(rng.choice(list(TIMBRES))))
@@ -59,6 +61,18 @@ def half_named_sounds(count: int) -> Bank:
         media.append(tone([frequency], amplitudes, rng).waveform[0])
         captions.append([choose(CAPTIONS[Modality.AUDIO], index + n).format(thing=what) for n in range(12)])
     return Bank(subjects=subjects, media=np.stack(media), captions=captions)
+
+
+def _unnamed_timbre(rng: np.random.Generator) -> tuple[float, ...]:
+    """Amplitudes of harmonics, some of them none, that no named instrument has, nor nearly."""
+
+    def unit(amplitudes: Sequence[float]) -> npt.NDArray[np.float64]:
+        return np.array(amplitudes) / np.linalg.norm(amplitudes)
+
+    while True:
+        amplitudes = (1.0, *(rng.uniform(0, 1, 3) * rng.integers(0, 2, 3)))
+        if min(np.linalg.norm(unit(amplitudes) - unit(named)) for named in TIMBRES.values()) > _APART:
+            return amplitudes
 
 
 def joined(first: Bank, second: Bank) -> Bank:
