@@ -1,15 +1,12 @@
 """Lets a model, and the controls beside it, sit the world's exam; the frozen parts are loaded once for all of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from model.checkpoint import from_pretrained
 from model.config import ModelConfig
@@ -18,21 +15,21 @@ from model.description import check_compatible
 from model.generation import Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
+from model.rendering import Wish, render
 from model.tokenizer import encode_text
 from pipelines import media as media_files
 from pipelines.progress import track
-from pipelines.sample import Decoded, Item, Modality, Part, Turn
+from pipelines.sample import Decoded, Item, Part, Turn
 from pipelines.shard_embedder import VIDEO_FPS
 from pipelines.world.exam import Case, Response, Row, cases, is_lost, shown
 from pipelines.world.scenes import modality_of
 
 T = TypeVar("T")
-BATCH = 50  # prompts answered, or media denoised, at once
+BATCH = 50  # prompts answered at once
 MAX_ITEMS = 4  # of a reply
 MOST_REPORTED = 64  # conversations of a row without a target
 Condition = npt.NDArray[np.float32]
 Features = Mapping[str, Condition]  # of a case's media (N, E), by its key
-Wish = tuple[Modality, Condition, int]  # and the noise's seed
 Sitting = list[tuple[Case, list[Response]]]
 
 
@@ -100,21 +97,9 @@ class FrozenParts:
         return features
 
     def render(self, wishes: Sequence[Wish], title: str) -> list[Decoded]:
-        """Renders conditions, the modalities side by side; returns the media in their order."""
-        media: dict[int, Decoded] = {}
-        with track(f"{title}: render", len(wishes), "media") as bar, _lanes(self._decoders) as lanes:
-            jobs = {}
-            for modality, lane in lanes.items():
-                of_one = [place for place, wish in enumerate(wishes) if wish[0] is modality]
-                for places in _batches(of_one):
-                    conditions = np.stack([wishes[place][1] for place in places])
-                    seeds = [wishes[place][2] for place in places]
-                    generate = self._decoders[modality].generate_batch
-                    jobs[lane.submit(generate, conditions, seeds, steps=self._plan.steps)] = places
-            for job in as_completed(jobs):
-                media |= dict(zip(jobs[job], job.result(), strict=True))
-                bar.advance(len(jobs[job]))
-        return [media[place] for place in range(len(wishes))]
+        """Renders conditions; returns the media in their order."""
+        with track(f"{title}: render", len(wishes), "media") as bar:
+            return render(self._decoders, wishes, steps=self._plan.steps, on_done=bar.advance)
 
     def from_text(self, chosen: Sequence[Case]) -> Sitting:
         """Feeds the decoders with the captions themselves."""
@@ -126,7 +111,7 @@ class FrozenParts:
                 encoder = CaptionEncoder(modality, output.decoder, device=self._plan.device)
                 embedded = encoder([items[place].caption for place in places]).embeddings
                 conditions |= dict(zip(places, embedded, strict=True))
-        wishes = [(item.modality, conditions[n], _noise(chosen[n], 0)) for n, item in enumerate(items)]
+        wishes = [Wish(item.modality, conditions[n], _noise(chosen[n], 0)) for n, item in enumerate(items)]
         media = self.render(wishes, "from text")
         return [
             (case, [Response(parts=(item,), media=(medium,))])
@@ -160,7 +145,7 @@ def examine(
         if all_media or not is_lost(case.row, case.conversation, responses):
             rendered.append(place)
             conditions = [condition for reply in replies[place] for condition in reply.conditions]
-            wishes += [(modality, values, _noise(case, n)) for n, (modality, values) in enumerate(conditions)]
+            wishes += [Wish(modality, values, _noise(case, n)) for n, (modality, values) in enumerate(conditions)]
     media = iter(parts.render(wishes, title))
     for place in rendered:
         case, responses = sitting[place]
@@ -228,20 +213,6 @@ def _only_item(case: Case) -> Item:
 def _noise(case: Case, number: int) -> int:
     """The seed of the number-th item of a conversation, the same in every arm."""
     return 16 * case.number + number
-
-
-@contextmanager
-def _lanes(modalities: Iterable[Modality]) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
-    """A thread for each modality. The layers are too small to be shared among cores; so each lane has its own."""
-    lanes = {modality: ThreadPoolExecutor(1) for modality in modalities}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // len(lanes)))
-    try:
-        yield lanes
-    finally:
-        for lane in lanes.values():
-            lane.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _batches(values: Sequence[T]) -> Iterator[Sequence[T]]:

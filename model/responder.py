@@ -1,11 +1,9 @@
 """A model with its encoder and its decoders, kept loaded: dialogues with media in, text and media out."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
@@ -16,15 +14,12 @@ import torch
 
 from model.checkpoint import from_pretrained
 from model.decoders import Decoder
-from model.families import latent_shape
 from model.generation import OnPart, Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
 from model.parts import is_untrained
+from model.rendering import Wish, render
 from pipelines.sample import Decoded, Item, Modality, Part, Turn
-
-# Numbers of latents that a decoder denoises at once: 16 pictures of Stable Diffusion, one video of ZeroScope.
-_LATENTS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,25 +136,16 @@ class Responder:
         return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
 
     def _render(self, replies: Sequence[Reply], seed: int, steps: int | None) -> list[tuple[Decoded, ...]]:
-        """The media of all replies: those of a modality in batches, the modalities side by side."""
-        places: dict[Modality, list[tuple[int, int]]] = defaultdict(list)
-        for row, reply in enumerate(replies):
-            for number, (modality, _) in enumerate(reply.conditions):
-                places[modality].append((row, number))
-        decoders = [self._decoder(modality) for modality in places]  # in turn: loading is not safe in threads
-
-        def render(decoder: Decoder, items: Sequence[tuple[int, int]]) -> list[Decoded]:
-            conditions = [replies[row].conditions[number][1] for row, number in items]
-            return _in_batches(decoder, conditions, [seed + row + number for row, number in items], steps)
-
-        media: dict[tuple[int, int], Decoded] = {}
-        with ThreadPoolExecutor(len(Modality)) as pool:
-            rendered = pool.map(render, decoders, places.values())
-            for items, some in zip(places.values(), rendered, strict=True):
-                media.update(zip(items, some, strict=True))
-        return [
-            tuple(media[row, number] for number in range(len(reply.conditions))) for row, reply in enumerate(replies)
+        """The media of all replies."""
+        wishes = [
+            Wish(modality, condition, seed + row + number)
+            for row, reply in enumerate(replies)
+            for number, (modality, condition) in enumerate(reply.conditions)
         ]
+        # In turn: loading is not safe in threads.
+        decoders = {modality: self._decoder(modality) for modality in dict.fromkeys(wish.modality for wish in wishes)}
+        media = iter(render(decoders, wishes, steps=steps))
+        return [tuple(next(media) for _ in reply.conditions) for reply in replies]
 
     def _decoder(self, modality: Modality) -> Decoder:
         if modality not in self._decoders:
@@ -175,17 +161,6 @@ class Responder:
         decoders = [config.outputs[modality].decoder for modality, _ in reply.conditions]
         used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
         return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
-
-
-def _in_batches(
-    decoder: Decoder, conditions: Sequence[npt.NDArray[np.float32]], seeds: Sequence[int], steps: int | None
-) -> list[Decoded]:
-    at_once = max(1, _LATENTS_AT_ONCE // prod(latent_shape(decoder.modality, decoder.name)))
-    media: list[Decoded] = []
-    for start in range(0, len(seeds), at_once):
-        chunk = slice(start, start + at_once)
-        media += decoder.generate_batch(np.stack(conditions[chunk]), seeds[chunk], steps)
-    return media
 
 
 def _inputs(query: Query) -> list[Decoded]:

@@ -8,6 +8,7 @@ import torch
 from decoder_cases import array_of
 from dialogue_cases import dialogue, item
 
+from model import rendering
 from model import responder as module
 from model.config import ModelConfig
 from model.nextgpt import NextGPT
@@ -102,7 +103,7 @@ def test_a_batch_gets_the_replies_of_each_alone(responder: Responder) -> None:
 def test_many_items_are_rendered_in_batches_that_fit(responder: Responder, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = [Query(turns=ASK, require=[IMAGE]), Query(turns=ASK, require=[IMAGE, IMAGE])]
     whole = responder.respond_batch(queries, **OPTIONS)
-    monkeypatch.setattr(module, "_LATENTS_AT_ONCE", 4 * 8 * 8 * 2)  # two pictures of the tiny decoder
+    monkeypatch.setattr(rendering, "_LATENTS_AT_ONCE", 4 * 8 * 8 * 2)  # two pictures of the tiny decoder
     for found, expected in zip(responder.respond_batch(queries, **OPTIONS), whole, strict=True):
         for one, other in zip(found.media, expected.media, strict=True):
             np.testing.assert_allclose(array_of(one).astype(float), array_of(other).astype(float), atol=2)
