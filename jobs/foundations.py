@@ -131,7 +131,7 @@ def audio_decoder(out: Path, scale: float) -> None:
         pipe,
         to_latents(pipe.vae, spectrograms[:, None]),
         more.captions,
-        steps=_steps(1800, scale),
+        steps=_steps(2600, scale),
         batch_size=64,
         learning_rate=1.5e-3,
         state=state / "audio.pt",

@@ -16,17 +16,28 @@ UNDERSTANDING = ("understand_image", "understand_video", "understand_audio")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What the time depends on: pairs a modality, conversations a row of the exam and of its controls, settings."""
+    """What the time depends on: pairs a modality, conversations a row of the exam and of its controls, settings.
+
+    `control` are those of the control on shuffled captions, which comes to chance sooner than the others learn.
+    """
 
     world: int
     samples_per_shard: int
     n: int = 0
     controls_n: int = 0
     settings: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
 
 
-FULL = Size(world=1000, samples_per_shard=250, n=200, controls_n=64)
-SMALL = Size(world=200, samples_per_shard=100, n=32, controls_n=16, settings=("max_steps=150",))
+FULL = Size(world=600, samples_per_shard=200, n=100, controls_n=32, control=("max_steps=300",))
+SMALL = Size(
+    world=200,
+    samples_per_shard=100,
+    n=32,
+    controls_n=16,
+    settings=("max_steps=150",),
+    control=("max_steps=100",),
+)
 PLAIN = Size(world=16, samples_per_shard=8)  # where no exam follows
 
 
@@ -89,7 +100,7 @@ def _examine(out: Path, size: Size) -> dict[str, float]:
     """Trains a control on shuffled captions, and lets it and the runs sit the world's exam."""
     times, control = {}, str(out / "control")
     command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
-    times["control"] = _run("train_stage", train_stage.main, [*command, *size.settings, "shuffle_items=true"])
+    times["control"] = _run("train_stage", train_stage.main, [*command, *size.control, "shuffle_items=true"])
     command = ["--checkpoint", str(out / "stage-1"), "--n", str(size.n), "--controls-n", "0"]
     times["score stage 1"] = _run("score", score.main, [*command, "--rows", *UNDERSTANDING])
     command = ["--checkpoint", str(out / "stage-3"), "--n", str(size.n), "--controls-n", str(size.controls_n)]

@@ -15,7 +15,8 @@ from model.parts import resolve
 from pipelines.sample import Modality
 
 FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
-_SMALL = {"num_inference_steps": 20, "guidance_scale": 3.0}
+# What the decoders of model/foundations want: more steps or other guidance give them less right.
+_SMALL_STEPS = 8
 
 Settings = dict[str, Any]
 Read = Callable[[str], dict[str, Any]]
@@ -25,7 +26,8 @@ Read = Callable[[str], dict[str, Any]]
 class Family:
     """What differs between modalities; classes are named, as importing them costs seconds.
 
-    `native` is the size that the UNet's own configuration names, `full_size` what released weights want instead, and
+    `native` is the size that the UNet's own configuration names, `full_size` what released weights want instead,
+    `small_guidance` what narrow ones want, and
     `grid` the frames (of a video), rows and columns of what the VAE encodes at such a size.
     """
 
@@ -35,6 +37,7 @@ class Family:
     unet: str
     pooled: bool  # the condition is one L2-normalised vector, not one vector a position
     native: Callable[[Read], Settings]
+    small_guidance: float
     full_size: Mapping[str, Any]
     grid: Callable[[Settings, Read], tuple[int, ...]]
 
@@ -69,6 +72,7 @@ FAMILIES = {
         unet="UNet2DConditionModel",
         pooled=False,
         native=_square,
+        small_guidance=3.0,
         full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
         grid=lambda settings, _: (settings["height"], settings["width"]),
     ),
@@ -78,6 +82,7 @@ FAMILIES = {
         unet="UNet3DConditionModel",
         pooled=False,
         native=_square_clip,
+        small_guidance=3.0,
         # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
         full_size={
             "height": 320,
@@ -95,6 +100,7 @@ FAMILIES = {
         unet="UNet2DConditionModel",
         pooled=True,
         native=_seconds,
+        small_guidance=5.0,
         full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
         grid=_mel_grid,
     ),
@@ -145,7 +151,7 @@ def default_settings(modality: Modality, name: str) -> Settings:
     family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
     native = family.native(read)
     if read("unet")["block_out_channels"][0] < FULL_SIZE_CHANNELS:
-        return {**_SMALL, **native}
+        return {"num_inference_steps": _SMALL_STEPS, "guidance_scale": family.small_guidance, **native}
     return {**native, **family.full_size}
 
 
