@@ -29,7 +29,7 @@ class Size:
     control: tuple[str, ...] = ()
 
 
-FULL = Size(world=600, samples_per_shard=200, n=100, controls_n=32, control=("max_steps=300",))
+FULL = Size(world=600, samples_per_shard=200, n=200, controls_n=32, control=("max_steps=300",))
 SMALL = Size(
     world=200,
     samples_per_shard=100,

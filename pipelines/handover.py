@@ -4,11 +4,13 @@
 of the steps it has to do. A row is one sample: its turns and the embeddings of its items from the sidecars.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray.data
 import ray.train
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipelines.mixture import Plan
 from pipelines.planned import PlannedView, ReadSteps
@@ -18,6 +20,7 @@ MAX_BLOCKS = 4096  # each is an object in Ray's store, put there before training
 # Reading is light. A worker on the CPU leaves a tenth of its core to the readers of two datasets, and to those of the
 # workers before it, which may take a while to end.
 READ_CPUS = 0.02
+BREATH = 0.02  # seconds
 
 
 def step_dataset(first: int, last: int) -> ray.data.Dataset:
@@ -51,6 +54,7 @@ class PlannedDataConfig(ray.train.DataConfig):
 
     def _rank_dataset(self, plan: Any, steps: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
         steps.context.execution_options.preserve_order = True
+        steps.context.custom_execution_callback_classes = [Breather]
         # One actor, not tasks: it keeps the plan of the epoch and the shards' indexes, which a task would make anew.
         return steps.map_batches(
             _Reader,
@@ -59,6 +63,18 @@ class PlannedDataConfig(ray.train.DataConfig):
             batch_size=None,
             num_cpus=READ_CPUS,
         )
+
+
+class Breather(ExecutionCallback):
+    """Lets Ray Data's loop rest, which runs as a thread of the worker.
+
+    While rows are ready and nobody wants them yet, it would go round without a pause, and take half of the worker's
+    time from the training.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called each time round."""
+        time.sleep(BREATH)
 
 
 class _Reader(ReadSteps):
