@@ -1,6 +1,7 @@
 """The hand-over: however many workers read and whatever their number, each is given what is planned, in its order."""
 
 import sys
+import time
 from itertools import chain
 from typing import Any
 
@@ -95,6 +96,23 @@ def alone(local_ray: None, views: list[PlannedView]) -> Rows:
 @pytest.mark.ray
 def test_a_single_rank_is_given_the_plan_in_its_order(alone: Rows, views: list[PlannedView]) -> None:
     assert alone == planned(mixture_of(views), views)
+
+
+@pytest.mark.ray
+def test_the_loop_behind_the_rows_rests_each_time_round(
+    local_ray: None, views: list[PlannedView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest, rests = handover.Breather.on_execution_step, list[float]()
+
+    def timed(self: handover.Breather, executor: Any) -> None:
+        started = time.monotonic()
+        rest(self, executor)
+        rests.append(time.monotonic() - started)
+
+    monkeypatch.setattr(handover.Breather, "on_execution_step", timed)
+    handed_over(views, 1)
+    assert rests
+    assert min(rests) >= 0.9 * handover.BREATH, "a sleep may end late, never early"
 
 
 @pytest.mark.ray
