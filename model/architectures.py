@@ -11,6 +11,7 @@ import diffusers
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+TEXT_WIDTH = {"image": 64, "video": 48, "audio": 32}  # three widths, as 768, 1024 and 512 in the real system
 _NORM_GROUPS = 8
 
 
@@ -35,19 +36,18 @@ def image_pipeline(
     *,
     channels: Sequence[int],
     attends: Sequence[bool],
-    text_width: int,
     vae_widths: Sequence[int],
 ) -> Any:
     """Stable Diffusion of 32 x 32 pixels, latents of 4 x 8 x 8; `attends` says which blocks look at the caption."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
-        cross_attention_dim=text_width,
+        cross_attention_dim=TEXT_WIDTH["image"],
         attention_head_dim=4,
         **_blocks("2D", channels, attends),
     )
     return diffusers.StableDiffusionPipeline(
         vae=_vae(channels=3, latent_channels=4, widths=vae_widths),
-        text_encoder=_clip_text_encoder(tokenizer, text_width),
+        text_encoder=_clip_text_encoder(tokenizer, TEXT_WIDTH["image"]),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=_scheduler(),
@@ -63,19 +63,18 @@ def video_pipeline(
     channels: Sequence[int],
     attends: Sequence[bool],
     head_width: int,
-    text_width: int,
     vae_widths: Sequence[int],
 ) -> Any:
     """Text to video of 32 x 32 pixels, a frame's latents 4 x 8 x 8; `attends` as in `image_pipeline`."""
     unet = diffusers.UNet3DConditionModel(
         sample_size=8,
-        cross_attention_dim=text_width,
+        cross_attention_dim=TEXT_WIDTH["video"],
         attention_head_dim=head_width,
         **_blocks("3D", channels, attends),
     )
     return diffusers.TextToVideoSDPipeline(
         vae=_vae(channels=3, latent_channels=4, widths=vae_widths),
-        text_encoder=_clip_text_encoder(tokenizer, text_width),
+        text_encoder=_clip_text_encoder(tokenizer, TEXT_WIDTH["video"]),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=_scheduler(),
@@ -87,7 +86,6 @@ def audio_pipeline(
     *,
     channels: Sequence[int],
     frames: int,
-    text_width: int,
     initializer_factor: float,
     vae_widths: Sequence[int],
     vocoder: dict[str, Any],
@@ -105,13 +103,13 @@ def audio_pipeline(
         cross_attention_dim=tuple(channels),
         attention_head_dim=4,
         class_embed_type="simple_projection",
-        projection_class_embeddings_input_dim=text_width,
+        projection_class_embeddings_input_dim=TEXT_WIDTH["audio"],
         class_embeddings_concat=True,
         **_blocks("2D", channels, (False, True)),
     )
     return diffusers.AudioLDMPipeline(
         vae=_vae(channels=1, latent_channels=8, widths=vae_widths),
-        text_encoder=_clap_text_encoder(tokenizer, text_width, initializer_factor),
+        text_encoder=_clap_text_encoder(tokenizer, TEXT_WIDTH["audio"], initializer_factor),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=_scheduler(),

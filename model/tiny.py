@@ -15,7 +15,6 @@ from model.parts import MARKER, quiet
 CORPUS = Path(__file__).parent / "presets" / "tiny_corpus.txt"
 LLM_VOCAB_SIZE = 512
 NUM_MERGES = 256
-TEXT_WIDTH = {"image": 64, "video": 48, "audio": 32}  # three widths, as 768, 1024 and 512 in the real system
 UNET_CHANNELS = (16, 32)
 VAE_WIDTHS = (8, 16, 16)
 NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
@@ -78,7 +77,6 @@ def _build_image_decoder(directory: Path) -> None:
         _clip_tokenizer(),
         channels=UNET_CHANNELS,
         attends=(True, False),
-        text_width=TEXT_WIDTH["image"],
         vae_widths=VAE_WIDTHS,
     ).save_pretrained(directory)
 
@@ -89,7 +87,6 @@ def _build_video_decoder(directory: Path) -> None:
         channels=UNET_CHANNELS,
         attends=(True, False),
         head_width=4,
-        text_width=TEXT_WIDTH["video"],
         vae_widths=VAE_WIDTHS,
     ).save_pretrained(directory)
 
@@ -100,7 +97,6 @@ def _build_audio_decoder(directory: Path) -> None:
         architectures.roberta_tokenizer(_corpus(), 512, NUM_MERGES),
         channels=UNET_CHANNELS,
         frames=128,
-        text_width=TEXT_WIDTH["audio"],
         initializer_factor=10.0,
         vae_widths=VAE_WIDTHS,
         vocoder={

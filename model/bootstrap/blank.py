@@ -8,7 +8,6 @@ from model.imagebind import ImageBind, ImageBindConfig
 from model.imagebind_text import TextTower
 
 MAX_LENGTH = 32  # tokens of a caption
-TEXT_WIDTH = {"image": 64, "video": 48, "audio": 32}  # three widths, as 768, 1024 and 512 in the real system
 _MERGES = 400
 _VAE_WIDTHS = (16, 32, 32)
 _EMBED_DIM = 64
@@ -20,7 +19,6 @@ def image_pipeline(corpus: Iterable[str]) -> Any:
         architectures.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(48, 96),
         attends=(True, True),
-        text_width=TEXT_WIDTH["image"],
         vae_widths=_VAE_WIDTHS,
     )
 
@@ -32,7 +30,6 @@ def video_pipeline(corpus: Iterable[str]) -> Any:
         channels=(32, 56),
         attends=(False, True),  # where there are fewest positions: attention is most of what a step costs
         head_width=8,
-        text_width=TEXT_WIDTH["video"],
         vae_widths=_VAE_WIDTHS,
     )
 
@@ -43,7 +40,6 @@ def audio_pipeline(corpus: Iterable[str]) -> Any:
         architectures.roberta_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(32, 64),
         frames=32,
-        text_width=TEXT_WIDTH["audio"],
         initializer_factor=1.0,
         vae_widths=_VAE_WIDTHS,
         vocoder={

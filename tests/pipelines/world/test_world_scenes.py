@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sample import Audio, Decoded, Image, Modality, Video
+from pipelines.sample import Audio, Image, Modality, Video
 from pipelines.world.captions import CAPTIONS, caption, thing
 from pipelines.world.render import render
 from pipelines.world.scenes import (
@@ -29,6 +29,7 @@ from pipelines.world.scenes import (
     notes,
     sound_of,
 )
+from tests.model.decoder_cases import array_of
 
 TYPES = {Modality.IMAGE: Scene, Modality.VIDEO: Motion, Modality.AUDIO: Sound}
 NUM_DRAWN = 400
@@ -49,16 +50,6 @@ def drawn(modality: Modality, *, held_out: bool = False, hard: bool | None = Non
 
 def values(subjects: Iterable[Subject]) -> set[tuple[str, str]]:
     return {item for subject in subjects for item in attributes(subject).items()}
-
-
-def samples(decoded: Decoded) -> np.ndarray:
-    match decoded:
-        case Image():
-            return decoded.pixels
-        case Video():
-            return decoded.frames
-        case Audio():
-            return decoded.waveform
 
 
 @given(seed=seeds, index=indices, held_out=st.booleans())
@@ -120,7 +111,7 @@ def test_a_subject_and_a_variant_are_always_rendered_alike_and_in_the_promised_s
 ) -> None:
     for subject in draw(seed, index).values():
         decoded = render(subject, variant)
-        assert (samples(decoded) == samples(render(subject, variant))).all()
+        assert (array_of(decoded) == array_of(render(subject, variant))).all()
         match decoded:
             case Image():
                 assert (decoded.pixels.dtype, decoded.pixels.shape) == (np.uint8, (32, 32, 3))
@@ -136,8 +127,8 @@ def test_a_subject_and_a_variant_are_always_rendered_alike_and_in_the_promised_s
 @pytest.mark.parametrize("modality", Modality)
 def test_variants_and_subjects_are_rendered_differently(modality: Modality) -> None:
     subjects = every(modality)
-    assert len({samples(render(subjects[0], variant)).tobytes() for variant in (None, *range(20))}) == 21
-    assert len({samples(render(subject)).tobytes() for subject in subjects}) == len(subjects)
+    assert len({array_of(render(subjects[0], variant)).tobytes() for variant in (None, *range(20))}) == 21
+    assert len({array_of(render(subject)).tobytes() for subject in subjects}) == len(subjects)
 
 
 @pytest.mark.parametrize("modality", Modality)
