@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.bootstrap import blank
-from model.bootstrap.contrastive import Pairs, train_clap, train_imagebind
+from model.bootstrap.contrastive import Pairs, train_imagebind, train_text_encoder
 from model.bootstrap.diffusion import from_latents, to_latents, train_autoencoder, train_pipeline
 from model.bootstrap.language import train_llm
 from model.bootstrap.vocoder import spectrogram, train_vocoder
+from model.families import FAMILIES
 from model.imagebind_inputs import audio_inputs, image_inputs, video_inputs
 from pipelines.media import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video
@@ -46,7 +47,20 @@ def _autoencoder(vae: Any, out: Path, scale: float) -> None:
     """The autoencoder of pictures, which videos share: half its material are frames."""
     frames = _pixels(bank(Modality.VIDEO, 500, num_captions=1)).flatten(0, 1)
     media = torch.cat([_pixels(bank(Modality.IMAGE, 6000, num_captions=1)), frames])
-    train_autoencoder(vae, media, steps=_steps(800, scale), batch_size=32, state=out / "state" / "autoencoder.pt")
+    train_autoencoder(vae, media, steps=_steps(1600, scale), batch_size=32, state=out / "state" / "autoencoder.pt")
+
+
+def _text_encoder(modality: Modality, pipe: Any, pairs: Pairs, out: Path, steps: int) -> None:
+    train_text_encoder(
+        pipe.text_encoder,
+        pipe.tokenizer,
+        pairs,
+        pooled=FAMILIES[modality].pooled,
+        steps=steps,
+        batch_size=96,
+        state=out / "state" / f"{modality}-text.pt",
+    )
+    pipe.text_encoder.requires_grad_(False)
 
 
 def image_decoder(out: Path, scale: float) -> None:
@@ -55,10 +69,12 @@ def image_decoder(out: Path, scale: float) -> None:
     pipe = blank.image_pipeline(_corpus(Modality.IMAGE))
     _autoencoder(pipe.vae, out, scale)
     pictures = bank(Modality.IMAGE, 8000)
+    latents = to_latents(pipe.vae, _pixels(pictures))
+    _text_encoder(Modality.IMAGE, pipe, _pairs(pictures, latents), out, _steps(800, scale))
     train_pipeline(
         Modality.IMAGE,
         pipe,
-        to_latents(pipe.vae, _pixels(pictures)),
+        latents,
         pictures.captions,
         steps=_steps(2600, scale),
         batch_size=64,
@@ -76,6 +92,8 @@ def video_decoder(out: Path, scale: float) -> None:
     videos = bank(Modality.VIDEO, 4000)
     frames = _pixels(videos)
     flat = to_latents(pipe.vae, frames.flatten(0, 1))
+    by_clip = flat.view(*frames.shape[:2], *flat.shape[1:])
+    _text_encoder(Modality.VIDEO, pipe, _pairs(videos, by_clip), out, _steps(800, scale))
     # First what single frames look like, which is learned from many at once, then how they follow each other.
     over_time = [module for module in pipe.unet.modules() if isinstance(module, TemporalConvLayer)]
     for module in over_time:
@@ -95,7 +113,7 @@ def video_decoder(out: Path, scale: float) -> None:
     train_pipeline(
         Modality.VIDEO,
         pipe,
-        flat.view(*frames.shape[:2], *flat.shape[1:]).transpose(1, 2).contiguous(),
+        by_clip.transpose(1, 2).contiguous(),
         videos.captions,
         steps=_steps(2200, scale),
         batch_size=16,
@@ -121,11 +139,7 @@ def audio_decoder(out: Path, scale: float) -> None:
     train_vocoder(pipe.vocoder, waveforms.repeat(2, 1), heard, steps=steps, batch_size=32, state=state / "vocoder.pt")
     more = _sounds(3000)
     spectrograms = spectrogram(torch.from_numpy(more.media).float())
-    pairs = _pairs(more, spectrograms)
-    train_clap(
-        pipe.text_encoder, pipe.tokenizer, pairs, steps=_steps(600, scale), batch_size=96, state=state / "clap.pt"
-    )
-    pipe.text_encoder.requires_grad_(False)
+    _text_encoder(Modality.AUDIO, pipe, _pairs(more, spectrograms), out, _steps(600, scale))
     train_pipeline(
         Modality.AUDIO,
         pipe,

@@ -1,4 +1,7 @@
-"""Reads settings: a stage's from base.yaml, the preset and stage_N.yaml, those of media from a file; then key=value."""
+"""Reads settings; key=value comes last.
+
+A stage's are in base.yaml, PRESET.yaml, stage_N.yaml and PRESET_stage_N.yaml, those of media in a file of the user's.
+"""
 
 import hashlib
 import json
@@ -34,8 +37,9 @@ def load_settings(
         values["model"] = load_preset(preset).model_dump(mode="json")
     except ValueError as error:
         raise UsageError(f"--preset: {error}") from None
-    presets = [CONFIGS / f"{name}.yaml" for name in preset_layers(preset)]
-    for layer in (CONFIGS / "base.yaml", *presets, CONFIGS / f"stage_{stage}.yaml"):
+    presets = preset_layers(preset)
+    layers = ["base", *presets, f"stage_{stage}", *(f"{name}_stage_{stage}" for name in presets)]
+    for layer in (CONFIGS / f"{name}.yaml" for name in layers):
         if layer.is_file():
             values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
     own = [text for text in overrides if text.startswith(("stage=", "model.preset"))]

@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import numpy as np
@@ -137,7 +138,7 @@ class CaptionEncoder:
 
 
 class Decoder:
-    """A diffusion pipeline that renders conditions; a copy serves one thread at a time.
+    """A diffusion pipeline that renders conditions; it serves one thread at a time.
 
     `condition_shape` is (L, D) and `id` its text encoder's. Raises FileNotFoundError and ValueError as
     `CaptionEncoder` does.
@@ -159,6 +160,13 @@ class Decoder:
         self.pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.defaults = default_settings(modality, name)
+
+    def for_another_thread(self) -> Self:
+        """A decoder with the same weights that renders beside this one."""
+        twin = copy(self)
+        twin.pipe = copy(self.pipe)
+        twin.pipe.scheduler = deepcopy(self.pipe.scheduler)  # it counts the steps
+        return twin
 
     def generate(
         self,

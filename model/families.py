@@ -16,7 +16,7 @@ from pipelines.sample import Modality
 
 FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
 # What the decoders of model/foundations want: more steps or other guidance give them less right.
-_SMALL_STEPS = 8
+_SMALL_STEPS = 5
 
 Settings = dict[str, Any]
 Read = Callable[[str], dict[str, Any]]
@@ -72,7 +72,7 @@ FAMILIES = {
         unet="UNet2DConditionModel",
         pooled=False,
         native=_square,
-        small_guidance=3.0,
+        small_guidance=2.0,
         full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
         grid=lambda settings, _: (settings["height"], settings["width"]),
     ),
@@ -82,7 +82,7 @@ FAMILIES = {
         unet="UNet3DConditionModel",
         pooled=False,
         native=_square_clip,
-        small_guidance=3.0,
+        small_guidance=2.0,
         # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
         full_size={
             "height": 320,

@@ -1,6 +1,7 @@
-"""Many media at once: those of a modality in batches, the modalities side by side."""
+"""Many media at once: in batches, side by side where devices allow."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from math import prod
@@ -27,6 +28,14 @@ class Wish(NamedTuple):
     seed: int
 
 
+class _Batch(NamedTuple):
+    """Wishes of one modality, by their places, and how many numbers their latents are."""
+
+    modality: Modality
+    places: Sequence[int]
+    latents: int
+
+
 def render(
     decoders: Mapping[Modality, Decoder],
     wishes: Sequence[Wish],
@@ -39,34 +48,64 @@ def render(
     `on_done` hears of each batch's number of media.
     """
     media: dict[int, Decoded] = {}
-    with _lanes(dict.fromkeys(wish.modality for wish in wishes)) as lanes:
+    # The longest first: what is short fills the gaps at the end.
+    batches = sorted(_batches(decoders, wishes), key=lambda batch: -batch.latents)
+    own = _OwnDecoders(decoders)
+    with _lanes(decoders, batches) as lanes:
         jobs = {}
-        for modality, lane in lanes.items():
-            decoder = decoders[modality]
-            of_one = [place for place, wish in enumerate(wishes) if wish.modality is modality]
-            for places in _batches(of_one, decoder):
-                conditions = np.stack([wishes[place].condition for place in places])
-                seeds = [wishes[place].seed for place in places]
-                jobs[lane.submit(decoder.generate_batch, conditions, seeds, steps)] = places
+        for batch in batches:
+            of_batch = [wishes[place] for place in batch.places]
+            jobs[lanes[batch.modality].submit(own.render, of_batch, steps)] = batch
         for job in as_completed(jobs):
-            media |= dict(zip(jobs[job], job.result(), strict=True))
-            on_done(len(jobs[job]))
+            media |= dict(zip(jobs[job].places, job.result(), strict=True))
+            on_done(len(jobs[job].places))
     return [media[place] for place in range(len(wishes))]
 
 
-def _batches(places: Sequence[int], decoder: Decoder) -> Iterator[Sequence[int]]:
-    latents = prod(latent_shape(decoder.modality, decoder.name))
-    at_once = max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // latents))
-    for start in range(0, len(places), at_once):
-        yield places[start : start + at_once]
+def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> Iterator[_Batch]:
+    for modality in dict.fromkeys(wish.modality for wish in wishes):
+        latents = prod(latent_shape(modality, decoders[modality].name))
+        places = [place for place, wish in enumerate(wishes) if wish.modality is modality]
+        at_once = max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // latents))
+        for start in range(0, len(places), at_once):
+            chosen = places[start : start + at_once]
+            yield _Batch(modality, chosen, latents * len(chosen))
+
+
+class _OwnDecoders(threading.local):
+    """Each thread's own decoders, made when it needs them."""
+
+    def __init__(self, decoders: Mapping[Modality, Decoder]) -> None:
+        self._shared, self._own = decoders, dict[Modality, Decoder]()
+
+    def render(self, wishes: Sequence[Wish], steps: int | None) -> list[Decoded]:
+        """Renders wishes of one modality as one batch."""
+        modality = wishes[0].modality
+        if modality not in self._own:
+            self._own[modality] = self._shared[modality].for_another_thread()
+        conditions = np.stack([wish.condition for wish in wishes])
+        return self._own[modality].generate_batch(conditions, [wish.seed for wish in wishes], steps)
 
 
 @contextmanager
-def _lanes(modalities: Iterable[Modality]) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
-    """A thread for each modality, which has its share of the cores: small layers gain nothing from several."""
-    lanes = {modality: ThreadPoolExecutor(1) for modality in modalities}
+def _lanes(
+    decoders: Mapping[Modality, Decoder], batches: Sequence[_Batch]
+) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
+    """The threads that render the batches of each modality.
+
+    An accelerator takes one batch of a modality at a time. On the CPU small batches share the cores, a thread each:
+    small layers gain nothing from several.
+    """
+    modalities = dict.fromkeys(batch.modality for batch in batches)
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // max(1, len(lanes))))
+    if all(decoders[modality].pipe.device.type == "cpu" for modality in modalities):
+        at_once = _LATENTS_AT_ONCE // max((batch.latents for batch in batches), default=1)
+        count = min(len(batches), max(len(modalities), min(threads, at_once)))
+        lanes = dict.fromkeys(modalities, ThreadPoolExecutor(max(1, count)))
+    else:
+        count = len(modalities)
+        lanes = {modality: ThreadPoolExecutor(1) for modality in modalities}
+    torch.set_num_threads(max(1, threads // max(1, count)))
     try:
         yield lanes
     finally:

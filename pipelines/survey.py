@@ -30,7 +30,7 @@ from pipelines.views import apply_view
 
 # Loading a tokenizer takes an actor seconds, in which another measures about so many samples.
 SAMPLES_PER_ACTOR = 10_000
-SAMPLES_AT_ONCE = 2_000  # so few are measured here before an actor would have begun
+SAMPLES_AT_ONCE = 10_000  # so few are measured here before an actor would have begun
 
 # Maps a sample as its view shows it to the tokens it takes and those it would take if nothing were cut; a ValueError
 # says why it cannot be encoded.

@@ -1,4 +1,4 @@
-"""Trains an ImageBind: pictures, videos and sounds are drawn to the texts that describe them.
+"""Trains an ImageBind, and text encoders of decoders: media and the texts that describe them are drawn together.
 
 Shape suffixes: N items, E embedding.
 """
@@ -79,30 +79,48 @@ def train_imagebind(
     model.requires_grad_(False)
 
 
-def train_clap(text_encoder: Any, tokenizer: Any, pairs: Pairs, *, steps: int, batch_size: int, state: Path) -> None:
-    """Trains CLAP's text model on sounds, as AudioLDM expects it (Wu et al. 2023, arXiv:2211.06687).
+def train_text_encoder(
+    text_encoder: Any,
+    tokenizer: Any,
+    pairs: Pairs,
+    *,
+    pooled: bool,
+    steps: int,
+    batch_size: int,
+    state: Path,
+) -> None:
+    """Trains the text model that a diffusion pipeline expects: CLAP's where it is `pooled`, else CLIP's.
 
-    `pairs.inputs` are spectrograms (N, F, B). The model that hears them is left behind: nothing needs it later.
+    Of CLAP it is the vector, of CLIP the state at any position from a caption's end on, so that each of these knows the
+    whole caption (Wu et al. 2023, arXiv:2211.06687; Radford et al. 2021, arXiv:2103.00020). `pairs.inputs` are media
+    (N, ...). The model that looks at them is left behind: nothing needs it later.
     """
     width = text_encoder.config.projection_dim
-    ear = nn.Sequential(nn.Flatten(), nn.Linear(pairs.inputs[0].numel(), 64), nn.GELU(), nn.Linear(64, width))
+    eye = nn.Sequential(nn.Flatten(), nn.Linear(pairs.inputs[0].numel(), 64), nn.GELU(), nn.Linear(64, width))
 
-    def embed(texts: Sequence[str]) -> Tensor:
-        tokens = tokenizer(list(texts), padding="longest", return_tensors="pt")
-        return F.normalize(text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds, dim=-1)
+    def embed(texts: Sequence[str], generator: torch.Generator) -> Tensor:
+        tokens = tokenizer(list(texts), padding="longest" if pooled else "max_length", return_tensors="pt")
+        if pooled:
+            vectors_NE = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds
+        else:
+            states_NLE = text_encoder(tokens.input_ids).last_hidden_state
+            ends_N = tokens.attention_mask.sum(dim=1) - 1
+            behind_N = torch.rand(len(ends_N), generator=generator) * (states_NLE.shape[1] - ends_N)
+            vectors_NE = states_NLE[torch.arange(len(ends_N)), ends_N + behind_N.long()]
+        return F.normalize(vectors_NE, dim=-1)
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pairs.inputs), (batch_size,), generator=generator)
         texts = worded(pairs.captions, rows, generator)
-        sounds_NE, texts_NE = F.normalize(ear(pairs.inputs[rows]), dim=-1), embed(texts)
-        total = _contrast(sounds_NE, texts_NE, pairs.topics[rows], torch.tensor(10.0))
+        items_NE, texts_NE = F.normalize(eye(pairs.inputs[rows]), dim=-1), embed(texts, generator)
+        total = _contrast(items_NE, texts_NE, pairs.topics[rows], torch.tensor(10.0))
         for values, right_N in pairs.aspects:
-            values_VE = embed(values)
-            for items_NE in (sounds_NE, texts_NE):
-                total = total + _choice(items_NE, values_VE, right_N[rows])
+            values_VE = embed(values, generator)
+            for either_NE in (items_NE, texts_NE):
+                total = total + _choice(either_NE, values_VE, right_N[rows])
         return total
 
-    trained = nn.ModuleDict({"text_encoder": text_encoder, "ear": ear})
+    trained = nn.ModuleDict({"text_encoder": text_encoder, "ear": eye})
     train(state.stem, trained, loss, steps=steps, learning_rate=1e-3, state=state)
 
 

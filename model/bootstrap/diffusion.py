@@ -1,4 +1,4 @@
-"""Trains a latent diffusion pipeline on a bank of media: its autoencoder first, then UNet and text encoder together.
+"""Trains a latent diffusion pipeline on a bank of media: its autoencoder, and its UNet for a trained text encoder.
 
 Shape suffixes: N media, C channels, T frames, H height, W width, L condition positions, D condition width.
 """
@@ -16,7 +16,7 @@ from model.families import FAMILIES
 from pipelines.sample import Modality
 
 _KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)
-_VAGUENESS = 0.1  # deviation of noise on a unit vector, so that the few there are cannot be known by heart
+_VAGUENESS = 0.1  # deviation of noise on a vector, of its length, so that the few there are cannot be known by heart
 _UNCONDITIONED = 0.1  # share of captions left out, for guidance (Ho and Salimans 2022, arXiv:2207.12598)
 
 
@@ -62,12 +62,11 @@ def train_pipeline(
     learning_rate: float,
     state: Path,
 ) -> None:
-    """Trains UNet and text encoder of a pipeline to denoise latents (N, C, [T,] H, W) under their captions.
+    """Trains the UNet of a pipeline to denoise latents (N, C, [T,] H, W) under their captions.
 
-    Each medium has several captions, of which a step takes one.
+    Each medium has several captions, of which a step takes one. The text encoder stays as it is.
     """
     noise_levels, pooled = pipe.scheduler, FAMILIES[modality].pooled
-    trained = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
     _channels_last(pipe.unet)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -83,11 +82,17 @@ def train_pipeline(
         condition = _condition(pipe, texts, pooled, generator)
         return F.mse_loss(pipe.unet(noisy, levels, **condition).sample, wanted)
 
-    train(state.stem, trained, loss, steps=steps, learning_rate=learning_rate, state=state)
+    train(state.stem, pipe.unet, loss, steps=steps, learning_rate=learning_rate, state=state)
 
 
+@torch.no_grad()
 def _condition(pipe: Any, texts: Sequence[str], pooled: bool, generator: torch.Generator) -> dict[str, Any]:
-    """What the UNet is told, as the pipelines tell it: a vector a position, or one unit vector as a class."""
+    """What the UNet is told, as the pipelines tell it: a vector a position, or one unit vector as a class.
+
+    At the positions of a caption's words stand another caption's, so that the UNet learns to read what follows them:
+    its end and the padding, which know the whole caption. What stands at the words changes with the wording, so
+    projections can foretell half of it at best.
+    """
     tokens = pipe.tokenizer(
         list(texts),
         padding="longest" if pooled else "max_length",
@@ -97,10 +102,19 @@ def _condition(pipe: Any, texts: Sequence[str], pooled: bool, generator: torch.G
     )
     if pooled:
         output = pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
-        embeds_ND = F.normalize(output.text_embeds, dim=-1)
-        embeds_ND = embeds_ND + _VAGUENESS * torch.randn(embeds_ND.shape, generator=generator)
+        embeds_ND = _vague(F.normalize(output.text_embeds, dim=-1), generator)
         return {"encoder_hidden_states": None, "class_labels": F.normalize(embeds_ND, dim=-1)}
-    return {"encoder_hidden_states": pipe.text_encoder(tokens.input_ids).last_hidden_state}
+    states_NLD = pipe.text_encoder(tokens.input_ids).last_hidden_state
+    positions_L, ends_N1 = torch.arange(states_NLD.shape[1]), tokens.attention_mask.sum(dim=1, keepdim=True) - 1
+    words_NL = (positions_L > 0) & (positions_L < ends_N1)
+    states_NLD = torch.where(words_NL[..., None], states_NLD.roll(1, dims=0), states_NLD)
+    return {"encoder_hidden_states": _vague(states_NLD, generator)}
+
+
+def _vague(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Adds noise to vectors (N, ..., D), the same at all positions of one of N."""
+    shape = (len(values), *[1] * (values.dim() - 2), values.shape[-1])
+    return values + _VAGUENESS * values.norm(dim=-1, keepdim=True) * torch.randn(shape, generator=generator)
 
 
 def _channels_last(module: nn.Module) -> None:

@@ -23,9 +23,12 @@ def mistakes(*overrides: str, preset: str = "tiny") -> list[str]:
 def layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of layers like jobs/configs, in which every layer claims the settings of those after it too."""
     engine = {"deepspeed": "stage_1.json", "optimizer": {"learning_rate": 1.0}, "precision": "fp32"}
-    write(tmp_path / "base.yaml", engine | {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 1})
-    write(tmp_path / "tiny.yaml", {"epochs": 2, "batch_size": 2, "micro_batch_size": 2})
-    write(tmp_path / "stage_1.yaml", {"epochs": 3, "batch_size": 3, "optimizer": {"weight_decay": 0.5}})
+    values = {"epochs": 1, "batch_size": 1, "micro_batch_size": 1, "log_every": 1, "seed": 1}
+    write(tmp_path / "base.yaml", engine | values)
+    write(tmp_path / "tiny.yaml", {"epochs": 2, "batch_size": 2, "micro_batch_size": 2, "log_every": 2})
+    write(tmp_path / "stage_1.yaml", {"epochs": 3, "batch_size": 3, "log_every": 3, "optimizer": {"weight_decay": 0.5}})
+    write(tmp_path / "tiny_stage_1.yaml", {"epochs": 4, "log_every": 4})
+    write(tmp_path / "tiny_stage_2.yaml", {"seed": 5})
     monkeypatch.setattr(subject, "CONFIGS", tmp_path)
     return tmp_path
 
@@ -34,9 +37,10 @@ def write(path: Path, values: dict[str, object]) -> None:
     path.write_text(yaml.safe_dump(values))
 
 
-def test_the_command_line_overrides_the_stage_the_preset_and_the_base(layers: Path) -> None:
-    settings = load_settings(1, "tiny", ["epochs=4"])
-    assert (settings.epochs, settings.batch_size, settings.micro_batch_size, settings.seed) == (4, 3, 2, 1)
+def test_the_command_line_overrides_a_presets_stage_that_the_stage_that_the_preset_that_the_base(layers: Path) -> None:
+    settings = load_settings(1, "tiny", ["epochs=5"])
+    found = (settings.epochs, settings.log_every, settings.batch_size, settings.micro_batch_size, settings.seed)
+    assert found == (5, 4, 3, 2, 1)
     assert settings.model == load_preset("tiny")
 
 
@@ -50,7 +54,7 @@ def test_of_two_overrides_of_one_setting_the_last_wins(layers: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("preset", ["tiny", "nextgpt_7b"])
+@pytest.mark.parametrize("preset", ["tiny", "world", "nextgpt_7b"])
 def test_every_stage_of_every_preset_is_complete(stage: int, preset: str) -> None:
     settings = load_settings(stage, preset)
     assert (settings.stage, settings.model.preset) == (stage, preset)
