@@ -13,7 +13,17 @@ from pipelines.world.conversations import Conversation, converse
 
 Row = dict[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
-_MOSIT_KINDS = ("describe_audio", "image_to_sound", "video_to_sound", "image_to_video", "everything", "remember")
+# What came up turns ago is the hardest of all, and in no other set.
+_MOSIT_KINDS = (
+    "describe_audio",
+    "remember",
+    "image_to_sound",
+    "video_to_sound",
+    "remember",
+    "image_to_video",
+    "everything",
+    "remember",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +165,6 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T-T+X_data/audio_t2x.json", draw=_made(Modality.AUDIO), row=_older_t2x_row
     ),
     "mosit_instruction": InstructionSet(
-        path="MosIT_data/mosit.json", draw=_by_turns(*_MOSIT_KINDS), row=_mosit_row, share=2
+        path="MosIT_data/mosit.json", draw=_by_turns(*_MOSIT_KINDS), row=_mosit_row, share=3
     ),
 }

@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 
 from model.config import load_preset
-from model.decoders import Decoder
+from model.decoders import CaptionEncoder, Decoder
 from model.families import caption_shape
 from model.imagebind import load_imagebind
 from model.imagebind_inputs import ImageBindEncoder
 from model.imagebind_text import TextEncoder
 from model.parts import FOUNDATIONS, PARTS, SHIPPED, is_untrained, resolve
 from pipelines.sample import Audio, Image, Modality, Video
+from pipelines.world.captions import caption
+from pipelines.world.oracles import grade, read
+from pipelines.world.scenes import Subject, draw
 
 MANIFEST = json.loads((FOUNDATIONS / "manifest.json").read_text(encoding="utf-8"))
 TARGETS = {
@@ -77,6 +81,38 @@ def test_decoders_render_at_their_size(modality: Modality, kind: type) -> None:
             assert made.frames.shape == (8, 32, 32, 3)
         case Audio():
             assert (made.waveform.shape, made.sample_rate) == ((1, 20480), 16000)
+
+
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
+def test_the_end_of_a_caption_tells_all_of_it_whatever_its_words(modality: Modality) -> None:
+    """So that projections have one thing to foretell, and not each wording's."""
+    encoder = CaptionEncoder(modality, f"{SHIPPED}{modality}_decoder")
+    subjects = list(dict.fromkeys(_held_out(modality, number) for number in range(40)))
+    ends, others = (
+        normalize(torch.from_numpy(encoder([caption(subject, wording) for subject in subjects]).embeddings[:, -1]))
+        for wording in (0, 7)
+    )
+    assert ((ends @ others.T).argmax(dim=1) == torch.arange(len(subjects))).all()
+    assert (ends * others).sum(dim=1).min() > 0.9
+
+
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
+def test_decoders_read_what_follows_a_captions_words(modality: Modality) -> None:
+    name = f"{SHIPPED}{modality}_decoder"
+    subjects = [_held_out(modality, number) for number in range(16)]
+    told = CaptionEncoder(modality, name)([caption(subject, 0) for subject in subjects])
+    conditions = told.embeddings.copy()
+    for values, others, length in zip(conditions, np.roll(told.embeddings, 1, axis=0), told.lengths, strict=True):
+        values[1 : length - 1] = others[1 : length - 1]
+    made = Decoder(modality, name).generate_batch(conditions, range(16))
+    grades = [
+        right for subject, one in zip(subjects, made, strict=True) for right in grade(subject, read(one)).values()
+    ]
+    assert np.mean(grades) > 0.8
+
+
+def _held_out(modality: Modality, number: int) -> Subject:
+    return draw(1, number, held_out=True)[modality]
 
 
 def test_media_and_the_texts_that_describe_them_lie_close() -> None:
