@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-items", type=int, default=4, metavar="N", help="the most media a reply may hold")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit of the reply")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that add up to it")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the decoders")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
     arguments = parser.parse_args(argv)
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.reply import Request, answer
     from model.description import latest_checkpoint
     from model.hub import is_repo_id
+    from model.query import Sampling
     from pipelines import media as media_files
     from pipelines.files import write_json
     from pipelines.sample import Modality
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         mistakes.append(f"--max-items {arguments.max_items}: must be 0 or more")
     if arguments.temperature < 0:
         mistakes.append(f"--temperature {arguments.temperature}: must be 0 or more")
+    if not 0 < arguments.top_p <= 1:
+        mistakes.append(f"--top-p {arguments.top_p}: must be more than 0, and 1 at most")
     if arguments.steps is not None and arguments.steps < 1:
         mistakes.append(f"--steps {arguments.steps}: must be at least 1")
     if mistakes:
@@ -55,16 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{name}: {error}") from None
             inputs.append(medium)
 
+    sampling = Sampling(
+        max_new_tokens=arguments.max_new_tokens,
+        max_items=arguments.max_items,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
     cli.start_ray()
     request = Request(
         checkpoint=checkpoint,
         prompt=arguments.prompt,
         inputs=inputs,
         require=[Modality(name) for name in arguments.require],
-        max_items=arguments.max_items,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
+        sampling=sampling,
         steps=arguments.steps,
     )
     said = list[str]()

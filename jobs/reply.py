@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ray
 
+from model.query import Query, Sampling
 from pipelines.sample import Item, Media, Modality, Turn
 
 
@@ -17,10 +18,7 @@ class Request:
     prompt: str
     inputs: Sequence[Media]
     require: Sequence[Modality]
-    max_items: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
+    sampling: Sampling
     steps: int | None
 
 
@@ -59,17 +57,14 @@ def respond(request: Request) -> Iterator[str | Result]:
     responder = Responder.from_pretrained(request.checkpoint, device=device)
     items = [Item(modality=medium.modality, name=str(place)) for place, medium in enumerate(request.inputs)]
     inputs = [media_files.decode(medium, fps=VIDEO_FPS) for medium in request.inputs]
-    parts = responder.stream(
-        [Turn(role="user", parts=(*items, request.prompt))],
-        {item.name: medium for item, medium in zip(items, inputs, strict=True)},
+    query = Query(
+        turns=[Turn(role="user", parts=(*items, request.prompt))],
+        media={item.name: medium for item, medium in zip(items, inputs, strict=True)},
         require=request.require,
-        max_items=request.max_items,
-        max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature,
-        seed=request.seed,
-        steps=request.steps,
+        sampling=request.sampling,
+        settings={modality: {"steps": request.steps} for modality in Modality} if request.steps else {},
     )
-    for part in parts:
+    for part in responder.stream(query):
         if isinstance(part, Response):
             media = tuple(media_files.encode(medium) for medium in part.media)
             yield Result(text=part.text, media=media, untrained=part.untrained)

@@ -15,6 +15,7 @@ from model.description import check_compatible
 from model.generation import Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
+from model.query import Sampling
 from model.rendering import Wish, render
 from model.tokenizer import encode_text
 from pipelines import media as media_files
@@ -98,8 +99,10 @@ class FrozenParts:
 
     def render(self, wishes: Sequence[Wish], title: str) -> list[Decoded]:
         """Renders conditions; returns the media in their order."""
+        if self._plan.steps:
+            wishes = [wish._replace(settings={"steps": self._plan.steps}) for wish in wishes]
         with track(f"{title}: render", len(wishes), "media") as bar:
-            return render(self._decoders, wishes, steps=self._plan.steps, on_done=bar.advance)
+            return render(self._decoders, wishes, on_done=lambda places, _: bar.advance(len(places)))
 
     def from_text(self, chosen: Sequence[Case]) -> Sitting:
         """Feeds the decoders with the captions themselves."""
@@ -163,17 +166,18 @@ def _replies(
             pending = [place for place, length in enumerate(exchanges) if length > number]
             for places in _batches(pending):
                 asked = [chosen[place] for place in places]
-                prompts = [_prompt(chosen[p], replies[p], features[chosen[p].key], forced) for p in places]
                 # A model that has learnt nothing does not stop by itself.
                 limit = 2 * max(_length(model, tokenizer, case.conversation.turns[2 * number + 1]) for case in asked)
-                answers = generate_batch(model, tokenizer, prompts, max_new_tokens=limit, max_items=MAX_ITEMS)
+                sampling = Sampling(max_new_tokens=limit, max_items=MAX_ITEMS)
+                prompts = [_prompt(chosen[p], replies[p], features[chosen[p].key], forced, sampling) for p in places]
+                answers = generate_batch(model, tokenizer, prompts)
                 for place, reply in zip(places, answers, strict=True):
                     replies[place].append(reply)
                 bar.advance(len(places))
     return replies
 
 
-def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: bool) -> Prompt:
+def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: bool, sampling: Sampling) -> Prompt:
     """The next question of a conversation, after the answers so far."""
     asked = case.conversation.turns[: 2 * len(replies) + 1 : 2]
     turns: list[Turn] = []
@@ -182,7 +186,7 @@ def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: b
     turns.append(asked[-1])
     num_shown = sum(isinstance(part, Item) for turn in asked for part in turn.parts)
     wanted = [modality_of(subject) for subject in case.conversation.answers[len(replies)].made]
-    return Prompt(turns=turns, features=features[:num_shown], require=wanted if forced else ())
+    return Prompt(turns=turns, features=features[:num_shown], require=wanted if forced else (), sampling=sampling)
 
 
 def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:

@@ -7,7 +7,6 @@ required, so that each has one. The held-out split is training's own, by the has
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,8 @@ from model.imagebind_inputs import ImageBindEncoder
 from model.imagebind_text import TextEncoder
 from model.metrics import caption_scores, cosine_similarities, frechet_distance
 from model.parts import resolve
-from model.responder import Query, Responder
+from model.query import Query, Sampling
+from model.responder import Responder
 from model.tokenizer import encode_text
 from pipelines import media as media_files
 from pipelines.files import read_range, read_table
@@ -93,11 +93,8 @@ def _answer(model: Responder, samples: Sequence[Sample], view: str, kind: Kind, 
     with track(view, len(samples), "samples") as bar:
         for start in range(0, len(samples), BATCH):
             batch = samples[start : start + BATCH]
-            queries = [_query(sample) for sample in batch]
-            limit = max(_limit(model, sample.turns[-1]) for sample in batch)
-            # No items but those that are required.
-            options: dict[str, Any] = {"max_new_tokens": limit, "max_items": 0, "steps": steps, "seed": start}
-            for sample, response in zip(batch, model.respond_batch(queries, **options), strict=True):
+            queries = [_query(model, sample, start + place, steps) for place, sample in enumerate(batch)]
+            for sample, response in zip(batch, model.respond_batch(queries), strict=True):
                 if kind != "generate":
                     reference = " ".join(part for part in sample.turns[-1].parts if isinstance(part, str))
                     pairs.texts.append((response.text, reference))
@@ -107,10 +104,17 @@ def _answer(model: Responder, samples: Sequence[Sample], view: str, kind: Kind, 
     return pairs
 
 
-def _query(sample: Sample) -> Query:
+def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Query:
     named = {item.name for turn in sample.turns[:-1] if turn.role == "user" for item in _items(turn) if item.name}
     media = {name: media_files.decode(sample.media[name], fps=VIDEO_FPS) for name in named}
-    return Query(turns=sample.turns[:-1], media=media, require=[item.modality for item in _items(sample.turns[-1])])
+    return Query(
+        turns=sample.turns[:-1],
+        media=media,
+        require=[item.modality for item in _items(sample.turns[-1])],
+        # No items but those that are required.
+        sampling=Sampling(max_new_tokens=_limit(model, sample.turns[-1]), max_items=0, seed=seed),
+        settings={modality: {"steps": steps} for modality in Modality} if steps else {},
+    )
 
 
 def _limit(model: Responder, wanted: Turn) -> int:

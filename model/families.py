@@ -135,13 +135,14 @@ def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
     return min(positions, longest or positions), text_encoder["hidden_size"]
 
 
-def latent_shape(modality: Modality, name: str) -> tuple[int, ...]:
-    """The shape of one medium's latents at the size a decoder renders by default; raises as `locate` does.
+def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -> tuple[int, ...]:
+    """The shape of one medium's latents, at the size a decoder renders by default but for `sizes`; raises as `locate`.
 
     Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands), sides in latent places.
     """
     read = partial(_read_config, locate(modality, name))
-    *frames, height, width = FAMILIES[modality].grid(default_settings(modality, name), read)
+    settings = {**default_settings(modality, name), **(sizes or {})}
+    *frames, height, width = FAMILIES[modality].grid(settings, read)
     scale = _scale(read)
     return read("unet")["in_channels"], *frames, ceil(height / scale), ceil(width / scale)
 

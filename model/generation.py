@@ -6,7 +6,7 @@ length and width of a condition.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from model.answers import Answer, Detokenizer, Limits
 from model.batch import Example, collate
 from model.dialogue import IGNORE, Dialogue, encode_dialogue
 from model.nextgpt import NextGPT
+from model.query import Sampling
 from model.tokenizer import eos_ids, special_ids
 from pipelines.sample import Item, Modality, Part, Turn
 
@@ -30,7 +31,7 @@ _DIALOGUES_AT_ONCE = 32  # whose conditions are computed in one pass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A dialogue that ends in a user's turn, and the media that its answer must hold.
+    """A dialogue that ends in a user's turn, the media that its answer must hold, and how to draw that one.
 
     `features` (N, E) are the encoder's embeddings of the named input items in the order they stand.
     """
@@ -38,6 +39,7 @@ class Prompt:
     turns: Sequence[Turn]
     features: npt.NDArray[np.floating] | None = None
     require: Sequence[Modality] = ()
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,84 +57,75 @@ def generate(
     turns: Sequence[Turn],
     features: npt.NDArray[np.floating] | None,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
     require: Sequence[Modality] = (),
-    max_items: int | None = None,
+    **sampling: Any,
 ) -> Reply:
-    """Answers one prompt: `generate_batch` of it alone."""
-    [reply] = generate_batch(
-        model,
-        tokenizer,
-        [Prompt(turns=turns, features=features, require=require)],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        max_items=max_items,
-    )
+    """Answers one prompt, drawn as `Sampling(**sampling)` says: `generate_batch` of it alone."""
+    prompt = Prompt(turns=turns, features=features, require=require, sampling=Sampling(**sampling))
+    [reply] = generate_batch(model, tokenizer, [prompt])
     return reply
 
 
 def generate_batch(
-    model: NextGPT,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    max_items: int | None = None,
-    on_part: OnPart | None = None,
+    model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt], *, on_part: OnPart | None = None
 ) -> list[Reply]:
     """Answers prompts side by side, each as it would be alone.
 
-    At `temperature` 0 the likeliest token is taken, else row r draws one from seed + r. Signal tokens come in whole
-    groups or not at all; required items that the model did not bring forth itself are added at the end. A reply holds
-    at most `max_items` items (required ones always), so that a model that repeats itself does not fill it with media.
-    The oldest exchanges are left out where a dialogue is longer than the LLM reads. `on_part` is told the row and what
-    has become certain of its reply: pieces of text, which joined are the reply's text, and items where they stand.
+    Signal tokens come in whole groups or not at all; required items that the model did not bring forth itself are added
+    at the end. The oldest exchanges are left out where a dialogue is longer than the LLM reads. `on_part` is told the
+    row and what has become certain of its reply: pieces of text, which joined are the reply's text, and items where
+    they stand.
 
     Raises ValueError when features and items differ in number, the model has no signal tokens for a required modality,
     `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; use 0 for the likeliest tokens, or more to draw them")
-    examples = _examples(model, tokenizer, prompts, max_new_tokens)
+    examples = _examples(model, tokenizer, prompts)
     ends, detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
-    max_items = max_new_tokens if max_items is None else max_items
-    limits = Limits(max_new_tokens=max_new_tokens, max_items=max_items, ends=ends)
     answers = [
-        Answer(detokenizer, model.vocabulary, limits, prompt.require, partial(on_part, row) if on_part else None)
+        Answer(
+            detokenizer,
+            model.vocabulary,
+            _limits(prompt.sampling, ends),
+            prompt.require,
+            partial(on_part, row) if on_part else None,
+        )
         for row, prompt in enumerate(prompts)
     ]
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            _Decoding(model, set(special_ids(tokenizer)) - ends, temperature).run(examples, answers, seed)
+            decoding = _Decoding(model, set(special_ids(tokenizer)) - ends)
+            decoding.run(examples, answers, [_Draw(prompt.sampling) for prompt in prompts])
             conditions = _conditions(model, examples, answers, detokenizer)
     finally:
         model.train(was_training)
     return [_reply(answer.parts(), items) for answer, items in zip(answers, conditions, strict=True)]
 
 
+def _limits(sampling: Sampling, ends: set[int]) -> Limits:
+    tokens = sampling.max_new_tokens
+    return Limits(
+        max_new_tokens=tokens, max_items=tokens if sampling.max_items is None else sampling.max_items, ends=ends
+    )
+
+
 def _reply(parts: tuple[Part, ...], conditions: list[Condition]) -> Reply:
     return Reply(text=" ".join(part for part in parts if isinstance(part, str)), parts=parts, conditions=conditions)
 
 
-def _examples(model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Example]:
+def _examples(model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Example]:
     examples = []
     for row, prompt in enumerate(prompts):
         try:
-            _check(model, prompt, max_new_tokens)
-            examples.append(_example(model, tokenizer, prompt, max_new_tokens))
+            _check(model, prompt)
+            examples.append(_example(model, tokenizer, prompt))
         except ValueError as error:
             raise ValueError(f"prompt {row + 1}: {error}" if len(prompts) > 1 else str(error)) from None
     return examples
 
 
-def _check(model: NextGPT, prompt: Prompt, max_new_tokens: int) -> None:
+def _check(model: NextGPT, prompt: Prompt) -> None:
     items, given = _num_inputs(prompt.turns), 0 if prompt.features is None else len(prompt.features)
     if items != given:
         raise ValueError(f"features of {given} items given, but the turns hold {items} named ones; give one for each")
@@ -140,8 +133,8 @@ def _check(model: NextGPT, prompt: Prompt, max_new_tokens: int) -> None:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
     needed = max(1, sum(model.vocabulary.groups[modality] for modality in prompt.require))
-    if max_new_tokens < needed:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}, but the reply takes at least {needed}; raise it")
+    if (given := prompt.sampling.max_new_tokens) < needed:
+        raise ValueError(f"max_new_tokens is {given}, but the reply takes at least {needed}; raise it")
 
 
 def _num_inputs(turns: Sequence[Turn]) -> int:
@@ -150,9 +143,10 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
     )
 
 
-def _example(model: NextGPT, tokenizer: Any, prompt: Prompt, max_new_tokens: int) -> Example:
+def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
     """The dialogue so far, with as many of its latest exchanges as the LLM has positions for."""
-    room = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT) - max_new_tokens
+    longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
+    room = longest - prompt.sampling.max_new_tokens
     num_input_tokens = model.config.input_projection.num_input_tokens
     turns, features = prompt.turns, prompt.features
     while True:
@@ -165,6 +159,19 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt, max_new_tokens: int
         turns = turns[2:]
 
 
+class _Draw:
+    """Where the next token of an answer comes from: its settings, and its own random numbers."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.temperature, self.top_p = sampling.temperature, sampling.top_p
+        # On the CPU, so that the draws do not depend on the device.
+        self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
+
+    def number(self) -> float:
+        """The next of them, in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64)) if self.temperature else 0.0
+
+
 class _Decoding:
     """The loop over tokens, with the LLM's cache of keys and values.
 
@@ -172,8 +179,8 @@ class _Decoding:
     leaves the batch.
     """
 
-    def __init__(self, model: NextGPT, forbidden: Iterable[int], temperature: float) -> None:
-        self.model, self.temperature = model, temperature
+    def __init__(self, model: NextGPT, forbidden: Iterable[int]) -> None:
+        self.model = model
         self.device = model.new_input_rows.weight.device
         self.forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool, device=self.device)
         self.forbidden_V[list(forbidden)] = True
@@ -182,21 +189,19 @@ class _Decoding:
         self.length = 0  # of what the cache holds, padding included
         self.padding_B = torch.zeros(0, dtype=torch.long)
 
-    def run(self, examples: Sequence[Example], answers: Sequence[Answer], seed: int) -> None:
-        """Completes the answers; row r draws from seed + r."""
+    def run(self, examples: Sequence[Example], answers: Sequence[Answer], draws: Sequence[_Draw]) -> None:
+        """Completes the answers."""
         rows = [row for row, answer in enumerate(answers) if answer.room]
         for answer in answers:
             if not answer.room:
                 answer.complete()
-        # On the CPU, so that the draws do not depend on the device.
-        generators = [torch.Generator("cpu").manual_seed(seed + row) for row in range(len(answers))]
         embeds_BTH = self._left_padded([examples[row] for row in rows]) if rows else None
         while embeds_BTH is not None:
             hidden_BH = self._read(embeds_BTH)
             # A row in the midst of its group has nothing to choose.
             choosing = [place for place, row in enumerate(rows) if not answers[row].unread]
             chosen = [rows[place] for place in choosing]
-            tokens = self._choose(hidden_BH[choosing], [answers[r] for r in chosen], [generators[r] for r in chosen])
+            tokens = self._choose(hidden_BH[choosing], [answers[r] for r in chosen], [draws[r] for r in chosen])
             for row, token in zip(chosen, tokens, strict=True):
                 answers[row].take(token)
             rows = self._keep(rows, [bool(answers[row].unread) for row in rows])
@@ -233,7 +238,7 @@ class _Decoding:
         self.cache, self.length = output.past_key_values, len(places_T)
         return output.last_hidden_state[:, -1]
 
-    def _choose(self, hidden_BH: Tensor, answers: Sequence[Answer], generators: Sequence[torch.Generator]) -> list[int]:
+    def _choose(self, hidden_BH: Tensor, answers: Sequence[Answer], draws: Sequence[_Draw]) -> list[int]:
         if not answers:
             return []
         logits_BV = self.model.logits(hidden_BH).float()
@@ -243,13 +248,10 @@ class _Decoding:
         allowed_BV[:, self.openings_M] = logits_BV[:, self.openings_M].masked_fill(
             closed_BM.to(self.device), -torch.inf
         )
-        if self.temperature == 0:
-            return allowed_BV.argmax(dim=-1).tolist()
-        # One number a row, looked up in the distribution: nothing as long as a vocabulary leaves the device.
-        cumulative_BV = torch.softmax(allowed_BV.double() / self.temperature, dim=-1).cumsum(dim=-1)
-        draws_B = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(cumulative_BV)
-        found_B1 = torch.searchsorted(cumulative_BV, draws_B[:, None] * cumulative_BV[:, -1:], right=True)
-        return found_B1[:, 0].tolist()
+        likeliest_B = allowed_BV.argmax(dim=-1)
+        if not any(draw.temperature for draw in draws):
+            return likeliest_B.tolist()
+        return torch.where(*_drawn(allowed_BV, draws), likeliest_B).tolist()
 
     def _keep(self, rows: list[int], kept: list[bool]) -> list[int]:
         if all(kept):
@@ -259,6 +261,23 @@ class _Decoding:
             self.padding_B = self.padding_B[places]
             self.cache.reorder_cache(places)
         return [row for row, stays in zip(rows, kept, strict=True) if stays]
+
+
+def _drawn(logits_BV: Tensor, draws: Sequence[_Draw]) -> tuple[Tensor, Tensor]:
+    """Whether a row is drawn at all (B,), and the token that it draws (B,)."""
+    numbers = [(draw.temperature, draw.top_p, draw.number()) for draw in draws]
+    temperature_B, top_p_B, number_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device).unbind(1)
+    drawn_B = temperature_B > 0
+    probabilities_BV = torch.softmax(logits_BV.double() / temperature_B.where(drawn_B, 1)[:, None], dim=-1)
+    if any(draw.top_p < 1 for draw in draws):
+        sorted_BV = probabilities_BV.sort(dim=-1, descending=True).values
+        last_B = (sorted_BV.cumsum(dim=-1) < top_p_B[:, None]).sum(dim=-1).clamp(max=sorted_BV.shape[1] - 1)
+        least_B1 = sorted_BV.gather(1, last_B[:, None]).where(top_p_B[:, None] < 1, 0.0)
+        probabilities_BV = probabilities_BV.where(probabilities_BV >= least_B1, 0.0)
+    # One number a row, looked up in the distribution: nothing as long as a vocabulary leaves the device.
+    cumulative_BV = probabilities_BV.cumsum(dim=-1)
+    found_B1 = torch.searchsorted(cumulative_BV, number_B[:, None] * cumulative_BV[:, -1:], right=True)
+    return drawn_B, found_B1[:, 0]
 
 
 def _conditions(

@@ -1,11 +1,11 @@
 """Many media at once: in batches, side by side where devices allow."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,24 @@ _MOST_AT_ONCE = 50  # of small media, so that progress is seen
 
 
 class Wish(NamedTuple):
-    """A medium to be rendered from a decoder's condition (L, D), and the seed of its noise."""
+    """A medium to be rendered from a decoder's condition (L, D), and the seed of its noise.
+
+    `settings` are what `Decoder.generate_batch` takes: steps, guidance, sizes; it has its own for the rest.
+    """
 
     modality: Modality
     condition: npt.NDArray[np.float32]
     seed: int
+    settings: Mapping[str, Any] = {}
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for wishes that can be rendered in one batch."""
+        return self.modality, tuple(sorted(self.settings.items()))
 
 
 class _Batch(NamedTuple):
-    """Wishes of one modality, by their places, and how many numbers their latents are."""
+    """Wishes of one kind, by their places, and how many numbers their latents are."""
 
     modality: Modality
     places: Sequence[int]
@@ -40,13 +49,9 @@ def render(
     decoders: Mapping[Modality, Decoder],
     wishes: Sequence[Wish],
     *,
-    steps: int | None = None,
-    on_done: Callable[[int], None] = lambda count: None,
+    on_done: Callable[[Sequence[int], Sequence[Decoded]], None] = lambda places, media: None,
 ) -> list[Decoded]:
-    """Renders wishes in `steps` denoising steps, or as many as their decoders want; media in the wishes' order.
-
-    `on_done` hears of each batch's number of media.
-    """
+    """Renders wishes; media in their order. `on_done` is told the places of each batch, and its media."""
     media: dict[int, Decoded] = {}
     # The longest first: what is short fills the gaps at the end.
     batches = sorted(_batches(decoders, wishes), key=lambda batch: -batch.latents)
@@ -55,17 +60,21 @@ def render(
         jobs = {}
         for batch in batches:
             of_batch = [wishes[place] for place in batch.places]
-            jobs[lanes[batch.modality].submit(own.render, of_batch, steps)] = batch
+            jobs[lanes[batch.modality].submit(own.render, of_batch)] = batch
         for job in as_completed(jobs):
-            media |= dict(zip(jobs[job].places, job.result(), strict=True))
-            on_done(len(jobs[job].places))
+            places = jobs[job].places
+            media |= dict(zip(places, job.result(), strict=True))
+            on_done(places, job.result())
     return [media[place] for place in range(len(wishes))]
 
 
 def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> Iterator[_Batch]:
-    for modality in dict.fromkeys(wish.modality for wish in wishes):
-        latents = prod(latent_shape(modality, decoders[modality].name))
-        places = [place for place, wish in enumerate(wishes) if wish.modality is modality]
+    kinds: dict[Hashable, list[int]] = {}
+    for place, wish in enumerate(wishes):
+        kinds.setdefault(wish.kind, []).append(place)
+    for places in kinds.values():
+        modality, _, _, settings = wishes[places[0]]
+        latents = prod(latent_shape(modality, decoders[modality].name, dict(settings)))
         at_once = max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // latents))
         for start in range(0, len(places), at_once):
             chosen = places[start : start + at_once]
@@ -78,13 +87,13 @@ class _OwnDecoders(threading.local):
     def __init__(self, decoders: Mapping[Modality, Decoder]) -> None:
         self._shared, self._own = decoders, dict[Modality, Decoder]()
 
-    def render(self, wishes: Sequence[Wish], steps: int | None) -> list[Decoded]:
-        """Renders wishes of one modality as one batch."""
+    def render(self, wishes: Sequence[Wish]) -> list[Decoded]:
+        """Renders wishes of one kind as one batch."""
         modality = wishes[0].modality
         if modality not in self._own:
             self._own[modality] = self._shared[modality].for_another_thread()
         conditions = np.stack([wish.condition for wish in wishes])
-        return self._own[modality].generate_batch(conditions, [wish.seed for wish in wishes], steps)
+        return self._own[modality].generate_batch(conditions, [wish.seed for wish in wishes], **wishes[0].settings)
 
 
 @contextmanager

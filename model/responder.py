@@ -1,8 +1,8 @@
 """A model with its encoder and its decoders, kept loaded: dialogues with media in, text and media out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,17 +18,9 @@ from model.generation import OnPart, Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
 from model.parts import is_untrained
+from model.query import Query
 from model.rendering import Wish, render
-from pipelines.sample import Decoded, Item, Modality, Part, Turn
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """A dialogue that ends in a user's turn, the media that its user's items name, and those the reply must hold."""
-
-    turns: Sequence[Turn]
-    media: Mapping[str, Decoded] = field(default_factory=dict)
-    require: Sequence[Modality] = ()
+from pipelines.sample import Decoded, Item, Modality, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,66 +58,41 @@ class Responder:
         """What embeds the media that are shown."""
         return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
 
-    def respond(
-        self,
-        turns: Sequence[Turn],
-        media: Mapping[str, Decoded],
-        *,
-        require: Sequence[Modality] = (),
-        on_part: Callable[[Part], None] | None = None,
-        **options: Any,
-    ) -> Response:
-        """Answers one dialogue: `respond_batch` of it alone, with its options."""
-        query = Query(turns=turns, media=media, require=require)
-        [response] = self.respond_batch([query], on_part=on_part and (lambda _, part: on_part(part)), **options)
+    def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response:
+        """Answers one dialogue: `respond_batch` of it alone."""
+        [response] = self.respond_batch([query], on_part=on_part and (lambda _, part: on_part(part)))
         return response
 
-    def stream(self, turns: Sequence[Turn], media: Mapping[str, Decoded], **options: Any) -> Iterator[Part | Response]:
+    def stream(self, query: Query) -> Iterator[Part | Response]:
         """Yields the parts of a reply as they come, as `on_part` is told them, and at last what `respond` returns."""
         parts: SimpleQueue[Part | None] = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
-            response = pool.submit(self.respond, turns, media, on_part=parts.put, **options)
+            response = pool.submit(self.respond, query, on_part=parts.put)
             response.add_done_callback(lambda _: parts.put(None))
             while (part := parts.get()) is not None:
                 yield part
             yield response.result()
 
-    def respond_batch(
-        self,
-        queries: Sequence[Query],
-        *,
-        max_new_tokens: int = 256,
-        max_items: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-        steps: int | None = None,
-        on_part: OnPart | None = None,
-    ) -> list[Response]:
+    def respond_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Response]:
         """Answers dialogues side by side; on one machine equal calls give equal bytes.
 
-        Reply r is drawn from seed + r, its item k rendered from seed + r + k, in `steps` steps or as many as its
-        decoder wants. The rest is as in `generate_batch`. Raises ValueError as it does, and for an item without a
-        medium.
+        Item k of a reply is rendered from its seed + k. The rest is as in `generate_batch`. Raises ValueError as it
+        does, and for an item without a medium.
         """
-        features = self._features(queries)
-        replies = generate_batch(
-            self.model,
-            self.tokenizer,
-            [
-                Prompt(turns=query.turns, features=rows, require=query.require)
-                for query, rows in zip(queries, features, strict=True)
-            ],
-            max_new_tokens=max_new_tokens,
-            max_items=max_items,
-            temperature=temperature,
-            seed=seed,
-            on_part=on_part,
-        )
-        media = self._render(replies, seed, steps)
+        replies = self.reply_batch(queries, on_part=on_part)
+        media = self._render(queries, replies)
         return [
-            Response(text=reply.text, parts=reply.parts, media=items, untrained=self._untrained(len(rows) > 0, reply))
-            for reply, items, rows in zip(replies, media, features, strict=True)
+            Response(text=reply.text, parts=reply.parts, media=items, untrained=self._untrained(query, reply))
+            for query, reply, items in zip(queries, replies, media, strict=True)
         ]
+
+    def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
+        """The replies as the LLM gives them, their items not yet rendered; raises as `respond_batch`."""
+        prompts = [
+            Prompt(turns=query.turns, features=rows, require=query.require, sampling=query.sampling)
+            for query, rows in zip(queries, self._features(queries), strict=True)
+        ]
+        return generate_batch(self.model, self.tokenizer, prompts, on_part=on_part)
 
     def _features(self, queries: Sequence[Query]) -> list[npt.NDArray[np.float32]]:
         """The embeddings (N, E) of each dialogue's input items."""
@@ -135,16 +102,13 @@ class Responder:
         rows_NE = self.encoder([medium for media in inputs for medium in media])
         return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
 
-    def _render(self, replies: Sequence[Reply], seed: int, steps: int | None) -> list[tuple[Decoded, ...]]:
+    def _render(self, queries: Sequence[Query], replies: Sequence[Reply]) -> list[tuple[Decoded, ...]]:
         """The media of all replies."""
-        wishes = [
-            Wish(modality, condition, seed + row + number)
-            for row, reply in enumerate(replies)
-            for number, (modality, condition) in enumerate(reply.conditions)
-        ]
+        of_replies = [wishes(query, reply) for query, reply in zip(queries, replies, strict=True)]
+        wanted = [wish for of_reply in of_replies for wish in of_reply]
         # In turn: loading is not safe in threads.
-        decoders = {modality: self._decoder(modality) for modality in dict.fromkeys(wish.modality for wish in wishes)}
-        media = iter(render(decoders, wishes, steps=steps))
+        decoders = {modality: self._decoder(modality) for modality in dict.fromkeys(wish.modality for wish in wanted)}
+        media = iter(render(decoders, wanted))
         return [tuple(next(media) for _ in reply.conditions) for reply in replies]
 
     def _decoder(self, modality: Modality) -> Decoder:
@@ -156,11 +120,19 @@ class Responder:
             self._decoders[modality] = Decoder(modality, self.model.config.outputs[modality].decoder, device=device)
         return self._decoders[modality]
 
-    def _untrained(self, has_inputs: bool, reply: Reply) -> tuple[str, ...]:
-        config = self.model.config
+    def _untrained(self, query: Query, reply: Reply) -> tuple[str, ...]:
+        config, has_inputs = self.model.config, bool(_inputs(query))
         decoders = [config.outputs[modality].decoder for modality, _ in reply.conditions]
         used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
         return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
+
+
+def wishes(query: Query, reply: Reply) -> list[Wish]:
+    """What the decoders have to render for a reply, item by item."""
+    return [
+        Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
+        for number, (modality, condition) in enumerate(reply.conditions)
+    ]
 
 
 def _inputs(query: Query) -> list[Decoded]:

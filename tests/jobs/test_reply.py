@@ -8,6 +8,7 @@ import pytest
 from jobs.reply import Request, Result, respond
 from model.config import load_preset
 from model.nextgpt import NextGPT
+from model.query import Sampling
 from pipelines.media import decode, encode
 from pipelines.sample import Image, Modality
 
@@ -21,10 +22,7 @@ def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
         prompt="like this, but louder",
         inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
         require=list(Modality),
-        max_items=3,
-        max_new_tokens=60,
-        temperature=1.0,
-        seed=3,
+        sampling=Sampling(max_items=3, max_new_tokens=60, temperature=1.0, seed=3),
         steps=2,
     )
 
@@ -45,5 +43,5 @@ def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(request_of_a
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(request_of_all: Request) -> None:
     one, two = list(respond(request_of_all)), list(respond(request_of_all))
     assert one == two
-    *_, other = respond(replace(request_of_all, seed=4))
+    *_, other = respond(replace(request_of_all, sampling=replace(request_of_all.sampling, seed=4)))
     assert other != one[-1]

@@ -1,18 +1,22 @@
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, make_example
+from hypothesis import given
+from hypothesis import strategies as st
 from llm_families import FAMILIES, family_config
 from transformers import AutoTokenizer
 
 from model.batch import collate
 from model.dialogue import encode_dialogue
-from model.generation import Prompt, generate, generate_batch
+from model.generation import Prompt, _Draw, _drawn, generate, generate_batch
 from model.nextgpt import NextGPT
 from model.parts import resolve
+from model.query import Sampling
 from model.tokenizer import encode_text, load_tokenizer
 from pipelines.sample import Item, Modality, Turn
 
@@ -60,6 +64,12 @@ def prompts_of_many_kinds():
         features = rng.standard_normal((inputs, 32)).astype(np.float32)
         prompts.append(Prompt(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
     return [*prompts, Prompt(turns=ASK, require=[VIDEO, IMAGE])]
+
+
+def answer_batch(model, tokenizer, prompts, seed=0, on_part=None, **options):
+    """Row r is drawn from seed + r."""
+    prompts = [replace(p, sampling=Sampling(seed=seed + row, **options)) for row, p in enumerate(prompts)]
+    return generate_batch(model, tokenizer, prompts, on_part=on_part)
 
 
 def one_by_one(model, tokenizer, prompts, seed=0, **options):
@@ -255,6 +265,9 @@ def test_the_oldest_exchanges_leave_when_the_dialogue_is_too_long(model, tokeniz
         ({"features": np.zeros((1, 32))}, "features of 1 items"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
         ({"turns": REQUEST}, "last turn must be the user's"),
     ],
 )
@@ -275,7 +288,7 @@ def test_a_batch_gets_the_replies_that_its_prompts_get_alone(model, tokenizer, t
     lively(model, tokenizer)
     prompts = prompts_of_many_kinds()
     options = {"max_new_tokens": 60, "temperature": temperature, "seed": 5}
-    replies = generate_batch(model, tokenizer, prompts, **options)
+    replies = answer_batch(model, tokenizer, prompts, **options)
     assert_alike(replies, one_by_one(model, tokenizer, prompts, **options))
     unasked = [reply for reply, prompt in zip(replies, prompts, strict=True) if reply.conditions and not prompt.require]
     assert unasked, "some bring items forth themselves, so that groups are read while neighbours speak"
@@ -283,12 +296,45 @@ def test_a_batch_gets_the_replies_that_its_prompts_get_alone(model, tokenizer, t
     assert len({len(reply.conditions) for reply in replies}) > 2
 
 
+@given(
+    weights=st.lists(st.integers(1, 1000), min_size=2, max_size=8, unique=True),
+    top_p=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_drawn_is_among_the_fewest_likeliest_that_add_up_to_top_p(weights, top_p, seed):
+    weights_V = np.array(weights, np.float64)
+    drawn, [token] = _drawn(
+        torch.tensor(weights_V).log()[None], [_Draw(Sampling(temperature=1.0, top_p=top_p, seed=seed))]
+    )
+    assert drawn.tolist() == [True]
+    likelier = weights_V[weights_V > weights_V[token]].sum() / weights_V.sum()
+    assert likelier < top_p + 1e-9
+
+
+def test_tokens_within_top_p_are_drawn_in_their_proportions():
+    logits_BV = torch.tensor([0.5, 0.05, 0.3, 0.15]).log().expand(2, 4)
+    draws = [_Draw(Sampling(temperature=1.0, top_p=0.7)), _Draw(Sampling(temperature=0.5, seed=1))]
+    drawn = torch.stack([_drawn(logits_BV, draws)[1] for _ in range(4000)])
+    shares = [torch.bincount(drawn[:, row], minlength=4) / len(drawn) for row in range(2)]
+    np.testing.assert_allclose(shares[0], [0.625, 0, 0.375, 0], atol=0.03)
+    squares = np.square([0.5, 0.05, 0.3, 0.15])
+    np.testing.assert_allclose(shares[1], squares / squares.sum(), atol=0.03)
+
+
+def test_rows_of_a_batch_are_drawn_each_in_its_own_way(model, tokenizer):
+    ways = [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 2.0, "top_p": 0.5}, {"max_new_tokens": 7}]
+    prompts = [Prompt(turns=ASK, sampling=Sampling(**{"max_new_tokens": 30, **way})) for way in ways]
+    replies = generate_batch(model, tokenizer, prompts)
+    assert_alike(replies, [generate_batch(model, tokenizer, [prompt])[0] for prompt in prompts])
+    assert len({reply.text for reply in replies}) == len(ways)
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_of_llms_answers_in_batches(family, tiny, tmp_path):
     config = family_config(tmp_path, family, tiny, AutoTokenizer.from_pretrained(resolve(tiny.llm.name)))
     model, tokenizer = NextGPT.from_config(config), load_tokenizer(config)
     prompts, options = prompts_of_many_kinds(), {"max_new_tokens": 48}
-    replies = generate_batch(model, tokenizer, prompts, **options)
+    replies = answer_batch(model, tokenizer, prompts, **options)
     assert_alike(replies, one_by_one(model, tokenizer, prompts, **options))
 
 
@@ -308,7 +354,7 @@ def test_a_group_is_read_whole_or_token_by_token_beside_others_alike(model, toke
 
     model.logits = logits
     with fed(model) as seen:
-        one, two = generate_batch(
+        one, two = answer_batch(
             model,
             tokenizer,
             [Prompt(turns=ASK), Prompt(turns=CAPTION[:1], features=np.ones((1, 32)))],
@@ -322,13 +368,13 @@ def test_a_group_is_read_whole_or_token_by_token_beside_others_alike(model, toke
 
 
 def test_no_prompts_get_no_replies(model, tokenizer):
-    assert generate_batch(model, tokenizer, [], max_new_tokens=5) == []
+    assert answer_batch(model, tokenizer, [], max_new_tokens=5) == []
 
 
 def test_a_mistaken_prompt_of_a_batch_is_named(model, tokenizer):
     prompts = [Prompt(turns=ASK), Prompt(turns=REQUEST)]
     with pytest.raises(ValueError, match=r"^prompt 2: the last turn must be the user's$"):
-        generate_batch(model, tokenizer, prompts, max_new_tokens=5)
+        answer_batch(model, tokenizer, prompts, max_new_tokens=5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e6])
@@ -336,8 +382,8 @@ def test_parts_are_told_in_place_and_their_texts_joined_are_the_replys(model, to
     lively(model, tokenizer)
     prompts, told = prompts_of_many_kinds(), []
     options = {"max_new_tokens": 60, "temperature": temperature}
-    replies = generate_batch(model, tokenizer, prompts, on_part=lambda *part: told.append(part), **options)
-    assert_alike(replies, generate_batch(model, tokenizer, prompts, **options))
+    replies = answer_batch(model, tokenizer, prompts, on_part=lambda *part: told.append(part), **options)
+    assert_alike(replies, answer_batch(model, tokenizer, prompts, **options))
     for row, reply in enumerate(replies):
         parts = [part for number, part in told if number == row]
         assert "".join(part for part in parts if isinstance(part, str)) == reply.text
@@ -362,7 +408,7 @@ def test_a_piece_of_text_is_never_taken_back(model, tokenizer, text, end):
     told = []
     said = [i for char in text + end for byte in char.encode() for i in bytes_to_ids(tokenizer, byte)]
     with saying(model, said, tokenizer.eos_token_id):
-        [reply] = generate_batch(
+        [reply] = answer_batch(
             model, tokenizer, [Prompt(turns=ASK)], max_new_tokens=90, on_part=lambda row, part: told.append(part)
         )
     assert reply.text == (text + end).strip().removesuffix("###").strip()

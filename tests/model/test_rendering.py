@@ -19,7 +19,10 @@ def decoders() -> dict[Modality, Decoder]:
 
 def _wishes(*modalities: Modality) -> list[Wish]:
     conditions = {modality: CaptionEncoder(modality, name_of(modality))(["a red circle"]) for modality in Modality}
-    return [Wish(modality, conditions[modality].embeddings[0], seed) for seed, modality in enumerate(modalities)]
+    return [
+        Wish(modality, conditions[modality].embeddings[0], seed, {"steps": STEPS})
+        for seed, modality in enumerate(modalities)
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -32,7 +35,7 @@ def test_side_by_side_or_not_each_wish_gets_its_own_medium(
     done: list[int] = []
     try:
         torch.set_num_threads(threads)
-        media = render(decoders, wishes, steps=STEPS, on_done=done.append)
+        media = render(decoders, wishes, on_done=lambda places, media: done.append(len(media)))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
