@@ -21,12 +21,14 @@ from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video
 from pipelines.views import CAPTION_PROMPT
 from pipelines.world.bank import SEED, Bank, bank, half_named_sounds, joined
 from pipelines.world.captions import caption
-from pipelines.world.conversations import KINDS, converse
+from pipelines.world.conversations import KINDS, converse_by_turns
 from pipelines.world.render import FPS, SAMPLE_RATE, render
 from pipelines.world.scenes import ATTRIBUTES, Subject, draw, modality_of
 
 SEED_HELD_OUT = SEED + 1
 CORPUS_SIZE = 2000  # captions a tokenizer is made from
+# Copying from far back is learned last.
+_REPEATED_KINDS = (*("everything", "change", "remember", "question") * 2, "remember", "remember")
 
 
 def _corpus(*modalities: Modality) -> list[str]:
@@ -225,20 +227,21 @@ def _encoder_input(medium: Decoded, size: int) -> Tensor:
 def llm(out: Path, scale: float) -> None:
     """A Llama that talks about the world, and has seen nothing of it."""
     torch.manual_seed(0)
-    texts = [*dialogues(12_000), *captioned(4_000)]
-    corpus = [part for turns in texts[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
+    said = [*dialogues(12_000), *captioned(4_000)]
+    corpus = [part for turns in said[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
     model, tokenizer = blank.llama(corpus)
+    texts = [*dialogues(48_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000)]
     state = out / "state" / "llm.pt"
-    train_llm(model, tokenizer, texts, steps=_steps(2000, scale), batch_size=32, state=state)
+    train_llm(model, tokenizer, texts, steps=_steps(3000, scale), batch_size=32, state=state)
     model.to(torch.float16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
 
 
-def dialogues(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
-    """Conversations of all kinds by turns."""
+def dialogues(count: int, kinds: Sequence[str] = KINDS, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
+    """Conversations of kinds by turns."""
     seed = SEED_HELD_OUT if held_out else SEED
     for index in range(count):
-        yield converse(KINDS[index % len(KINDS)], seed, index // len(KINDS), held_out=held_out).turns
+        yield converse_by_turns(kinds, seed, index, held_out=held_out).turns
 
 
 def captioned(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:

@@ -4,6 +4,7 @@ Shape suffixes: B rows, T tokens, H width.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ _IN_ONE = 0.7  # share of items that stand in one vector, not in words
 _NOISE = 0.1  # on such a vector, in its own deviations
 _BLANKS = {Modality.IMAGE: 4, Modality.VIDEO: 8, Modality.AUDIO: 4}
 _IGNORE = -100
+_USERS_WEIGHT = 0.1  # of a token that the user says, beside one of an answer: what will be asked cannot be known
 
-Row = tuple[list[int], list[int], list[tuple[int, list[int]]]]
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A dialogue's ids, the labels of its answers and of all it says, and where its items stand with their captions."""
+
+    ids: list[int]
+    answers: list[int]
+    labels: list[int]
+    items: list[tuple[int, list[int]]]
 
 
 def train_llm(
@@ -33,21 +43,26 @@ def train_llm(
     A large LLM reads what it is shown in a vector of its embedding space; a small one has to be taught that such a
     vector can hold a whole caption: here an item stands as the sum of the embeddings of its caption's tokens, or as
     the caption in words. Where an answer holds an item, tokens without a meaning stand, in which signal tokens will.
+    What users say counts little.
     """
     vocabulary = SignalVocabulary(llm.config.vocab_size, _BLANKS)
-    rows = sorted((_row(tokenizer, vocabulary, turns, number) for number, turns in enumerate(dialogues)), key=_length)
+    rows = [_row(tokenizer, vocabulary, turns, number) for number, turns in enumerate(dialogues)]
+    rows.sort(key=lambda row: len(row.ids))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows) - batch_size + 1, batch_size)]
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = batches[int(torch.randint(len(batches), (), generator=generator))]
-        width = max(len(ids) for ids, _, _ in batch)
-        ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids, _, _ in batch])
-        labels_BT = torch.tensor([labels + [_IGNORE] * (width - len(labels)) for _, labels, _ in batch])
-        embeds_BTH = _embed(llm, ids_BT, [items for _, _, items in batch], generator)
-        logits = llm(inputs_embeds=embeds_BTH).logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=_IGNORE)
+        ids_BT = _padded([row.ids for row in batch], 0)
+        labels_BT = _padded([row.labels for row in batch], _IGNORE)[:, 1:]
+        answers_BT = _padded([row.answers for row in batch], _IGNORE)[:, 1:]
+        logits = llm(inputs_embeds=_embed(llm, ids_BT, [row.items for row in batch], generator)).logits[:, :-1]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), ignore_index=_IGNORE, reduction="none")
+        weights = (
+            torch.where(answers_BT != _IGNORE, 1.0, _USERS_WEIGHT).masked_fill(labels_BT == _IGNORE, 0.0).flatten()
+        )
+        return (losses * weights).sum() / weights.sum()
 
-    train(state.stem, llm, loss, steps=steps, learning_rate=2e-3, state=state)
+    train(state.stem, llm, loss, steps=steps, learning_rate=3e-3, state=state)
 
 
 @torch.no_grad()
@@ -56,33 +71,33 @@ def token_accuracy(llm: Any, tokenizer: Any, dialogues: Sequence[Sequence[Turn]]
     vocabulary = SignalVocabulary(llm.config.vocab_size, _BLANKS)
     right = total = 0
     for number, turns in enumerate(dialogues):
-        ids, labels, items = _row(tokenizer, vocabulary, turns, number, answers=True)
-        embeds_BTH = _embed(llm, torch.tensor([ids]), [items], torch.Generator().manual_seed(number))
+        row = _row(tokenizer, vocabulary, turns, number)
+        embeds_BTH = _embed(llm, torch.tensor([row.ids]), [row.items], torch.Generator().manual_seed(number))
         best = llm(inputs_embeds=embeds_BTH).logits[0, :-1].argmax(-1)
-        wanted = torch.tensor(labels[1:])
+        wanted = torch.tensor(row.answers[1:])
         right += int((best == wanted).sum())
         total += int((wanted != _IGNORE).sum())
     return right / total
 
 
-def _length(row: Row) -> int:
-    return len(row[0])
+def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def _row(
-    tokenizer: Any, vocabulary: SignalVocabulary, turns: Sequence[Turn], number: int, *, answers: bool = False
-) -> Row:
-    """Ids, labels (all tokens of the base, or those of answers), and the places of items with their captions' ids."""
+def _row(tokenizer: Any, vocabulary: SignalVocabulary, turns: Sequence[Turn], number: int) -> _Row:
     draws = torch.rand(64, generator=torch.Generator().manual_seed(number)).tolist()
     shown = [_shown(turn, draws) for turn in turns]
     dialogue = encode_dialogue(shown, tokenizer, vocabulary, 1, 1024)
     hidden = {place for _, place in dialogue.input_positions}
-    labels = [
-        _IGNORE if token >= vocabulary.base_size or place in hidden else token
-        for place, token in enumerate(dialogue.labels if answers else dialogue.input_ids)
-    ]
+
+    def of_the_base(ids: list[int]) -> list[int]:
+        return [
+            _IGNORE if token >= vocabulary.base_size or place in hidden else token for place, token in enumerate(ids)
+        ]
+
     items = [(place, encode_text(tokenizer, f" {item.caption}")) for item, place in dialogue.input_positions]
-    return dialogue.input_ids, labels, items
+    return _Row(dialogue.input_ids, of_the_base(dialogue.labels), of_the_base(dialogue.input_ids), items)
 
 
 def _shown(turn: Turn, draws: list[float]) -> Turn:

@@ -70,6 +70,14 @@ def converse(kind: str, seed: int, index: int, *, held_out: bool = False) -> Con
             return Conversation(kind=kind, turns=tuple(talk.turns), media=talk.media, answers=tuple(talk.answers))
 
 
+def converse_by_turns(kinds: Sequence[str], seed: int, number: int, *, held_out: bool = False) -> Conversation:
+    """The `number`-th of kinds in turn, the conversations of each in order; a kind may stand there more than once."""
+    rounds, place = divmod(number, len(kinds))
+    kind = kinds[place]
+    index = rounds * kinds.count(kind) + kinds[:place].count(kind)
+    return converse(kind, seed, index, held_out=held_out)
+
+
 class _Talk:
     """A conversation on its way."""
 

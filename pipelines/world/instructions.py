@@ -6,10 +6,11 @@ Eight formats: Alpaca, LLaVA-Instruct, VideoChat, T-T+X of the older and the new
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipelines.sample import Item, Modality, Part, Turn
-from pipelines.world.conversations import Conversation, converse
+from pipelines.world.conversations import Conversation, converse, converse_by_turns
 
 Row = dict[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
@@ -37,17 +38,6 @@ class InstructionSet:
     draw: Callable[[int, int], Conversation]
     row: Callable[[Conversation, str, Mapping[str, str]], Row]
     share: int = 1
-
-
-def _by_turns(*kinds: str) -> Callable[[int, int], Conversation]:
-    """Kinds in turn, the conversations of each in order; a kind may stand there more than once."""
-
-    def draw(seed: int, number: int) -> Conversation:
-        rounds, place = divmod(number, len(kinds))
-        kind = kinds[place]
-        return converse(kind, seed, rounds * kinds.count(kind) + kinds[:place].count(kind))
-
-    return draw
 
 
 def _made(modality: Modality) -> Callable[[int, int], Conversation]:
@@ -147,13 +137,17 @@ def _text(turn: Turn) -> str:
 # By their names in the catalog.
 INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
     "alpaca_instruction": InstructionSet(
-        path="T+X-T_data/alpaca/alpaca.json", draw=_by_turns("question", "question", "chat"), row=_alpaca_row
+        path="T+X-T_data/alpaca/alpaca.json",
+        draw=partial(converse_by_turns, ("question", "question", "chat")),
+        row=_alpaca_row,
     ),
     "llava_instruction": InstructionSet(
-        path="T+X-T_data/llava/llava.json", draw=_by_turns("describe_image"), row=_llava_row
+        path="T+X-T_data/llava/llava.json", draw=partial(converse_by_turns, ("describe_image",)), row=_llava_row
     ),
     "videochat_instruction": InstructionSet(
-        path="T+X-T_data/videochat/videochat.json", draw=_by_turns("describe_video"), row=_videochat_row
+        path="T+X-T_data/videochat/videochat.json",
+        draw=partial(converse_by_turns, ("describe_video",)),
+        row=_videochat_row,
     ),
     "image_instruction": InstructionSet(
         path="T-T+X_data/image_t2x.json", draw=_made(Modality.IMAGE), row=_newer_t2x_row
@@ -165,6 +159,6 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T-T+X_data/audio_t2x.json", draw=_made(Modality.AUDIO), row=_older_t2x_row
     ),
     "mosit_instruction": InstructionSet(
-        path="MosIT_data/mosit.json", draw=_by_turns(*_MOSIT_KINDS), row=_mosit_row, share=3
+        path="MosIT_data/mosit.json", draw=partial(converse_by_turns, _MOSIT_KINDS), row=_mosit_row, share=3
     ),
 }
