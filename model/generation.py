@@ -5,7 +5,7 @@ length and width of a condition.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from model.answers import Answer, Detokenizer, Limits
 from model.batch import Example, collate
+from model.decoding import Decoding, Draw, Row
 from model.dialogue import IGNORE, Dialogue, encode_dialogue
 from model.nextgpt import NextGPT
 from model.query import Sampling
@@ -79,28 +79,97 @@ def generate_batch(
     Raises ValueError when features and items differ in number, the model has no signal tokens for a required modality,
     `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
     """
-    examples = _examples(model, tokenizer, prompts)
-    ends, detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
-    answers = [
-        Answer(
-            detokenizer,
-            model.vocabulary,
-            _limits(prompt.sampling, ends),
-            prompt.require,
-            partial(on_part, row) if on_part else None,
-        )
-        for row, prompt in enumerate(prompts)
-    ]
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            decoding = _Decoding(model, set(special_ids(tokenizer)) - ends)
-            decoding.run(examples, answers, [_Draw(prompt.sampling) for prompt in prompts])
-            conditions = _conditions(model, examples, answers, detokenizer)
+        generator = Generator(model, tokenizer)
+        for row, prompt in enumerate(prompts):
+            try:
+                generator.add(prompt, partial(on_part, row) if on_part else None)
+            except ValueError as error:
+                raise ValueError(f"prompt {row + 1}: {error}" if len(prompts) > 1 else str(error)) from None
+        replies: dict[int, Reply] = {}
+        while not generator.is_idle:
+            replies |= generator.step()
     finally:
         model.train(was_training)
-    return [_reply(answer.parts(), items) for answer, items in zip(answers, conditions, strict=True)]
+    return [replies[row] for row in range(len(prompts))]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A prompt as the LLM reads it, and its answer on its way."""
+
+    example: Example
+    row: Row
+
+
+class Generator:
+    """Answers prompts as they come: those that wait join the others at the next token, up to `at_once` of them.
+
+    Each is answered as it would be alone, but for how sums are rounded. The model is to be in evaluation mode; one
+    thread at a time may use it.
+    """
+
+    def __init__(self, model: NextGPT, tokenizer: Any, *, at_once: int | None = None) -> None:
+        self._model, self._tokenizer, self._at_once = model, tokenizer, at_once
+        self._ends, self._detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
+        self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)
+        self._waiting: dict[int, _Asked] = {}
+        self._running: dict[int, _Asked] = {}
+        self._count = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to answer."""
+        return not self._waiting and not self._running
+
+    def add(self, prompt: Prompt, on_part: Callable[[Part], None] | None = None) -> int:
+        """Takes a prompt; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
+        _check(self._model, prompt)
+        example = _example(self._model, self._tokenizer, prompt)
+        limits = _limits(prompt.sampling, self._ends)
+        answer = Answer(self._detokenizer, self._model.vocabulary, limits, prompt.require, on_part)
+        self._waiting[self._count] = _Asked(example, Row(answer, Draw(prompt.sampling)))
+        self._count += 1
+        return self._count - 1
+
+    def drop(self, number: int) -> None:
+        """Forgets a prompt that nobody waits for any more."""
+        self._waiting.pop(number, None)
+        if asked := self._running.pop(number, None):
+            self._decoding.drop(asked.row)
+
+    @torch.inference_mode()
+    def step(self) -> dict[int, Reply]:
+        """Goes on by a token; returns the replies that became complete, by number."""
+        if self._decoding.rows:
+            self._decoding.step()
+        self._admit()
+        done = {number: asked for number, asked in self._running.items() if not asked.row.answer.unread}
+        for number in done:
+            del self._running[number]
+        conditions = _conditions(
+            self._model,
+            [asked.example for asked in done.values()],
+            [asked.row.answer for asked in done.values()],
+            self._detokenizer,
+        )
+        return {
+            number: _reply(asked.row.answer.parts(), items)
+            for (number, asked), items in zip(done.items(), conditions, strict=True)
+        }
+
+    def _admit(self) -> None:
+        room = len(self._waiting) if self._at_once is None else self._at_once - len(self._running)
+        if not self._decoding.is_open or room < 1:
+            return
+        joining = dict(list(self._waiting.items())[:room])
+        for number in joining:
+            del self._waiting[number]
+        self._running |= joining
+        asked = list(joining.values())
+        self._decoding.join([one.example for one in asked], [one.row for one in asked])
 
 
 def _limits(sampling: Sampling, ends: set[int]) -> Limits:
@@ -112,17 +181,6 @@ def _limits(sampling: Sampling, ends: set[int]) -> Limits:
 
 def _reply(parts: tuple[Part, ...], conditions: list[Condition]) -> Reply:
     return Reply(text=" ".join(part for part in parts if isinstance(part, str)), parts=parts, conditions=conditions)
-
-
-def _examples(model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Example]:
-    examples = []
-    for row, prompt in enumerate(prompts):
-        try:
-            _check(model, prompt)
-            examples.append(_example(model, tokenizer, prompt))
-        except ValueError as error:
-            raise ValueError(f"prompt {row + 1}: {error}" if len(prompts) > 1 else str(error)) from None
-    return examples
 
 
 def _check(model: NextGPT, prompt: Prompt) -> None:
@@ -157,127 +215,6 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
             raise ValueError(f"the last turn takes {len(dialogue.input_ids)} tokens of {room}; shorten it")
         features = None if features is None else features[_num_inputs(turns[:2]) :]
         turns = turns[2:]
-
-
-class _Draw:
-    """Where the next token of an answer comes from: its settings, and its own random numbers."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.temperature, self.top_p = sampling.temperature, sampling.top_p
-        # On the CPU, so that the draws do not depend on the device.
-        self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
-
-    def number(self) -> float:
-        """The next of them, in [0, 1)."""
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64)) if self.temperature else 0.0
-
-
-class _Decoding:
-    """The loop over tokens, with the LLM's cache of keys and values.
-
-    Prompts are padded on the left, so that all rows read their next tokens at the same place. A row that is complete
-    leaves the batch.
-    """
-
-    def __init__(self, model: NextGPT, forbidden: Iterable[int]) -> None:
-        self.model = model
-        self.device = model.new_input_rows.weight.device
-        self.forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool, device=self.device)
-        self.forbidden_V[list(forbidden)] = True
-        self.openings_M = list(model.vocabulary.first_ids)
-        self.cache: Any = None
-        self.length = 0  # of what the cache holds, padding included
-        self.padding_B = torch.zeros(0, dtype=torch.long)
-
-    def run(self, examples: Sequence[Example], answers: Sequence[Answer], draws: Sequence[_Draw]) -> None:
-        """Completes the answers."""
-        rows = [row for row, answer in enumerate(answers) if answer.room]
-        for answer in answers:
-            if not answer.room:
-                answer.complete()
-        embeds_BTH = self._left_padded([examples[row] for row in rows]) if rows else None
-        while embeds_BTH is not None:
-            hidden_BH = self._read(embeds_BTH)
-            # A row in the midst of its group has nothing to choose.
-            choosing = [place for place, row in enumerate(rows) if not answers[row].unread]
-            chosen = [rows[place] for place in choosing]
-            tokens = self._choose(hidden_BH[choosing], [answers[r] for r in chosen], [draws[r] for r in chosen])
-            for row, token in zip(chosen, tokens, strict=True):
-                answers[row].take(token)
-            rows = self._keep(rows, [bool(answers[row].unread) for row in rows])
-            embeds_BTH = self._next([answers[row] for row in rows]) if rows else None
-
-    def _left_padded(self, examples: Sequence[Example]) -> Tensor:
-        """The embeddings of prompts (B, T, H), which all end in the last column."""
-        embeds_BTH = self.model.embed_batch(collate(examples).to(self.device))
-        lengths_B = torch.tensor([len(example.dialogue.input_ids) for example in examples], device=self.device)
-        self.padding_B = embeds_BTH.shape[1] - lengths_B
-        places_T = torch.arange(embeds_BTH.shape[1], device=self.device)
-        shifted_BT = (places_T - self.padding_B[:, None]) % len(places_T)
-        return embeds_BTH.take_along_dim(shifted_BT[..., None], dim=1)
-
-    def _next(self, answers: Sequence[Answer]) -> Tensor:
-        """The embeddings of what all rows have to read: one token, or as much as is left of everyone's group."""
-        width = min(len(answer.unread) for answer in answers)
-        ids_BT = [answer.unread[:width] for answer in answers]
-        for answer in answers:
-            answer.unread = answer.unread[width:]
-        return self.model.embed(torch.tensor(ids_BT, device=self.device))
-
-    def _read(self, embeds_BTH: Tensor) -> Tensor:
-        """Feeds embeddings to the LLM; returns the last hidden states (B, H)."""
-        places_T = torch.arange(self.length + embeds_BTH.shape[1], device=self.device)
-        positions_BT = (places_T[self.length :] - self.padding_B[:, None]).clamp(min=0)
-        output = self.model.run_llm(
-            embeds_BTH,
-            (places_T >= self.padding_B[:, None]).long(),
-            position_ids=positions_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache, self.length = output.past_key_values, len(places_T)
-        return output.last_hidden_state[:, -1]
-
-    def _choose(self, hidden_BH: Tensor, answers: Sequence[Answer], draws: Sequence[_Draw]) -> list[int]:
-        if not answers:
-            return []
-        logits_BV = self.model.logits(hidden_BH).float()
-        modalities = self.model.vocabulary.first_ids.values()
-        closed_BM = torch.tensor([[not answer.may_hold(m) for m in modalities] for answer in answers], dtype=torch.bool)
-        allowed_BV = logits_BV.masked_fill(self.forbidden_V, -torch.inf)
-        allowed_BV[:, self.openings_M] = logits_BV[:, self.openings_M].masked_fill(
-            closed_BM.to(self.device), -torch.inf
-        )
-        likeliest_B = allowed_BV.argmax(dim=-1)
-        if not any(draw.temperature for draw in draws):
-            return likeliest_B.tolist()
-        return torch.where(*_drawn(allowed_BV, draws), likeliest_B).tolist()
-
-    def _keep(self, rows: list[int], kept: list[bool]) -> list[int]:
-        if all(kept):
-            return rows
-        places = torch.tensor([place for place, stays in enumerate(kept) if stays], device=self.device)
-        if len(places):
-            self.padding_B = self.padding_B[places]
-            self.cache.reorder_cache(places)
-        return [row for row, stays in zip(rows, kept, strict=True) if stays]
-
-
-def _drawn(logits_BV: Tensor, draws: Sequence[_Draw]) -> tuple[Tensor, Tensor]:
-    """Whether a row is drawn at all (B,), and the token that it draws (B,)."""
-    numbers = [(draw.temperature, draw.top_p, draw.number()) for draw in draws]
-    temperature_B, top_p_B, number_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device).unbind(1)
-    drawn_B = temperature_B > 0
-    probabilities_BV = torch.softmax(logits_BV.double() / temperature_B.where(drawn_B, 1)[:, None], dim=-1)
-    if any(draw.top_p < 1 for draw in draws):
-        sorted_BV = probabilities_BV.sort(dim=-1, descending=True).values
-        last_B = (sorted_BV.cumsum(dim=-1) < top_p_B[:, None]).sum(dim=-1).clamp(max=sorted_BV.shape[1] - 1)
-        least_B1 = sorted_BV.gather(1, last_B[:, None]).where(top_p_B[:, None] < 1, 0.0)
-        probabilities_BV = probabilities_BV.where(probabilities_BV >= least_B1, 0.0)
-    # One number a row, looked up in the distribution: nothing as long as a vocabulary leaves the device.
-    cumulative_BV = probabilities_BV.cumsum(dim=-1)
-    found_B1 = torch.searchsorted(cumulative_BV, number_B[:, None] * cumulative_BV[:, -1:], right=True)
-    return drawn_B, found_B1[:, 0]
 
 
 def _conditions(

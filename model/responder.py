@@ -88,11 +88,14 @@ class Responder:
 
     def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
         """The replies as the LLM gives them, their items not yet rendered; raises as `respond_batch`."""
-        prompts = [
+        return generate_batch(self.model, self.tokenizer, self.prompts(queries), on_part=on_part)
+
+    def prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        """Queries with the embeddings of what their users show; raises ValueError for an item without a medium."""
+        return [
             Prompt(turns=query.turns, features=rows, require=query.require, sampling=query.sampling)
             for query, rows in zip(queries, self._features(queries), strict=True)
         ]
-        return generate_batch(self.model, self.tokenizer, prompts, on_part=on_part)
 
     def _features(self, queries: Sequence[Query]) -> list[npt.NDArray[np.float32]]:
         """The embeddings (N, E) of each dialogue's input items."""

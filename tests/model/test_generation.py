@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, make_example
+from generation_cases import ASK, AUDIO, IMAGE, VIDEO, assert_alike, lively, prompts_of_many_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 from llm_families import FAMILIES, family_config
 from transformers import AutoTokenizer
 
 from model.batch import collate
+from model.decoding import Draw, drawn
 from model.dialogue import encode_dialogue
-from model.generation import Prompt, _Draw, _drawn, generate, generate_batch
+from model.generation import Prompt, generate, generate_batch
 from model.nextgpt import NextGPT
 from model.parts import resolve
 from model.query import Sampling
 from model.tokenizer import encode_text, load_tokenizer
 from pipelines.sample import Item, Modality, Turn
-
-ASK = dialogue(("show me a dog",))
-VIDEO, AUDIO, IMAGE = Modality.VIDEO, Modality.AUDIO, Modality.IMAGE
 
 
 @contextmanager
@@ -43,29 +42,6 @@ def saying(model, ids, then):
         del model.logits
 
 
-def lively(model, tokenizer):
-    """Makes signal tokens and the end so likely that replies differ in items and in length."""
-    generator = torch.Generator().manual_seed(1)
-    vocabulary = model.vocabulary
-    eos, width = tokenizer.eos_token_id, model.new_output_rows.weight.shape[1]
-    with torch.no_grad():
-        for token in vocabulary.first_ids:
-            model.new_output_rows.weight[token - vocabulary.base_size] = 0.1 * torch.randn(width, generator=generator)
-        model.llm.get_output_embeddings().weight[eos] = 0.06 * torch.randn(width, generator=generator)
-    return model
-
-
-def prompts_of_many_kinds():
-    rng = np.random.default_rng(0)
-    questions = ["hello", "show me a dog", "what is the sound of a large bell in the evening?", "###", "3"]
-    prompts = [Prompt(turns=dialogue((question,))) for question in questions]
-    for turns in (CAPTION[:1], MIXED[:1], MIXED[:3], REQUEST[:1]):
-        inputs = sum(isinstance(part, Item) for turn in turns if turn.role == "user" for part in turn.parts)
-        features = rng.standard_normal((inputs, 32)).astype(np.float32)
-        prompts.append(Prompt(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
-    return [*prompts, Prompt(turns=ASK, require=[VIDEO, IMAGE])]
-
-
 def answer_batch(model, tokenizer, prompts, seed=0, on_part=None, **options):
     """Row r is drawn from seed + r."""
     prompts = [replace(p, sampling=Sampling(seed=seed + row, **options)) for row, p in enumerate(prompts)]
@@ -77,15 +53,6 @@ def one_by_one(model, tokenizer, prompts, seed=0, **options):
         generate(model, tokenizer, p.turns, p.features, require=p.require, seed=seed + row, **options)
         for row, p in enumerate(prompts)
     ]
-
-
-def assert_alike(found, expected):
-    assert [reply.parts for reply in found] == [reply.parts for reply in expected]
-    assert [reply.text for reply in found] == [reply.text for reply in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert [modality for modality, _ in one.conditions] == [modality for modality, _ in other.conditions]
-        for (_, condition), (_, alone) in zip(one.conditions, other.conditions, strict=True):
-            np.testing.assert_allclose(condition, alone, atol=1e-4)
 
 
 @contextmanager
@@ -223,7 +190,7 @@ def test_room_is_kept_for_required_items(model, tokenizer):
         generate(model, tokenizer, ASK, None, max_new_tokens=30, require=[VIDEO, VIDEO])
 
 
-def test_the_seed_decides_what_is_drawn(model, tokenizer):
+def test_the_seed_decides_what_isdrawn(model, tokenizer):
     def reply(seed):
         return generate(model, tokenizer, ASK, None, max_new_tokens=20, temperature=1.0, seed=seed).text
 
@@ -303,19 +270,19 @@ def test_a_batch_gets_the_replies_that_its_prompts_get_alone(model, tokenizer, t
 )
 def test_what_is_drawn_is_among_the_fewest_likeliest_that_add_up_to_top_p(weights, top_p, seed):
     weights_V = np.array(weights, np.float64)
-    drawn, [token] = _drawn(
-        torch.tensor(weights_V).log()[None], [_Draw(Sampling(temperature=1.0, top_p=top_p, seed=seed))]
+    is_drawn, [token] = drawn(
+        torch.tensor(weights_V).log()[None], [Draw(Sampling(temperature=1.0, top_p=top_p, seed=seed))]
     )
-    assert drawn.tolist() == [True]
+    assert is_drawn.tolist() == [True]
     likelier = weights_V[weights_V > weights_V[token]].sum() / weights_V.sum()
     assert likelier < top_p + 1e-9
 
 
 def test_tokens_within_top_p_are_drawn_in_their_proportions():
     logits_BV = torch.tensor([0.5, 0.05, 0.3, 0.15]).log().expand(2, 4)
-    draws = [_Draw(Sampling(temperature=1.0, top_p=0.7)), _Draw(Sampling(temperature=0.5, seed=1))]
-    drawn = torch.stack([_drawn(logits_BV, draws)[1] for _ in range(4000)])
-    shares = [torch.bincount(drawn[:, row], minlength=4) / len(drawn) for row in range(2)]
+    draws = [Draw(Sampling(temperature=1.0, top_p=0.7)), Draw(Sampling(temperature=0.5, seed=1))]
+    tokens = torch.stack([drawn(logits_BV, draws)[1] for _ in range(4000)])
+    shares = [torch.bincount(tokens[:, row], minlength=4) / len(tokens) for row in range(2)]
     np.testing.assert_allclose(shares[0], [0.625, 0, 0.375, 0], atol=0.03)
     squares = np.square([0.5, 0.05, 0.3, 0.15])
     np.testing.assert_allclose(shares[1], squares / squares.sum(), atol=0.03)

@@ -1,0 +1,48 @@
+"""Prompts of many kinds, and a tiny model that answers them in many ways."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue
+
+from model.generation import Prompt
+from model.query import Sampling
+from pipelines.sample import Item, Modality
+
+ASK = dialogue(("show me a dog",))
+VIDEO, AUDIO, IMAGE = Modality.VIDEO, Modality.AUDIO, Modality.IMAGE
+
+
+def lively(model, tokenizer):
+    """Makes signal tokens and the end so likely that replies differ in items and in length."""
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = model.vocabulary
+    eos, width = tokenizer.eos_token_id, model.new_output_rows.weight.shape[1]
+    with torch.no_grad():
+        for token in vocabulary.first_ids:
+            model.new_output_rows.weight[token - vocabulary.base_size] = 0.1 * torch.randn(width, generator=generator)
+        model.llm.get_output_embeddings().weight[eos] = 0.06 * torch.randn(width, generator=generator)
+    return model
+
+
+def prompts_of_many_kinds(**sampling):
+    """Prompt r is drawn from the seed r."""
+    rng = np.random.default_rng(0)
+    questions = ["hello", "show me a dog", "what is the sound of a large bell in the evening?", "###", "3"]
+    prompts = [Prompt(turns=dialogue((question,))) for question in questions]
+    for turns in (CAPTION[:1], MIXED[:1], MIXED[:3], REQUEST[:1]):
+        inputs = sum(isinstance(part, Item) for turn in turns if turn.role == "user" for part in turn.parts)
+        features = rng.standard_normal((inputs, 32)).astype(np.float32)
+        prompts.append(Prompt(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
+    prompts.append(Prompt(turns=ASK, require=[VIDEO, IMAGE]))
+    return [replace(prompt, sampling=Sampling(**{"seed": row, **sampling})) for row, prompt in enumerate(prompts)]
+
+
+def assert_alike(found, expected):
+    assert [reply.parts for reply in found] == [reply.parts for reply in expected]
+    assert [reply.text for reply in found] == [reply.text for reply in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert [modality for modality, _ in one.conditions] == [modality for modality, _ in other.conditions]
+        for (_, condition), (_, alone) in zip(one.conditions, other.conditions, strict=True):
+            np.testing.assert_allclose(condition, alone, atol=1e-4)
