@@ -1,45 +1,86 @@
-"""Answers a prompt in text and media: `jobs/generate.py --checkpoint RUN --prompt TEXT --out DIR`."""
+"""Answers a prompt in text and media, or a file of conversations: `jobs/generate.py --checkpoint RUN --out DIR ...`."""
 
+from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs import cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model.query import Sampling
+    from pipelines.sample import Modality
 
 MODALITIES = ("image", "video", "audio")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the model on a worker, prints the reply's text as it comes, and writes it with its files."""
-    parser = cli.parser("Answer a prompt with text and, where the model asks for them, a picture, a video, a sound.")
+    """Runs the model on workers: one prompt's reply is printed as it comes, a file's conversations go in batches."""
+    parser = cli.parser(
+        "Answer a prompt, or with --conversations each of a file, with text and, where the model asks for them, a "
+        "picture, a video, a sound."
+    )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint, a run, or a hub id")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say to the model")
+    parser.add_argument("--prompt", metavar="TEXT", help="what to say to the model")
     for modality in MODALITIES:
         parser.add_argument(f"--{modality}", metavar="F", action="append", default=[], help=f"an input {modality}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the reply goes")
-    parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media the reply must hold")
+    parser.add_argument(
+        "--conversations",
+        metavar="JSONL",
+        help='instead of --prompt: a chat a line, {"messages": [...]}; run again, it goes on where it stopped',
+    )
+    parser.add_argument(
+        "--media", metavar="DIR", help="where media of --conversations lie; without it, beside the file"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for --conversations; without it, those that are up")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where replies go")
+    parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media a reply must hold")
     parser.add_argument("--max-items", type=int, default=4, metavar="N", help="the most media a reply may hold")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit of the reply")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit of a reply")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that add up to it")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the decoders")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
     arguments = parser.parse_args(argv)
+    _check(arguments)
 
-    from jobs.reply import Request, answer
     from model.description import latest_checkpoint
     from model.hub import is_repo_id
     from model.query import Sampling
-    from pipelines import media as media_files
-    from pipelines.files import write_json
     from pipelines.sample import Modality
 
+    checkpoint = arguments.checkpoint if is_repo_id(arguments.checkpoint) else latest_checkpoint(arguments.checkpoint)
+    out = cli.new_folder(arguments.out)
+    sampling = Sampling(
+        max_new_tokens=arguments.max_new_tokens,
+        max_items=arguments.max_items,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    require = [Modality(name) for name in arguments.require]
+    answer = _answer_file if arguments.conversations else _answer_prompt
+    answer(arguments, checkpoint, require, sampling, out)
+
+
+def _check(arguments: Namespace) -> None:
     mistakes = []
-    if not arguments.prompt.strip():
+    if (arguments.prompt is None) == (arguments.conversations is None):
+        mistakes.append("give --prompt TEXT, or --conversations JSONL")
+    if arguments.prompt is not None and not arguments.prompt.strip():
         mistakes.append("--prompt: is empty")
+    if arguments.conversations and any(getattr(arguments, modality) for modality in MODALITIES):
+        mistakes.append("--image, --video and --audio go with --prompt; conversations name their media themselves")
+    if not arguments.conversations and (arguments.media or arguments.gpus is not None):
+        mistakes.append("--media and --gpus go with --conversations")
+    if arguments.gpus is not None and arguments.gpus < 0:
+        mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.max_new_tokens < 1:
         mistakes.append(f"--max-new-tokens {arguments.max_new_tokens}: must be at least 1")
     if arguments.max_items < 0:
         mistakes.append(f"--max-items {arguments.max_items}: must be 0 or more")
-    if arguments.temperature < 0:
+    if not 0 <= arguments.temperature < float("inf"):
         mistakes.append(f"--temperature {arguments.temperature}: must be 0 or more")
     if not 0 < arguments.top_p <= 1:
         mistakes.append(f"--top-p {arguments.top_p}: must be more than 0, and 1 at most")
@@ -47,8 +88,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         mistakes.append(f"--steps {arguments.steps}: must be at least 1")
     if mistakes:
         raise cli.UsageError("\n".join(mistakes))
-    checkpoint = arguments.checkpoint if is_repo_id(arguments.checkpoint) else latest_checkpoint(arguments.checkpoint)
-    out = cli.new_folder(arguments.out)
+
+
+def _answer_file(
+    arguments: Namespace, checkpoint: "Path | str", require: "list[Modality]", sampling: "Sampling", out: "Path"
+) -> None:
+    from jobs.batch_replies import REJECTS, REPLIES, Plan, answer_file
+
+    conversations = cli.existing_file(arguments.conversations)
+    media = cli.existing_folder(arguments.media) if arguments.media else conversations.parent
+    plan = Plan(checkpoint=checkpoint, require=require, sampling=sampling, steps=arguments.steps)
+    cli.start_ray()
+    summary = answer_file(conversations, media, out, plan, gpus=arguments.gpus)
+    before = f", {summary.before} of them before" if summary.before else ""
+    noun = "conversation" if summary.rows == 1 else "conversations"
+    print(f"{summary.rows} {noun}: {summary.replies} answered{before}, {summary.rejects} rejected")
+    print(f"  {out / REPLIES}")
+    if summary.rejects:
+        print(f"  {out / REJECTS}")
+    cli.note_untrained(summary.untrained)
+
+
+def _answer_prompt(
+    arguments: Namespace, checkpoint: "Path | str", require: "list[Modality]", sampling: "Sampling", out: "Path"
+) -> None:
+    from jobs.reply import Request, answer
+    from pipelines import media as media_files
+    from pipelines.files import write_json
+    from pipelines.sample import Modality
+
     inputs = []
     for modality in Modality:
         for name in getattr(arguments, modality.value):
@@ -58,20 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             inputs.append(medium)
-
-    sampling = Sampling(
-        max_new_tokens=arguments.max_new_tokens,
-        max_items=arguments.max_items,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    )
     cli.start_ray()
     request = Request(
         checkpoint=checkpoint,
         prompt=arguments.prompt,
         inputs=inputs,
-        require=[Modality(name) for name in arguments.require],
+        require=require,
         sampling=sampling,
         steps=arguments.steps,
     )

@@ -15,7 +15,7 @@ from pipelines.containers import SUFFIXES
 from pipelines.files import atomic_path, is_local, remove_tree, stamp, stamps_below
 from pipelines.media_policy import MediaPolicy
 from pipelines.progress import Progress
-from pipelines.readers import READERS
+from pipelines.readers import READERS, Reader
 from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
 from pipelines.shards import hash_strings, shard_name
 
@@ -110,12 +110,16 @@ def source_stamp(path: Path) -> str:
     return Stamps(root=path).of(sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()))
 
 
-def stage_rows(source: Source, progress: Progress | None = None) -> Staged:
-    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` rows."""
+def stage_rows(source: Source, progress: Progress | None = None, read: Reader | None = None) -> Staged:
+    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` rows.
+
+    `read` is the reader to take in place of the entry's.
+    """
+    read = read or READERS[source.entry.reader]
     chunks, rejects, seen, rows = list[Chunk](), list[Reject](), set[str](), list[Sample]()
     stamps = Stamps(root=source.media)
     remove_tree(source.work / "rows")
-    for row in READERS[source.entry.reader](source.entry, source.path):
+    for row in read(source.entry, source.path):
         if isinstance(row, Sample) and row.key in seen:
             row = Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
         if progress:

@@ -14,7 +14,9 @@ from pipelines.sample import Reject, Sample
 if TYPE_CHECKING:
     from pipelines.catalog import Entry
 
-READERS: dict[str, Callable[["Entry", Path], Iterator[Sample | Reject]]] = {
+Reader = Callable[["Entry", Path], Iterator[Sample | Reject]]
+
+READERS: dict[str, Reader] = {
     "pairs": pairs.read,
     "conversations": conversations.read,
     "chats": chats.read,

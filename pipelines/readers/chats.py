@@ -21,12 +21,33 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
 
     Parts and placeholders such as `<image>` that name no file take the row's `images`, `videos` and `audios` in order;
     what nothing takes stands at the beginning. A medium in an assistant's turn is to be generated and needs a
-    `caption`. NExT-GPT has no system turn: a system message becomes the beginning of the user turn behind it.
+    `caption`, but no file. NExT-GPT has no system turn: a system message becomes the beginning of the user turn behind
+    it.
     """
     return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
 
 
+def read_prompts(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+    """Yields each chat as `read` does, but of those that end in a user's turn: they wait for their answer."""
+    return rows.read(entry, path, lambda row, index: row_key(index), _prompt)
+
+
 def _dialogue(row: rows.Row) -> rows.Dialogue:
+    said = _said(row)
+    dialogue.check_order([role for role, _ in said])
+    return dialogue.finished(said)
+
+
+def _prompt(row: rows.Row) -> rows.Dialogue:
+    said = _said(row)
+    if said and said[-1][0] == "assistant":
+        raise ValueError("bad conversation: the last turn is the assistant's, so that nothing is left to answer")
+    # As if it were answered: the question itself may be the whole chat.
+    dialogue.check_order([*(role for role, _ in said), "assistant"])
+    return dialogue.finished(said, is_prompt=True)
+
+
+def _said(row: rows.Row) -> list[tuple[Role, list[Part]]]:
     listed = dialogue.items(row, ["{}s", "{}", "{}_name"])
     pool = Pool(listed, repeat=False)
     said: list[tuple[Role, list[Part]]] = []
@@ -39,9 +60,9 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
             system = []
     if system:
         raise ValueError("bad conversation: a system message is followed by no user")
-    dialogue.check_order([role for role, _ in said])
-    said[0][1][:0] = pool.rest()
-    return dialogue.finished(said)
+    if said:
+        said[0][1][:0] = pool.rest()
+    return said
 
 
 def _spoken(row: rows.Row, pool: Pool, offered: bool) -> Iterator[tuple[Any, list[Part]]]:
@@ -73,7 +94,9 @@ def _parts(part: Any, role: str, pool: Pool, offered: bool) -> list[Part]:
     modality = Modality(kind)
     name = _name(part, modality)
     caption = rows.optional(part, "caption")
-    item = Item(modality=modality, name=name) if name else pool.take(modality)
+    # What is to be generated may have no file yet.
+    is_taken = not name and (offered or caption is None or role != "assistant")
+    item = pool.take(modality) if is_taken else Item(modality=modality, name=name)
     if caption is not None:
         item = Item(modality=modality, name=item.name, caption=rows.caption(caption, f"{modality} caption"))
     return [_checked(item, role)]

@@ -175,16 +175,19 @@ def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], I
     return [part for part in parts if part]
 
 
-def finished(said: Iterable[tuple[Role, list[Part]]], meta: Mapping[str, Any] | None = None) -> Dialogue:
+def finished(
+    said: Iterable[tuple[Role, list[Part]]], meta: Mapping[str, Any] | None = None, is_prompt: bool = False
+) -> Dialogue:
     """A dialogue from roles and parts that alternate.
 
-    A last question without an answer teaches nothing: it is left out, and `unanswered` in the meta says so.
+    A last question without an answer teaches nothing: unless it `is_prompt`, it is left out, and `unanswered` in the
+    meta says so.
 
     Raises:
         ValueError: a turn is empty.
     """
     result = tuple(Turn(role=role, parts=tuple(parts)) for role, parts in said)
-    unanswered = {"unanswered": True} if result[-1].role == "user" else {}
+    unanswered = {"unanswered": True} if result[-1].role == "user" and not is_prompt else {}
     if unanswered:
         result = result[:-1]
     empty = next((turn.role for turn in result if not turn.parts), None)

@@ -51,9 +51,11 @@ def test_an_assistants_medium_is_an_item_to_generate(read: Read, modality: Modal
     part = {"type": modality.value, modality.value: "out.bin", "caption": " rain\r\n"}
     named = chat("Make it.", [text("Here:"), part])
     nameless = chat("Make it.", [{"type": modality.value, "caption": "rain"}], **{f"{modality}s": ["row.bin"]})
-    one, other = read("chats", [named, nameless])
+    fileless = chat("Make it.", [{"type": modality.value, "caption": "rain"}])
+    one, other, third = read("chats", [named, nameless, fileless])
     assert parts(one)[1] == ("Here:", Item(modality=modality, name="out.bin", caption="rain"))
     assert parts(other)[1] == (Item(modality=modality, name="row.bin", caption="rain"),)
+    assert parts(third)[1] == (Item(modality=modality, caption="rain"),)
 
 
 def test_parts_and_placeholders_without_a_name_take_the_rows_media_in_order(read: Read) -> None:
