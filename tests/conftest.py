@@ -75,9 +75,9 @@ class Cluster:
             [*command, *entrypoint], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=500
         )
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Runs a command of `jobs/` from the checkout as a driver of this cluster."""
-        return _python(command, self.driver_environment)
+        return _python(command, self.driver_environment, timeout)
 
     @property
     def driver_environment(self) -> dict[str, str]:
@@ -121,9 +121,11 @@ def cluster() -> Iterator[Cluster]:
             _end(head)
 
 
-def _python(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _python(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float = 500
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
 
 

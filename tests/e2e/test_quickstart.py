@@ -16,7 +16,7 @@ MAKING = {"make_image", "make_video", "make_audio"}
 def test_the_quickstart_trains_a_model_that_understands_and_makes_what_it_never_saw(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    done = cluster.run("jobs/quickstart.py", "--small", "--out", str(tmp_path))
+    done = cluster.run("jobs/quickstart.py", "--small", "--out", str(tmp_path), timeout=1400)
     assert done.returncode == 0, done.stderr
     assert "0 rejected; shards in" in done.stdout
     assert f"open this one in a browser: {tmp_path / 'gallery.html'}" in done.stdout.splitlines()[-1]
