@@ -1,6 +1,6 @@
 """Measures this project against what a user could run in its place, and what a GPU does with it.
 
-`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py gpu`.
+`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.benchmarks import Row, cores, not_measured, say
+from model.description import SHIPPED
 
 SUITES: Mapping[str, Mapping[str, str]] = {
     "pipelines": {
@@ -30,6 +31,12 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "features": "stage 1 from cached features, against the encoder in the loop",
         "logits": "logits where a token is learned, against logits everywhere: time and peak memory",
     },
+    "chat": {
+        "replies": "each case over HTTP: the first word, the whole reply, and the second reply against the first",
+        "tokens": "tokens a second of the LLM, against transformers' generate on the same weights",
+        "media_batches": "each decoder in batches, against one medium at a time",
+        "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and what batches bring",
+    },
 }
 
 
@@ -38,7 +45,7 @@ GPU = "what one GPU does: training steps of a 7B model with random weights, and 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a suite, prints its table, and fails with `--strict` where a target is missed."""
-    parser = cli.parser("Measure the pipelines, training, or a GPU.")
+    parser = cli.parser("Measure the pipelines, training, the chat server, or a GPU.")
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     for suite, sections in SUITES.items():
         _add_suite(suites, suite, sections)
@@ -68,6 +75,8 @@ def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
     parser.add_argument("--strict", action="store_true", help="fail where a target is missed or not measured")
     if suite == "training":
         parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
+    if suite == "chat":
+        parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model that is asked")
 
 
 def _run_suite(arguments: Namespace) -> None:
@@ -81,10 +90,11 @@ def _run_suite(arguments: Namespace) -> None:
     if arguments.suite == "training":
         from jobs.benchmarks.training import ground
 
-        with ground(cli.existing_folder(arguments.data) if arguments.data else None) as place:
-            rows = _measure(SUITES["training"], names, arguments.scale, place)
+        with ground(cli.existing_folder(arguments.data) if arguments.data else None) as prepared:
+            rows = _measure(SUITES["training"], names, arguments.scale, prepared)
     else:
-        rows = _measure(SUITES["pipelines"], names, arguments.scale)
+        place = (arguments.checkpoint,) if arguments.suite == "chat" else ()
+        rows = _measure(SUITES[arguments.suite], names, arguments.scale, *place)
     facts = machine() + (f", scale {arguments.scale:g}" if arguments.scale != 1 else "")
     print("\n".join(["", *table(rows), "", facts]))
     if out:

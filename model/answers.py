@@ -122,6 +122,7 @@ class Answer:
         self._spare_items = limits.max_items - len(require)
         self.runs = [Run(None)]
         self.unread: list[int] = []
+        self.was_cut = False  # whether the limit ended it, and not the model
 
     @property
     def room(self) -> int:
@@ -148,6 +149,7 @@ class Answer:
             ended = self._detokenizer.stops(self.runs[-1].ids)
             self._telling.tokens(self.runs[-1].ids)
         if ended or not self.room:
+            self.was_cut = not ended
             self.complete()
 
     def complete(self) -> None:

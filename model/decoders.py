@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,23 @@ _DECODED: dict[Modality, Callable[[Any, Any], list[Decoded]]] = {
     Modality.VIDEO: _videos,
     Modality.AUDIO: _sounds,
 }
+
+
+class _Steps:
+    """What a pipeline takes for its progress bar."""
+
+    def __init__(self, on_step: Callable[[int, int], None], total: int) -> None:
+        self._on_step, self._total, self._done = on_step, total, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self) -> None:
+        self._done += 1
+        self._on_step(self._done, self._total)
 
 
 class CaptionEncoder:
@@ -158,7 +176,6 @@ class Decoder:
                 path, tokenizer=encoder.tokenizer, text_encoder=encoder.text_encoder.to(dtype), dtype=dtype
             )
         self.pipe.to(device)
-        self.pipe.set_progress_bar_config(disable=True)
         self.defaults = default_settings(modality, name)
 
     def for_another_thread(self) -> Self:
@@ -186,13 +203,15 @@ class Decoder:
         seeds: Sequence[int],
         steps: int | None = None,
         guidance: float | None = None,
+        on_step: Callable[[int, int], None] | None = None,
         **sizes: Any,
     ) -> list[Decoded]:
         """Renders conditions in one go, each from a seed of its own; on one machine equal calls give equal bytes.
 
         A medium does not depend on the others but in how sums are rounded. `sizes` overrides `defaults`: `height` and
-        `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds. Raises ValueError for a condition of another
-        shape or a size this modality does not have.
+        `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` is told how many denoising steps
+        are done, and of how many. Raises ValueError for a condition of another shape or a size this modality does not
+        have.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -211,6 +230,7 @@ class Decoder:
         if not len(conditions_NLD):
             return []
         negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
+        self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
         output = self.pipe(
             prompt_embeds=self._prompt_embeds(conditions_NLD),
             negative_prompt_embeds=self._prompt_embeds(negative_NLD),

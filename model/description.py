@@ -11,12 +11,18 @@ from model.config import ModelConfig, parse_config
 FORMAT = 2
 CONFIG = "config.json"
 ADAPTER = "adapter"
+SHIPPED = "builtin:world"
 
 
 def as_path(value: Path | str) -> Path:
-    """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, which passes for one here."""
+    """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, which passes for one here.
+
+    `builtin:world` is the folder of the trained model that this package ships.
+    """
     if not isinstance(value, str):
         return value
+    if value == SHIPPED:
+        return Path(__file__).parent / "trained" / value.partition(":")[2]
     if "://" not in value:
         return Path(value)
     from upath import UPath  # late: few runs need it

@@ -44,11 +44,17 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer: its text, its parts in order, and each item's modality and condition, float32 (L, D)."""
+    """An answer: its text, its parts in order, and each item's modality and condition, float32 (L, D).
+
+    `prompt_tokens` and `tokens` are how many the LLM read and chose; `was_cut` where the limit ended the answer.
+    """
 
     text: str
     parts: tuple[Part, ...]
     conditions: list[Condition]
+    prompt_tokens: int
+    tokens: int
+    was_cut: bool
 
 
 def generate(
@@ -155,10 +161,7 @@ class Generator:
             [asked.row.answer for asked in done.values()],
             self._detokenizer,
         )
-        return {
-            number: _reply(asked.row.answer.parts(), items)
-            for (number, asked), items in zip(done.items(), conditions, strict=True)
-        }
+        return {number: _reply(asked, items) for (number, asked), items in zip(done.items(), conditions, strict=True)}
 
     def _admit(self) -> None:
         room = len(self._waiting) if self._at_once is None else self._at_once - len(self._running)
@@ -179,8 +182,16 @@ def _limits(sampling: Sampling, ends: set[int]) -> Limits:
     )
 
 
-def _reply(parts: tuple[Part, ...], conditions: list[Condition]) -> Reply:
-    return Reply(text=" ".join(part for part in parts if isinstance(part, str)), parts=parts, conditions=conditions)
+def _reply(asked: _Asked, conditions: list[Condition]) -> Reply:
+    parts, answer = asked.row.answer.parts(), asked.row.answer
+    return Reply(
+        text=" ".join(part for part in parts if isinstance(part, str)),
+        parts=parts,
+        conditions=conditions,
+        prompt_tokens=len(asked.example.dialogue.input_ids),
+        tokens=sum(len(run.ids) for run in answer.runs),
+        was_cut=answer.was_cut,
+    )
 
 
 def _check(model: NextGPT, prompt: Prompt) -> None:

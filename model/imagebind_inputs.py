@@ -155,7 +155,7 @@ def _cut(frame: npt.NDArray[np.uint8], boxes: Sequence[Box], size: int) -> Tenso
         for left, top, right, bottom in boxes
     ]
     grid = F.affine_grid(torch.tensor(to_frame), [len(boxes), 3, size, size], align_corners=False)
-    pixels = torch.from_numpy(frame).permute(2, 0, 1).float().expand(len(boxes), -1, -1, -1)
+    pixels = torch.tensor(frame).permute(2, 0, 1).float().expand(len(boxes), -1, -1, -1)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -74,11 +74,20 @@ def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> It
         kinds.setdefault(wish.kind, []).append(place)
     for places in kinds.values():
         modality, _, _, settings = wishes[places[0]]
-        latents = prod(latent_shape(modality, decoders[modality].name, dict(settings)))
-        at_once = max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // latents))
+        latents = _latents(decoders[modality], settings)
+        at_once = most_at_once(decoders[modality], settings)
         for start in range(0, len(places), at_once):
             chosen = places[start : start + at_once]
             yield _Batch(modality, chosen, latents * len(chosen))
+
+
+def most_at_once(decoder: Decoder, settings: Mapping[str, Any]) -> int:
+    """How many media a batch of a decoder should hold at most."""
+    return max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // _latents(decoder, settings)))
+
+
+def _latents(decoder: Decoder, settings: Mapping[str, Any]) -> int:
+    return prod(latent_shape(decoder.modality, decoder.name, dict(settings)))
 
 
 class _OwnDecoders(threading.local):

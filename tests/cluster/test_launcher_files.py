@@ -12,6 +12,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from jobs.serving.app import Settings
+from jobs.serving.guard import TOKEN
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -140,7 +144,7 @@ def test_shared_storage_is_mounted_before_the_container_that_sees_it(name: str) 
     assert not any("#" in line for line in config["initialization_commands"] + config["setup_commands"])
 
 
-@pytest.mark.parametrize("name", [*LAUNCHERS, "kuberay/raycluster", "kuberay/Dockerfile"])
+@pytest.mark.parametrize("name", [*LAUNCHERS, "kuberay/raycluster", "kuberay/rayservice-chat", "kuberay/Dockerfile"])
 def test_images_are_of_the_pinned_ray(name: str) -> None:
     path = CLUSTER / name if name.endswith("Dockerfile") else CLUSTER / f"{name}.yaml"
     tags = re.findall(r"(?:rayproject/ray|nextgpt-ray):(\S+)", path.read_text())
@@ -227,7 +231,27 @@ def test_each_rayjob_takes_what_the_one_before_made() -> None:
 
 
 def test_no_kuberay_file_is_left_unchecked() -> None:
-    assert {path.stem for path in KUBERAY.glob("*.yaml")} == {"raycluster", *(f"rayjob-{name}" for name in RAYJOBS)}
+    checked = {"raycluster", "rayservice-chat", *(f"rayjob-{name}" for name in RAYJOBS)}
+    assert {path.stem for path in KUBERAY.glob("*.yaml")} == checked
+
+
+def test_the_rayservice_serves_our_application_behind_a_token() -> None:
+    spec = kuberay("RayService", "rayservice-chat")["spec"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    [application] = config.applications
+    assert application.import_path == "jobs.serving.app:build"
+    Settings.model_validate(application.args)
+    assert application.runtime_env == {"working_dir": "local:///home/ray/nextgpt"}
+    cluster = spec["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    containers = [group["template"]["spec"]["containers"][0] for group in groups]
+    assert {container["image"] for container in containers} == {pods()[0]["containers"][0]["image"]}
+    for container in containers:
+        [token] = [variable for variable in container["env"] if variable["name"] == TOKEN]
+        assert token["valueFrom"]["secretKeyRef"] == {"name": "nextgpt-chat", "key": "token"}
+    ports = {port["name"]: port["containerPort"] for port in containers[0]["ports"]}
+    assert ports["serve"] == config.http_options.port
 
 
 def test_the_readme_submits_our_commands() -> None:

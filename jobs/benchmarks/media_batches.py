@@ -1,0 +1,52 @@
+"""Media a second of each decoder in batches, against one at a time."""
+
+from time import perf_counter
+
+import numpy as np
+
+from jobs.benchmarks import Row, compare
+from jobs.serving.deployments import model_config_of
+from model.decoders import Decoder
+from model.devices import best_device
+from model.rendering import Wish, most_at_once
+
+COUNT = 16
+REPEATS = 3
+
+
+def run(scale: float, checkpoint: str) -> list[Row]:
+    """One row a modality: the same wishes and steps on both sides."""
+    outputs = model_config_of(checkpoint).outputs
+    return [_row(Decoder(m, output.decoder, device=best_device()), scale) for m, output in outputs.items()]
+
+
+def _row(decoder: Decoder, scale: float) -> Row:
+    random, count = np.random.default_rng(0), max(2, round(COUNT * scale))
+    wishes = [
+        Wish(decoder.modality, random.standard_normal(decoder.condition_shape).astype(np.float32), seed)
+        for seed in range(count)
+    ]
+    room = min(count, most_at_once(decoder, {}))
+    ours, peer = compare(
+        lambda: _rate(decoder, wishes, room),
+        lambda: _rate(decoder, wishes, 1),
+        REPEATS,
+        f"{decoder.modality}: media/s",
+    )
+    return Row(
+        name=f"{decoder.modality} decoder, {room} at once / one at a time",
+        ours=ours,
+        peer=peer,
+        ratio=ours / peer,
+        target=1.0,
+        unit="media/s",
+        note=f"{count} media",
+    )
+
+
+def _rate(decoder: Decoder, wishes: list[Wish], at_once: int) -> float:
+    started = perf_counter()
+    for start in range(0, len(wishes), at_once):
+        some = wishes[start : start + at_once]
+        decoder.generate_batch(np.stack([wish.condition for wish in some]), [wish.seed for wish in some])
+    return len(wishes) / (perf_counter() - started)

@@ -1,0 +1,113 @@
+"""Serves a model on Ray Serve: a chat page, and an API as OpenAI's: `jobs/chat.py --checkpoint RUN [--port P]`."""
+
+import os
+import signal
+import threading
+from argparse import Namespace
+from collections.abc import Sequence
+
+from jobs import cli
+from jobs.serving.guard import TOKEN
+from model.description import SHIPPED
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serves until it is interrupted or terminated."""
+    parser = cli.parser("Chat with a model in a browser, and over HTTP as with OpenAI's API.")
+    parser.add_argument(
+        "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="P", help="where to listen")
+    parser.add_argument(
+        "--public", action="store_true", help=f"listen on all addresses; asks for a token, from the variable {TOKEN}"
+    )
+    parser.add_argument("--places", type=int, default=64, metavar="N", help="conversations answered at a time")
+    parser.add_argument("--batch", type=int, metavar="N", help="the most media a decoder makes at once")
+    parser.add_argument("--max-replicas", type=int, default=1, metavar="N", help="of the LLM and of each decoder")
+    parser.add_argument("--language-gpus", type=float, metavar="X", help="GPUs of a replica of the LLM")
+    parser.add_argument("--decoder-gpus", type=float, metavar="X", help="GPUs of a replica of a decoder")
+    parser.add_argument(
+        "--allow-url", action="append", default=[], metavar="PREFIX", help="fetch media in requests from below this URL"
+    )
+    parser.add_argument("--no-page", action="store_true", help="serve the API alone")
+    arguments = parser.parse_args(argv)
+    token = os.environ.get(TOKEN) or None
+    _check(arguments, token)
+
+    import logging
+
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.schema import LoggingConfig
+
+    from jobs.serving.app import Settings, build
+    from model.description import as_path, is_local, latest_checkpoint
+    from model.hub import is_repo_id
+
+    name = arguments.checkpoint
+    # Workers may stand in another folder.
+    is_here = not is_repo_id(name) and is_local(as_path(name))
+    checkpoint = str(latest_checkpoint(name).absolute()) if is_here else name
+    settings = Settings(
+        checkpoint=checkpoint,
+        places=arguments.places,
+        batch=arguments.batch,
+        max_replicas=arguments.max_replicas,
+        language_gpus=arguments.language_gpus,
+        decoder_gpus=arguments.decoder_gpus,
+        token=token,
+        allow_urls=tuple(arguments.allow_url),
+        page=not arguments.no_page,
+    )
+    host = "0.0.0.0" if arguments.public else "127.0.0.1"
+    cli.start_ray()
+    # After Ray has set its own. A shell starts background commands with SIGINT ignored.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, _interrupt)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    print("loading the model", flush=True)
+    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=host, port=arguments.port),
+        logging_config=quiet,
+    )
+    try:
+        serve.run(build(settings), name="chat", logging_config=quiet)
+        print(f"chat page  http://127.0.0.1:{arguments.port}/" + ("?token=..." if token else ""))
+        print(f"API        http://127.0.0.1:{arguments.port}/v1 (described at /docs)")
+        print("Ctrl-C ends it", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("ending", flush=True)
+    finally:
+        serve.shutdown()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _check(arguments: Namespace, token: str | None) -> None:
+    mistakes = []
+    if arguments.public and not token:
+        mistakes.append(f"--public: set {TOKEN} to a secret of 16 characters or more; who knows it may use the model")
+    if token is not None and len(token) < 16:
+        mistakes.append(f"{TOKEN}: must be 16 characters or more")
+    if not 1 <= arguments.port <= 65535:
+        mistakes.append(f"--port {arguments.port}: must be 1 to 65535")
+    for name in ("places", "batch", "max_replicas"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    mistakes += [
+        f"--allow-url {url}: give http:// or https://, a host, and a path if you like"
+        for url in arguments.allow_url
+        if not url.startswith(("http://", "https://"))
+    ]
+    if mistakes:
+        raise cli.UsageError("\n".join(mistakes))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""The application that Ray Serve runs: page and API in front, the parts of the model behind.
+
+serve run jobs.serving.app:build checkpoint=RUN
+"""
+
+import os
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from jobs.serving.deployments import Language, Renderer, about
+from model.speaker import AT_ONCE
+from pipelines.sample import Modality
+
+Fraction = Annotated[float, Field(ge=0, le=64)]
+
+
+class Settings(BaseModel):
+    """What is served and how; the arguments of `build`.
+
+    `places` is how many conversations may be answered at a time. GPUs are those of one replica; without a number, the
+    LLM takes 0.4 and a decoder 0.2 of one where the cluster has any. Without a `token` here it is that of the variable
+    `NEXTGPT_CHAT_TOKEN`; without one there either, only requests to loopback's own names are answered.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str
+    places: Annotated[int, Field(ge=1)] = 64
+    at_once: Annotated[int, Field(ge=1)] = AT_ONCE
+    batch: Annotated[int, Field(ge=1)] | None = None
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    language_gpus: Fraction | None = None
+    decoder_gpus: Fraction | None = None
+    token: str | None = None
+    allow_urls: tuple[str, ...] = ()
+    page: bool = True
+
+
+@serve.deployment
+@serve.ingress()
+class Front:
+    """Answers HTTP: the API, and the page with its visitors' conversations."""
+
+    def __init__(self, settings: Settings, language: Any, renderers: dict[str, Any]) -> None:
+        self._settings, self._language, self._renderers = settings, language, renderers
+        self._page: Any = None
+
+    def __del__(self) -> None:
+        """Serve ends a replica with it: what visitors left goes too."""
+        if self._page is not None:
+            self._page.close()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from fastapi import FastAPI
+
+        from jobs.serving.api import add_handlers, router
+        from jobs.serving.guard import TOKEN, Guard
+        from jobs.serving.joint import Handles, answer
+        from jobs.serving.service import Service
+
+        settings = self._settings
+        handles = Handles(self._language, {Modality(name): handle for name, handle in self._renderers.items()})
+        service = Service(about(settings.checkpoint), lambda query: answer(handles, query), settings.places)
+        app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
+        app.include_router(router(service, settings.allow_urls))
+        add_handlers(app)
+        if settings.page:
+            from jobs.serving.page import add_page
+
+            self._page = add_page(app, service)
+        return Guard(self._page or app, settings.token or os.environ.get(TOKEN) or None)
+
+
+def build(settings: Settings) -> Application:
+    """The application; a Ray Serve application builder."""
+    gpus = _gpus()
+    language = _deployment(
+        Language, "Language", settings, 0.4 * gpus if settings.language_gpus is None else settings.language_gpus
+    ).bind(settings.checkpoint, settings.at_once)
+    share = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
+    renderers = {
+        modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, share).bind(
+            settings.checkpoint, modality, settings.batch, 1
+        )
+        for modality in about(settings.checkpoint).settings
+    }
+    front: Any = Front
+    options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0.1}}
+    return front.options(**options).bind(settings, language, renderers)
+
+
+def _deployment(part: type, name: str, settings: Settings, gpus: float) -> Any:
+    options: dict[str, Any] = {
+        "name": name,
+        "max_ongoing_requests": 4 * settings.at_once,
+        "ray_actor_options": {"num_cpus": 0.2 if not gpus else 1, "num_gpus": gpus},
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 30,
+    }
+    if settings.max_replicas > 1:
+        options["autoscaling_config"] = {
+            "min_replicas": 1,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": max(1, settings.at_once // 2),
+        }
+    return serve.deployment(part).options(**options)
+
+
+def _gpus() -> int:
+    """1 where the cluster has a GPU, else 0."""
+    import ray
+
+    return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)

@@ -1,0 +1,140 @@
+"""The parts of a model as Ray Serve runs them: one that speaks, and one for each medium that it makes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from model.generation import Reply
+from model.painter import Painter, Step
+from model.query import Query
+from model.rendering import Wish
+from model.speaker import Speaker
+from pipelines import media as media_files
+from pipelines.sample import Media, Modality, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a model can do: its name, the media that it makes with their settings, and its untrained parts."""
+
+    name: str
+    settings: dict[Modality, dict[str, Any]]
+    untrained: tuple[str, ...]
+
+
+class Language:
+    """The LLM of a checkpoint with its encoder: queries in, replies out, piece by piece."""
+
+    def __init__(self, checkpoint: str, at_once: int) -> None:
+        from jobs.cli import quiet
+        from model.devices import best_device
+        from model.responder import Responder
+
+        quiet()
+        responder = Responder.from_pretrained(checkpoint, device=best_device())
+        responder.encoder  # noqa: B018  loaded now: the first who shows a picture shall not wait for it
+        self._speaker = Speaker(responder, at_once=at_once)
+
+    async def reply(self, query: Query) -> AsyncIterator[Part | Reply]:
+        """Yields parts as `model.generation.generate_batch` tells them, and at last the reply.
+
+        Raises ValueError for a query that cannot be answered.
+        """
+        told, tell = _told()
+        ticket, is_done = self._speaker.ask(query, tell), False
+        try:
+            while not is_done:
+                event = await told.get()
+                is_done = isinstance(event, Reply)
+                yield event
+        finally:
+            if not is_done:  # Whoever asked is gone.
+                self._speaker.drop(ticket)
+
+    def check_health(self) -> None:
+        """Raises where the model's thread has ended: Serve then starts another replica."""
+        if not self._speaker.is_alive:
+            raise RuntimeError("the speaker has ended")
+
+
+class Renderer:
+    """One decoder of a checkpoint: wishes in, encoded media out."""
+
+    def __init__(self, checkpoint: str, modality: Modality, at_once: int | None, threads: int | None) -> None:
+        import torch
+
+        from jobs.cli import quiet
+        from model.decoders import Decoder
+        from model.devices import best_device
+
+        quiet()
+        if threads and best_device() == "cpu":
+            torch.set_num_threads(threads)
+        name = model_config_of(checkpoint).outputs[modality].decoder
+        self._painter = Painter(Decoder(modality, name, device=best_device()), at_once=at_once)
+
+    async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
+        """Yields the steps of a medium and at last its file; raises ValueError for settings the decoder lacks."""
+        told, tell = _told()
+        self._painter.ask(wish, tell)
+        event = await told.get()
+        while isinstance(event, Step):
+            yield event
+            event = await told.get()
+        yield await asyncio.to_thread(media_files.encode, event)
+
+    def check_health(self) -> None:
+        """Raises where the decoder's thread has ended: Serve then starts another replica."""
+        if not self._painter.is_alive:
+            raise RuntimeError("the painter has ended")
+
+
+def about(checkpoint: str) -> About:
+    """What the model of a checkpoint can do, without loading it."""
+    from model.families import default_settings
+    from model.parts import is_untrained
+
+    config = model_config_of(checkpoint)
+    names = [config.llm.name, config.encoder.name, *(output.decoder for output in config.outputs.values())]
+    return About(
+        name=Path(checkpoint).name,
+        settings={modality: default_settings(modality, output.decoder) for modality, output in config.outputs.items()},
+        untrained=tuple(name for name in dict.fromkeys(names) if is_untrained(name)),
+    )
+
+
+def model_config_of(checkpoint: str) -> ModelConfig:
+    """The configuration of a checkpoint's model."""
+    from model.description import model_config, read_config
+    from model.hub import local_checkpoint
+
+    with local_checkpoint(checkpoint) as folder:
+        return model_config(read_config(folder), folder)
+
+
+class _Told:
+    """Events from another thread, awaited in this one; an error among them is raised."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def get(self) -> Any:
+        event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def put(self, event: Any) -> None:
+        self._queue.put_nowait(event)
+
+
+def _told() -> tuple[_Told, Callable[[Any], None]]:
+    told, loop = _Told(), asyncio.get_running_loop()
+
+    def tell(event: Any) -> None:
+        loop.call_soon_threadsafe(told.put, event)
+
+    return told, tell

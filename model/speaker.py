@@ -1,0 +1,98 @@
+"""Answers on a thread of its own, as they are asked: those that come later join the ones on their way."""
+
+import threading
+from collections.abc import Callable
+from itertools import count
+from queue import SimpleQueue
+
+from model.generation import Generator, Reply
+from model.query import Query
+from model.responder import Responder
+from pipelines.sample import Part
+
+Tell = Callable[[Part | Reply | Exception], None]
+AT_ONCE = 32
+
+
+class Speaker:
+    """The LLM of a model and its encoder, for many who ask.
+
+    Up to `at_once` answers grow side by side; the others wait. From here on nobody else may use the responder.
+    """
+
+    def __init__(self, responder: Responder, *, at_once: int = AT_ONCE) -> None:
+        self._responder, self._at_once = responder, at_once
+        responder.model.eval()
+        self._inbox: SimpleQueue[tuple[int, Query | None, Tell] | None] = SimpleQueue()
+        self._tickets = count()
+        self._tells: dict[int, Tell] = {}  # by the generator's number
+        self._numbers: dict[int, int] = {}  # ticket -> the generator's number
+        self._generator = self._new_generator()
+        self._thread = threading.Thread(target=self._run, name="speaker", daemon=True)
+        self._thread.start()
+
+    def ask(self, query: Query, tell: Tell) -> int:
+        """Asks; returns a ticket. `tell` is called from the other thread.
+
+        It is told the parts as `generate_batch` tells them, and at last the reply, or the error instead: ValueError as
+        `Responder.respond` raises it.
+        """
+        ticket = next(self._tickets)
+        self._inbox.put((ticket, query, tell))
+        return ticket
+
+    def drop(self, ticket: int) -> None:
+        """Forgets a query that nobody waits for any more."""
+        self._inbox.put((ticket, None, lambda _: None))
+
+    def close(self) -> None:
+        """Ends the thread; who still waits is told."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still answers."""
+        return self._thread.is_alive()
+
+    def _new_generator(self) -> Generator:
+        return Generator(self._responder.model, self._responder.tokenizer, at_once=self._at_once)
+
+    def _run(self) -> None:
+        while self._take():
+            try:
+                replies = self._generator.step()
+            except Exception as error:  # Out of memory, say: these are lost, the next may fit.
+                self._fail(error)
+                continue
+            for number, reply in replies.items():
+                self._tells.pop(number)(reply)
+            self._numbers = {ticket: number for ticket, number in self._numbers.items() if number in self._tells}
+        self._fail(RuntimeError("the model is being shut down"))
+
+    def _take(self) -> bool:
+        """Takes what has come, and waits for it where there is nothing else to do; False at the end."""
+        while self._generator.is_idle or not self._inbox.empty():
+            message = self._inbox.get()
+            if message is None:
+                return False
+            ticket, query, tell = message
+            if query is None:
+                if (number := self._numbers.pop(ticket, None)) is not None:
+                    self._generator.drop(number)
+                    del self._tells[number]
+                continue
+            try:
+                [prompt] = self._responder.prompts([query])
+                number = self._generator.add(prompt, tell)
+            except Exception as error:
+                tell(error)
+                continue
+            self._numbers[ticket], self._tells[number] = number, tell
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        tells, self._tells, self._numbers = self._tells, {}, {}
+        self._generator = self._new_generator()
+        for tell in tells.values():
+            tell(error)

@@ -1,0 +1,257 @@
+"""The chat page in a real browser: what a person does with it."""
+
+import json
+import re
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from jobs.benchmarks.chat_server import ChatServer
+from jobs.serving.page import CASES
+from pipelines.media import encode
+from pipelines.sample import Image, Modality
+from pipelines.world.conversations import converse
+from pipelines.world.render import render
+from tests.pipelines.browsing import chromium
+
+pytestmark = [pytest.mark.ray, pytest.mark.browser, pytest.mark.timeout(900)]
+SUFFIX = {Modality.IMAGE: "png", Modality.VIDEO: "mp4", Modality.AUDIO: "wav"}
+TAG = {Modality.IMAGE: "img", Modality.VIDEO: "video", Modality.AUDIO: "audio"}
+# What each case shows, and must at least get back.
+WANTED = {
+    "Picture → sound": ({Modality.IMAGE}, {Modality.AUDIO}),
+    "Video → sound": ({Modality.VIDEO}, {Modality.AUDIO}),
+    "Picture → picture + video": ({Modality.IMAGE}, {Modality.IMAGE, Modality.VIDEO}),
+    "Words → all three": (set(), set(Modality)),
+}
+MEDIA = """() => [...document.querySelectorAll('#chat .medium')].map(e => ({
+  tag: e.tagName.toLowerCase(), source: e.getAttribute('src'), width: e.naturalWidth || e.videoWidth || 0,
+  seconds: e.duration || 0, error: e.error && e.error.message, user: !!e.closest('.user'),
+  there: e.tagName === 'IMG' ? e.complete && e.naturalWidth > 0 : e.readyState >= 2 }))"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def visit(browser: Browser, chat: ChatServer, width: int = 1280, **more: Any) -> Page:
+    context = browser.new_context(viewport={"width": width, "height": 850}, **more)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(chat.url)
+    expect(page.locator("#box textarea")).to_be_visible()
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, chat: ChatServer) -> Iterator[Page]:
+    page = visit(browser, chat)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.context.close()
+    assert not errors
+
+
+def answered(page: Page, replies: int) -> list[dict[str, Any]]:
+    """Waits until so many replies are whole; returns the media that are seen."""
+    expect(page.locator(f"#state [data-replies='{replies}'][data-busy='false']")).to_be_attached(timeout=90_000)
+    deadline = time.monotonic() + 30
+    while not all(medium["there"] for medium in page.evaluate(MEDIA)) and time.monotonic() < deadline:
+        page.wait_for_timeout(100)
+    expect(page.locator("#chat .coming")).to_have_count(0)
+    return list(page.evaluate(MEDIA))
+
+
+def send(page: Page, text: str = "", *files: Path) -> None:
+    if files:
+        page.locator("#box input[type=file]").set_input_files([str(file) for file in files])
+        expect(page.locator("#box .thumbnail-item")).to_have_count(len(files))
+    if text:
+        page.locator("#box textarea").fill(text)
+    page.locator("#box .submit-button").click()
+
+
+def said(page: Page, who: str) -> str:
+    return " ".join(page.locator(f"#chat .{who}.message, #chat .message.{who}").all_inner_texts())
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_each_case_of_the_tutorial_is_one_click(page: Page, title: str) -> None:
+    page.get_by_role("button", name=title).click()
+    shown, wanted = WANTED[title]
+    media = answered(page, 1)
+    assert {medium["tag"] for medium in media if medium["user"]} == {TAG[modality] for modality in shown}
+    assert {medium["tag"] for medium in media if not medium["user"]} >= {TAG[modality] for modality in wanted}
+    for medium in media:
+        assert medium["error"] is None
+        assert medium["seconds"] > 0 if medium["tag"] == "audio" else medium["width"] >= 32
+        assert medium["tag"] == "img" or medium["seconds"] > 0.3
+
+
+def test_videos_play(page: Page) -> None:
+    page.get_by_role("button", name="Video → sound").click()
+    answered(page, 1)
+    before = page.evaluate("document.querySelector('#chat video').currentTime")
+    page.wait_for_timeout(400)
+    assert page.evaluate("document.querySelector('#chat video').currentTime") != before
+    page.evaluate("document.querySelector('#chat audio').play()")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.querySelector('#chat audio').currentTime") > 0
+
+
+def test_words_are_written_while_they_come_and_a_later_turn_knows_the_earlier(page: Page) -> None:
+    send(page, "Draw a red circle.")
+    answered(page, 1)
+    assert "red" in said(page, "bot")
+    send(page, "Now the same in blue.")
+    media = answered(page, 2)
+    assert "blue circle" in said(page, "bot")
+    assert sum(medium["tag"] == "img" for medium in media) >= 2
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_a_file_of_each_modality_can_be_shown(page: Page, modality: Modality, tmp_path: Path) -> None:
+    conversation = converse(f"describe_{modality}", 3, 0)
+    [subject] = conversation.media.values()
+    file = tmp_path / f"mine.{SUFFIX[modality]}"
+    file.write_bytes(encode(render(subject, 0)).data)
+    send(page, "What is this?", file)
+    media = answered(page, 1)
+    assert [medium["tag"] for medium in media if medium["user"]] == [TAG[modality]]
+    assert len(said(page, "bot")) > 10
+
+
+def test_a_reload_keeps_the_conversation_and_clearing_ends_it(page: Page) -> None:
+    page.get_by_role("button", name="Picture → sound").click()
+    before = answered(page, 1)
+    words = said(page, "user"), said(page, "bot")
+    page.reload()
+    assert answered(page, 1) == before
+    assert (said(page, "user"), said(page, "bot")) == words
+    page.get_by_role("button", name="Clear", exact=True).first.click()
+    expect(page.locator("#chat .medium")).to_have_count(0)
+    assert page.request.get(page.url.rstrip("/") + before[0]["source"]).status == 404
+    page.reload()
+    page.wait_for_timeout(1500)
+    expect(page.locator("#chat .medium")).to_have_count(0)
+
+
+def test_a_reply_can_be_made_again_and_a_question_edited(page: Page) -> None:
+    send(page, "Draw a red circle.")
+    first = answered(page, 1)
+    page.locator("#chat button[aria-label*='etry']").last.click()
+    deadline = time.monotonic() + 60
+    while (again := answered(page, 1)) == first and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+    assert [medium["tag"] for medium in again] == [medium["tag"] for medium in first]
+    assert again[0]["source"] != first[0]["source"]
+
+    page.locator("#chat button[aria-label*='dit']").first.click()
+    page.locator("#chat .user textarea, #chat textarea").first.fill("Draw a green square.")
+    page.locator("#chat button[aria-label*='ubmit'], #chat button[aria-label*='onfirm']").first.click()
+    expect(page.locator("#chat")).to_contain_text("green square", timeout=60_000)
+    answered(page, 1)
+    assert "green" in said(page, "bot")
+    assert "red" not in said(page, "user")
+
+
+def test_a_conversation_can_be_downloaded(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Picture → sound").click()
+    media = answered(page, 1)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "conversation.zip")
+    with zipfile.ZipFile(tmp_path / "conversation.zip") as archive:
+        names = archive.namelist()
+        turns = json.loads(archive.read("conversation.json"))["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    assert sorted(names) == sorted(["conversation.json", *(medium["source"].lstrip("/") for medium in media)])
+
+
+def test_a_file_that_is_no_medium_is_refused_and_nothing_is_sent(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"MZ this is a program")
+    send(page, "Look!", file)
+    expect(page.get_by_text(re.compile("picture.png: unreadable"))).to_be_visible()
+    expect(page.locator("#chat .message.user, #chat .user.message")).to_have_count(0)
+    assert page.locator("#box textarea").input_value() == "Look!"
+
+
+def test_two_visitors_at_once_never_see_each_others_media(browser: Browser, chat: ChatServer, tmp_path: Path) -> None:
+    rng, pages, contexts = np.random.default_rng(0), list[Page](), list[BrowserContext]()
+    for number in range(2):
+        page = visit(browser, chat)
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(encode(Image(pixels=rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))).data)
+        page.locator("#box input[type=file]").set_input_files(str(file))
+        pages.append(page)
+        contexts.append(page.context)
+    uploads = [page.locator("#box img").first.get_attribute("src") or "" for page in pages]
+    assert all("/gradio_api/file=" in upload for upload in uploads)
+    for own, context in zip(uploads, contexts, strict=True):
+        for upload in uploads:
+            assert (context.request.get(upload).status == 200) == (upload == own)
+    for page in pages:
+        page.locator("#box textarea").fill("What is this?")
+        page.locator("#box .submit-button").click()
+    sources = [{medium["source"] for medium in answered(page, 1)} for page in pages]
+    assert not sources[0] & sources[1]
+    for place, context in enumerate(contexts):
+        for source in sources[place]:
+            assert context.request.get(chat.url + source).status == 200
+        for source in sources[1 - place]:
+            assert context.request.get(chat.url + source).status == 404
+    # What was uploaded is gone once it is sent.
+    for upload, context in zip(uploads, contexts, strict=True):
+        assert context.request.get(upload).status == 404
+        context.close()
+
+
+def test_no_path_of_a_request_leads_to_another_file(page: Page, chat: ChatServer) -> None:
+    for path in (
+        "/media/..%2f..%2fetc%2fpasswd",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file%3D/etc/passwd",
+        "/gradio_api/file/etc/passwd",
+        "/file=/etc/passwd",
+        f"/gradio_api/file={Path(__file__)}",
+    ):
+        assert page.request.get(chat.url + path).status in (403, 404), path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_on_a_phone(browser: Browser, chat: ChatServer, scheme: Any) -> None:
+    page = visit(browser, chat, width=390, color_scheme=scheme, has_touch=True, is_mobile=True)
+    page.get_by_role("button", name="Picture → sound").click()
+    answered(page, 1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in CASES:
+        assert page.get_by_role("button", name=name).bounding_box()["height"] >= 28  # type: ignore[index]
+    text, behind = page.evaluate(
+        """() => { const m = document.querySelector('#chat .bot.message, #chat .message.bot');
+        let b = m; while (b && /rgba\\(0, 0, 0, 0\\)/.test(getComputedStyle(b).backgroundColor)) b = b.parentElement;
+        return [getComputedStyle(m).color, getComputedStyle(b).backgroundColor]; }"""
+    )
+    assert contrast(text, behind) >= 4.5
+    page.context.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours as CSS tells them."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([float(value) for value in re.findall(r"[\d.]+", colour)[:3]]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = sorted([luminance(one), luminance(other)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
