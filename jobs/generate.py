@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs import cli
+from model.description import SHIPPED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Answer a prompt, or with --conversations each of a file, with text and, where the model asks for them, a "
         "picture, a video, a sound."
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint, a run, or a hub id")
+    parser.add_argument(
+        "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="what to say to the model")
     for modality in MODALITIES:
         parser.add_argument(f"--{modality}", metavar="F", action="append", default=[], help=f"an input {modality}")

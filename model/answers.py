@@ -13,6 +13,7 @@ from pipelines.sample import Item, Modality, Part
 OnPart = Callable[[Part], None]
 _STOP_WINDOW = 8  # tokens that surely hold the whole of "###", however a tokenizer cuts it
 # What may yet turn out to be the stop mark, the space before it, or a character whose last bytes are to come.
+_HALF = "\ufffd"
 _UNCERTAIN = re.compile(r"[\s#\ufffd]+$")
 
 
@@ -35,9 +36,13 @@ class Detokenizer:
         """A text as it stands in a reply, without the stop mark and the spaces about it."""
         return self._decode(ids).rstrip().removesuffix(STOP).strip()
 
-    def certain(self, ids: Sequence[int]) -> str:
-        """The beginning of a text that no further token can change."""
-        return _UNCERTAIN.sub("", self._decode(ids)).lstrip()
+    def grown(self, text: str, ids: Sequence[int], before: int, done: int) -> str:
+        """The text of all `ids`, where `text` is that of the first `done` of them.
+
+        Only those from `before` on are looked at: far enough back to see how the new ones join.
+        """
+        known, new = self._decode(ids[before:done]), self._decode(ids[before:])
+        return text + new[len(known) :] if new.startswith(known) else self._decode(ids)
 
     def stops(self, ids: Sequence[int]) -> bool:
         """Whether a text has come to the stop mark, in whatever tokens."""
@@ -73,17 +78,23 @@ class _Telling:
     def __init__(self, on_part: OnPart | None, detokenizer: Detokenizer) -> None:
         self._on_part, self._detokenizer = on_part, detokenizer
         self._told, self._before = "", False  # of the text at hand; whether there was one before it
+        self._text, self._places = "", (0, 0)  # that of its first tokens, and how far back to look for the next
 
     def tokens(self, ids: Sequence[int]) -> None:
-        """Tells what is certain of a text that goes on."""
+        """Tells what is certain of a text that goes on: what no further token can change."""
         if self._on_part:
-            self._tell(self._on_part, self._detokenizer.certain(ids))
+            before, done = self._places
+            text = self._detokenizer.grown(self._text, ids, before, done)
+            if not text.endswith(_HALF):
+                self._text, self._places = text, (done, len(ids))
+            self._tell(self._on_part, _UNCERTAIN.sub("", text).lstrip())
 
     def end(self, ids: Sequence[int], item: Item | None = None) -> None:
         """Tells the rest of a text, and the item that comes after it."""
         if self._on_part:
             self._tell(self._on_part, self._detokenizer.text(ids))
             self._before, self._told = self._before or bool(self._told), ""
+            self._text, self._places = "", (0, 0)
             if item:
                 self._on_part(item)
 

@@ -4,7 +4,7 @@ Suffixes: B rows, T tokens, H LLM width, V vocabulary, M output modalities.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,10 +46,18 @@ class _Memory:
     padding_B: Tensor
     length: int = 0
     cache: Any = None
+    is_padded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pad(self.padding_B)
 
     def keep(self, places_B: Tensor) -> None:
-        self.padding_B = self.padding_B[places_B]
+        self._pad(self.padding_B[places_B])
         self.cache.reorder_cache(places_B)
+
+    def _pad(self, padding_B: Tensor) -> None:
+        # Asked for once: on a GPU each look at a number waits for all that was to be computed before.
+        self.padding_B, self.is_padded = padding_B, bool(padding_B.any())
 
     @property
     def is_plain(self) -> bool:
@@ -69,7 +77,7 @@ class _Memory:
 
         for layer, new in zip(self.cache.layers, other.cache.layers, strict=True):
             layer.keys, layer.values = joined(layer.keys, new.keys), joined(layer.values, new.values)
-        self.padding_B = torch.cat([self.padding_B, other.padding_B]) - spare
+        self._pad(torch.cat([self.padding_B, other.padding_B]) - spare)
         self.length = width - spare
 
 
@@ -87,6 +95,8 @@ class Decoding:
         self._forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool, device=self._device)
         self._forbidden_V[list(forbidden)] = True
         self._openings_M = list(model.vocabulary.first_ids)
+        self._closed_BM: list[tuple[bool, ...]] = []
+        self._closed_BV = self._forbidden_V[None]
         self._memory = _Memory(torch.zeros(0, dtype=torch.long, device=self._device))
 
     @property
@@ -131,12 +141,21 @@ class Decoding:
 
     def _left_padded(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """The embeddings of prompts (B, T, H), which all end in the last column, and the padding before each."""
+        if not any(example.dialogue.input_positions for example in examples):
+            return self._left_padded_words([example.dialogue.input_ids for example in examples])
         embeds_BTH = self.model.embed_batch(collate(examples).to(self._device))
         lengths_B = torch.tensor([len(example.dialogue.input_ids) for example in examples], device=self._device)
         padding_B = embeds_BTH.shape[1] - lengths_B
         places_T = torch.arange(embeds_BTH.shape[1], device=self._device)
         shifted_BT = (places_T - padding_B[:, None]) % len(places_T)
         return embeds_BTH.take_along_dim(shifted_BT[..., None], dim=1), padding_B
+
+    def _left_padded_words(self, ids_B: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """As `_left_padded`, of prompts that show nothing."""
+        width = max(map(len, ids_B))
+        padding_B = [width - len(ids) for ids in ids_B]
+        ids_BT = [[0] * padding + [*ids] for padding, ids in zip(padding_B, ids_B, strict=True)]
+        return self.model.embed(torch.tensor(ids_BT, device=self._device)), torch.tensor(padding_B, device=self._device)
 
     def _next(self) -> Tensor:
         """The embeddings of what all rows have to read: one token, or as much as is left of everyone's group."""
@@ -145,32 +164,35 @@ class Decoding:
         ids_BT = [answer.unread[:width] for answer in answers]
         for answer in answers:
             answer.unread = answer.unread[width:]
-        return self.model.embed(torch.tensor(ids_BT, device=self._device))
+        is_text = all(max(ids) < self.model.vocabulary.base_size for ids in ids_BT)
+        return self.model.embed(torch.tensor(ids_BT, device=self._device), is_text=is_text)
 
     def _read(self, memory: _Memory, embeds_BTH: Tensor) -> Tensor:
         """Feeds embeddings to the LLM; returns the last hidden states (B, H)."""
-        places_T = torch.arange(memory.length + embeds_BTH.shape[1], device=self._device)
-        positions_BT = (places_T[memory.length :] - memory.padding_B[:, None]).clamp(min=0)
-        output = self.model.run_llm(
-            embeds_BTH,
-            (places_T >= memory.padding_B[:, None]).long(),
-            position_ids=positions_BT,
-            past_key_values=memory.cache,
-            use_cache=True,
-        )
-        memory.cache, memory.length = output.past_key_values, len(places_T)
+        options: dict[str, Any] = {"past_key_values": memory.cache, "use_cache": True}
+        if memory.is_padded:
+            places_T = torch.arange(memory.length + embeds_BTH.shape[1], device=self._device)
+            options["position_ids"] = (places_T[memory.length :] - memory.padding_B[:, None]).clamp(min=0)
+            options["attention_mask_BT"] = (places_T >= memory.padding_B[:, None]).long()
+        output = self.model.run_llm(embeds_BTH, **options)
+        memory.cache, memory.length = output.past_key_values, memory.length + embeds_BTH.shape[1]
         return output.last_hidden_state[:, -1]
+
+    def _closed(self, rows: Sequence[Row]) -> Tensor:
+        """What may not be chosen (B, V), or (1, V) where that is the same for all; kept for the next token."""
+        modalities = self.model.vocabulary.first_ids.values()
+        closed_BM = [tuple(not row.answer.may_hold(modality) for modality in modalities) for row in rows]
+        if len(set(closed_BM)) == 1:
+            del closed_BM[1:]
+        if closed_BM != self._closed_BM:
+            self._closed_BM, self._closed_BV = closed_BM, self._forbidden_V.repeat(len(closed_BM), 1)
+            self._closed_BV[:, self._openings_M] = torch.tensor(closed_BM, device=self._device)
+        return self._closed_BV
 
     def _choose(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        logits_BV = self.model.logits(hidden_BH).float()
-        modalities = self.model.vocabulary.first_ids.values()
-        closed_BM = torch.tensor([[not row.answer.may_hold(m) for m in modalities] for row in rows], dtype=torch.bool)
-        allowed_BV = logits_BV.masked_fill(self._forbidden_V, -torch.inf)
-        allowed_BV[:, self._openings_M] = logits_BV[:, self._openings_M].masked_fill(
-            closed_BM.to(self._device), -torch.inf
-        )
+        allowed_BV = self.model.logits(hidden_BH).float().masked_fill(self._closed(rows), -torch.inf)
         tokens_B = allowed_BV.argmax(dim=-1)
         if any(row.draw.temperature for row in rows):
             tokens_B = torch.where(*drawn(allowed_BV, [row.draw for row in rows]), tokens_B)

@@ -1,5 +1,6 @@
 """The device a process works on."""
 
+import ctypes
 import os
 
 import torch
@@ -15,3 +16,11 @@ def best_device() -> str:
         return "cuda"
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return "cpu"
+
+
+def give_back_memory() -> None:
+    """Hands memory that was freed back to the system: glibc keeps what a large batch took on the CPU."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
+        return

@@ -86,7 +86,8 @@ def generate_batch(
     `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
     """
     was_training = model.training
-    model.eval()
+    if was_training:  # to say it to every module takes as long as a token
+        model.eval()
     try:
         generator = Generator(model, tokenizer)
         for row, prompt in enumerate(prompts):
@@ -98,7 +99,8 @@ def generate_batch(
         while not generator.is_idle:
             replies |= generator.step()
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     return [replies[row] for row in range(len(prompts))]
 
 
@@ -155,6 +157,8 @@ class Generator:
         done = {number: asked for number, asked in self._running.items() if not asked.row.answer.unread}
         for number in done:
             del self._running[number]
+        if not done:
+            return {}
         conditions = _conditions(
             self._model,
             [asked.example for asked in done.values()],

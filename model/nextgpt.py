@@ -191,8 +191,18 @@ class NextGPT(nn.Module):
                     module.eval()
         return self
 
-    def embed(self, ids_BT: Tensor) -> Tensor:
-        """Input embeddings of base and new tokens: (B, T, H)."""
+    def merge_adapter(self) -> None:
+        """Adds the adapter's products to the weights that they belong to, for inference: nothing is left beside them.
+
+        Logits stay the same but for rounding. An LLM in 4 bits stays as it is, since it would lose what is added.
+        """
+        if self.has_adapter and not self.config.llm.load_in_4bit:
+            self.llm.merge_adapter()
+
+    def embed(self, ids_BT: Tensor, *, is_text: bool = False) -> Tensor:
+        """Input embeddings of base and new tokens: (B, T, H); with `is_text` there are none of the new ones."""
+        if is_text:
+            return base_of(self.llm).get_input_embeddings()(ids_BT)
         new_BT = ids_BT >= self.vocabulary.base_size
         base_BTH = base_of(self.llm).get_input_embeddings()(ids_BT.masked_fill(new_BT, 0))
         rows_BTH = self.new_input_rows((ids_BT - self.vocabulary.base_size).clamp(min=0))

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from model.decoders import Decoder
+from model.devices import give_back_memory
 from model.rendering import Wish, most_at_once
 from pipelines.sample import Decoded
 
@@ -63,6 +64,7 @@ class Painter:
                     self._waiting.append(message)
             if self._waiting:
                 self._render(self._next())
+                give_back_memory()
 
     def _next(self) -> list[tuple[Wish, Tell]]:
         """The one that waits longest, and those like it; the others keep their places."""

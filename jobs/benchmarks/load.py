@@ -21,10 +21,10 @@ WARM_UP = 15.0
 _SUBJECTS = [f"{colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("circle", "square")]
 # What each visitor asks by turns: words alone, and each medium.
 _KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("What is a {}?", {"max_items": 0}),
-    ("Draw a {}.", {"modalities": ["image"], "max_items": 1}),
-    ("Make a video of a {} moving left.", {"modalities": ["video"], "max_items": 1}),
-    ("Play the sound of a {}.", {"modalities": ["audio"], "max_items": 1}),
+    ("Hello! Do you know what a {} is?", {"max_items": 0}),
+    ("Draw a small {} at the left.", {"modalities": ["image"], "max_items": 1}),
+    ("Make a video of a {} moving to the left.", {"modalities": ["video"], "max_items": 1}),
+    ("Let me hear the sound of a {}.", {"modalities": ["audio"], "max_items": 1}),
 )
 
 

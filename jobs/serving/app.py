@@ -62,15 +62,21 @@ class Front:
         from jobs.serving.service import Service
 
         settings = self._settings
-        handles = Handles(self._language, {Modality(name): handle for name, handle in self._renderers.items()})
+        # Once: a handle for each request would be kept by Serve.
+        renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
+        handles = Handles(self._language.options(stream=True), renderers)
         service = Service(about(settings.checkpoint), lambda query: answer(handles, query), settings.places)
         app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)
         if settings.page:
+            from jobs.serving.sessions import Sessions
+
+            sessions = Sessions()
+            os.environ["GRADIO_TEMP_DIR"] = str(sessions.root / "uploads")  # read when Gradio is imported
             from jobs.serving.page import add_page
 
-            self._page = add_page(app, service)
+            self._page = add_page(app, service, sessions)
         return Guard(self._page or app, settings.token or os.environ.get(TOKEN) or None)
 
 

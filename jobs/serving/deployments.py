@@ -35,6 +35,7 @@ class Language:
 
         quiet()
         responder = Responder.from_pretrained(checkpoint, device=best_device())
+        responder.model.merge_adapter()
         responder.encoder  # noqa: B018  loaded now: the first who shows a picture shall not wait for it
         self._speaker = Speaker(responder, at_once=at_once)
 

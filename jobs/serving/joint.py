@@ -20,7 +20,7 @@ _TRIES = 3  # for a medium: whoever makes it anew makes the same
 
 @dataclass(frozen=True, slots=True)
 class Handles:
-    """Where the parts of a model are reached: deployment handles of `Language` and of a `Renderer` a modality."""
+    """Where the parts of a model are reached: streaming handles of `Language` and of a `Renderer` a modality."""
 
     language: Any
     renderers: Mapping[Modality, Any]
@@ -62,7 +62,7 @@ async def _speak(handles: Handles, query: Query) -> AsyncIterator[Any]:
     while True:
         tries += 1
         try:
-            async for part in handles.language.options(stream=True).reply.remote(query):
+            async for part in handles.language.reply.remote(query):
                 said = True
                 yield part
         except RayActorError:
@@ -103,7 +103,7 @@ async def _make(handles: Handles, wanted: list[Wish]) -> AsyncIterator[Progress 
 async def _one(handles: Handles, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
     for rest in reversed(range(_TRIES)):
         try:
-            async for event in handles.renderers[wish.modality].options(stream=True).make.remote(wish):
+            async for event in handles.renderers[wish.modality].make.remote(wish):
                 yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
         except RayActorError:
             if not rest:

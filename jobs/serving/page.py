@@ -23,6 +23,7 @@ from jobs.serving.openai_format import MIME, error
 from jobs.serving.service import Service
 from jobs.serving.sessions import COOKIE, Session, Sessions
 from jobs.serving.visitors import Visitors
+from model.description import SHIPPED
 from model.query import Query, Sampling
 from pipelines.media_policy import Refused
 from pipelines.sample import Item, Modality, Part, Turn, turns_document
@@ -43,6 +44,9 @@ _CASE_SEED = 7
 _INTRO = """# NExT-GPT on Ray
 Any mix of text, pictures, videos and sounds in; any mix out.
 """
+# What the model that ships can talk about.
+_SMALL = "This model is small, and knows coloured shapes, how they move, and notes on instruments: "
+_FOR_INSTANCE = "*Draw a small red circle at the left.* *Make it blue.* *Let me hear a low mi on the flute.*"
 
 
 @dataclass(slots=True)
@@ -84,9 +88,8 @@ class _Growing:
                 yield part, ""
 
 
-def add_page(app: FastAPI, service: Service) -> Any:
+def add_page(app: FastAPI, service: Service, sessions: Sessions) -> Any:
     """The application with the page at `/`, its visitors' media and the download of a conversation."""
-    sessions = Sessions()
 
     def session_of(request: Any) -> Session:
         session = sessions.find(request.cookies.get(COOKIE, ""))
@@ -125,6 +128,7 @@ def add_page(app: FastAPI, service: Service) -> Any:
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
+        run_history=False,
     )
     return Visitors(app, sessions)
 
@@ -146,7 +150,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
             feedback_options=None,
             group_consecutive_messages=True,
             layout="bubble",
-            placeholder="**Say or show something.** Or try one of the four cases below.",
+            placeholder=_placeholder(service),
             latex_delimiters=[],
         )
         state = gr.HTML(_state(None), elem_id="state")
@@ -182,7 +186,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
                 for path in message.get("files") or ():
                     parts.append(await asyncio.to_thread(_take_upload, session, _path_of(path)))
             except (Refused, ValueError) as refused:
-                gr.Warning(f"{_name_of(path)}: {refused}")
+                gr.Warning(escape(f"{_name_of(path)}: {refused}"))
                 yield gr.skip(), {"text": text, "files": []}, gr.skip()
                 return
             if text:
@@ -461,6 +465,11 @@ def _zip(session: Session) -> bytes:
                 if isinstance(part, Item) and (path := session.path(part.name)):
                     archive.write(path, f"media/{part.name}")
     return buffer.getvalue()
+
+
+def _placeholder(service: Service) -> str:
+    known = f"\n\n{_SMALL}{_FOR_INSTANCE}" if f"builtin:{service.about.name}" == SHIPPED else ""
+    return f"**Say or show something.** Or try one of the four cases below.{known}"
 
 
 def _untrained(service: Service) -> str:

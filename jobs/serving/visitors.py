@@ -13,7 +13,15 @@ from jobs.serving.openai_format import error
 from jobs.serving.sessions import COOKIE, Session, Sessions
 
 _UPLOAD = "/gradio_api/upload"
-_FILE = ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/file/", "/gradio_api/stream/", "/gradio_api/proxy=")
+_FILE = "/gradio_api/file="
+# All that the page asks for. Gradio has more: records of what others did, a proxy, pages for its developers.
+_NEEDED = (
+    *("/assets/", "/static/", "/svelte/", "/theme.css", "/config", "/favicon.ico", "/manifest.json"),
+    *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/heartbeat/"),
+    *("/gradio_api/upload_progress", "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/info"),
+    *("/gradio_api/theme.css", "/gradio_api/reset"),
+    *("/media/", "/conversation.zip", "/v1/", "/healthz", "/docs", "/openapi.json"),
+)
 _MOST_UPLOADS = 64
 
 
@@ -40,13 +48,15 @@ class Visitors:
             await self._app(scope, receive, _with_cookie(send, identity))
         elif path.startswith(_FILE):
             await self._file(scope, receive, send, session, path)
-        elif path.startswith(_UPLOAD) and scope["method"] == "POST":
+        elif path == _UPLOAD and scope["method"] == "POST":
             await self._upload(scope, receive, send, session)
-        else:
+        elif path == "/" or path.startswith(_NEEDED):
             await self._app(scope, receive, send)
+        else:
+            await _not_found()(scope, receive, send)
 
     async def _file(self, scope: Scope, receive: Receive, send: Send, session: Session | None, path: str) -> None:
-        wanted = path.partition("=")[2]
+        wanted = path.removeprefix(_FILE)
         if session is None or wanted not in session.uploads or ".." in PurePosixPath(wanted).parts:
             await _not_found()(scope, receive, send)
         else:
@@ -85,4 +95,4 @@ def _with_cookie(send: Send, identity: str) -> Send:
 
 
 def _not_found() -> JSONResponse:
-    return JSONResponse(error("there is no such file", "not_found_error"), 404)
+    return JSONResponse(error("there is no such page or file", "not_found_error"), 404)

@@ -60,9 +60,9 @@ def fed(model):
     """Collects what the model reads: the prompt, then the answer piece by piece, then the whole if it holds items."""
     seen, original = [], model.embed
 
-    def embed(ids_BT):
+    def embed(ids_BT, **options):
         seen.append(ids_BT.flatten().tolist())
-        return original(ids_BT)
+        return original(ids_BT, **options)
 
     model.embed = embed
     try:

@@ -148,3 +148,21 @@ def test_features_of_another_encoder_are_refused(model, tokenizer):
     batch = batch_of(model, tokenizer, CAPTION)
     with pytest.raises(ValueError, match="features are 1024 wide"):
         model(replace(batch, features_NE=torch.zeros(1, 1024)))
+
+
+def test_a_merged_adapter_gives_the_same_logits_and_leaves_nothing_beside_the_weights(tiny, tokenizer):
+    model = NextGPT.from_config(tiny, adapter=True).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(3, 20)[None]
+    apart = model.logits(model.run_llm(model.embed(ids)).last_hidden_state)
+    plain = NextGPT.from_config(tiny).eval()
+    assert not torch.allclose(apart, plain.logits(plain.run_llm(plain.embed(ids)).last_hidden_state), atol=1e-2)
+    model.merge_adapter()
+    torch.testing.assert_close(
+        model.logits(model.run_llm(model.embed(ids)).last_hidden_state), apart, atol=1e-4, rtol=1e-4
+    )
+    assert all(layer.merged for name, layer in model.llm.named_modules() if name.endswith("q_proj"))
+    plain.merge_adapter()  # it has none

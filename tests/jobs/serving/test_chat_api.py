@@ -128,8 +128,8 @@ def test_a_stream_gives_words_first_then_each_medium_and_ends_with_the_usage(
 
 
 def test_a_conversation_goes_on_with_the_reply_sent_back(client: openai.OpenAI) -> None:
-    first = ask(client, "Draw a red square.", modalities=["image"])
-    history = [{"role": "user", "content": "Draw a red square."}, first.choices[0].message.model_dump()]
+    first = ask(client, "Draw a big red square at the top.", modalities=["image"])
+    history = [{"role": "user", "content": "Draw a big red square at the top."}, first.choices[0].message.model_dump()]
     second = ask(client, "Now the same in blue.", history=history, modalities=["image"])
     assert second.usage.prompt_tokens > first.usage.prompt_tokens + first.usage.completion_tokens
     assert media(second.choices[0].message)
@@ -170,7 +170,8 @@ def test_many_at_once_each_get_their_own_reply(client: openai.OpenAI) -> None:
 
     def one(number: int) -> bool:
         colour = colours[number % len(colours)]
-        [picture] = media(ask(client, f"Draw a {colour} circle.", max_items=1, modalities=["image"]).choices[0].message)
+        words = f"Draw a small {colour} circle at the left."
+        [picture] = media(ask(client, words, max_items=1, modalities=["image"]).choices[0].message)
         return bool(getattr(read(picture), "colour", None) == colour)
 
     with ThreadPoolExecutor(16) as pool:
@@ -188,7 +189,7 @@ def test_a_killed_replica_costs_no_more_than_a_clean_failure_and_comes_back(
     def keep_asking() -> None:
         while not stop.is_set():
             try:
-                ask(client, "Draw a red circle.", modalities=["image"])
+                ask(client, "Draw a small red circle at the left.", modalities=["image"])
                 outcomes.append("answered")
             except openai.InternalServerError as error:
                 outcomes.append(f"{error.status_code} {error.response.headers.get('retry-after')}")
@@ -207,7 +208,7 @@ def test_a_killed_replica_costs_no_more_than_a_clean_failure_and_comes_back(
     for thread in threads:
         thread.join()
     assert set(outcomes) <= {"answered", "503 5"}
-    assert media(ask(client, "Draw a red circle.", modalities=["image"]).choices[0].message)
+    assert media(ask(client, "Draw a small red circle at the left.", modalities=["image"]).choices[0].message)
 
 
 def test_schemathesis_finds_no_server_error(chat: ChatServer, tmp_path: Path) -> None:

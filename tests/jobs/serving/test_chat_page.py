@@ -109,12 +109,12 @@ def test_videos_play(page: Page) -> None:
 
 
 def test_words_are_written_while_they_come_and_a_later_turn_knows_the_earlier(page: Page) -> None:
-    send(page, "Draw a red circle.")
+    send(page, "Draw a small red circle at the left.")
     answered(page, 1)
     assert "red" in said(page, "bot")
     send(page, "Now the same in blue.")
     media = answered(page, 2)
-    assert "blue circle" in said(page, "bot")
+    assert "small blue circle" in said(page, "bot")
     assert sum(medium["tag"] == "img" for medium in media) >= 2
 
 
@@ -146,7 +146,7 @@ def test_a_reload_keeps_the_conversation_and_clearing_ends_it(page: Page) -> Non
 
 
 def test_a_reply_can_be_made_again_and_a_question_edited(page: Page) -> None:
-    send(page, "Draw a red circle.")
+    send(page, "Draw a small red circle at the left.")
     first = answered(page, 1)
     page.locator("#chat button[aria-label*='etry']").last.click()
     deadline = time.monotonic() + 60
@@ -156,11 +156,10 @@ def test_a_reply_can_be_made_again_and_a_question_edited(page: Page) -> None:
     assert again[0]["source"] != first[0]["source"]
 
     page.locator("#chat button[aria-label*='dit']").first.click()
-    page.locator("#chat .user textarea, #chat textarea").first.fill("Draw a green square.")
+    page.locator("#chat .user textarea, #chat textarea").first.fill("Draw a big green square at the top.")
     page.locator("#chat button[aria-label*='ubmit'], #chat button[aria-label*='onfirm']").first.click()
-    expect(page.locator("#chat")).to_contain_text("green square", timeout=60_000)
+    page.wait_for_function("() => document.querySelector('#chat').innerText.split('green').length > 2")
     answered(page, 1)
-    assert "green" in said(page, "bot")
     assert "red" not in said(page, "user")
 
 
@@ -216,7 +215,7 @@ def test_two_visitors_at_once_never_see_each_others_media(browser: Browser, chat
         context.close()
 
 
-def test_no_path_of_a_request_leads_to_another_file(page: Page, chat: ChatServer) -> None:
+def test_no_path_of_a_request_leads_to_another_file_or_to_what_others_did(page: Page, chat: ChatServer) -> None:
     for path in (
         "/media/..%2f..%2fetc%2fpasswd",
         "/gradio_api/file=/etc/passwd",
@@ -224,6 +223,12 @@ def test_no_path_of_a_request_leads_to_another_file(page: Page, chat: ChatServer
         "/gradio_api/file/etc/passwd",
         "/file=/etc/passwd",
         f"/gradio_api/file={Path(__file__)}",
+        "/gradio_api/proxy=http://127.0.0.1/",
+        "/gradio_api/run-history/records",
+        "/gradio_api/vibe-code",
+        "/gradio_api/deep_link?session_hash=a",
+        "/runs",
+        "/monitoring",
     ):
         assert page.request.get(chat.url + path).status in (403, 404), path
 
