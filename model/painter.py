@@ -1,15 +1,14 @@
 """Renders on a thread of its own, as it is asked: what waits and is alike goes in one batch."""
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import numpy as np
 
 from model.decoders import Decoder
 from model.devices import give_back_memory
+from model.inbox import Inbox
 from model.rendering import Wish, most_at_once
 from pipelines.sample import Decoded
 
@@ -25,33 +24,22 @@ class Step:
 Tell = Callable[[Step | Decoded | Exception], None]
 
 
-class Painter:
+class Painter(Inbox[tuple[Wish, Tell]]):
     """A decoder for many who ask; `at_once` bounds a batch below what its media's size allows.
 
-    From here on nobody else may use the decoder.
+    From here on nobody else may use the decoder. What was asked before it is closed is still done.
     """
 
     def __init__(self, decoder: Decoder, *, at_once: int | None = None) -> None:
+        super().__init__()
         self._decoder, self._at_once = decoder, at_once
-        self._inbox: SimpleQueue[tuple[Wish, Tell] | None] = SimpleQueue()
         self._waiting: deque[tuple[Wish, Tell]] = deque()
         self.batches = 0  # rendered so far
-        self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
-        self._thread.start()
+        self._start("painter")
 
     def ask(self, wish: Wish, tell: Tell) -> None:
         """Asks; `tell` is called from the other thread with each step, and at last the medium, or the error instead."""
         self._inbox.put((wish, tell))
-
-    def close(self) -> None:
-        """Ends the thread once what was asked before is done."""
-        self._inbox.put(None)
-        self._thread.join()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it still renders."""
-        return self._thread.is_alive()
 
     def _run(self) -> None:
         is_open = True

@@ -1,11 +1,10 @@
 """Answers on a thread of its own, as they are asked: those that come later join the ones on their way."""
 
-import threading
 from collections.abc import Callable
 from itertools import count
-from queue import SimpleQueue
 
 from model.generation import Generator, Reply
+from model.inbox import Inbox
 from model.query import Query
 from model.responder import Responder
 from pipelines.sample import Part
@@ -14,22 +13,21 @@ Tell = Callable[[Part | Reply | Exception], None]
 AT_ONCE = 32
 
 
-class Speaker:
+class Speaker(Inbox[tuple[int, Query | None, Tell]]):
     """The LLM of a model and its encoder, for many who ask.
 
-    Up to `at_once` answers grow side by side; the others wait. From here on nobody else may use the responder.
+    Up to `at_once` answers grow side by side; the others wait. From here on nobody else may use the responder. Who
+    waits when it is closed is told.
     """
 
     def __init__(self, responder: Responder, *, at_once: int = AT_ONCE) -> None:
+        super().__init__()
         self._responder, self._at_once = responder, at_once
         responder.model.eval()
-        self._inbox: SimpleQueue[tuple[int, Query | None, Tell] | None] = SimpleQueue()
         self._tickets = count()
-        self._tells: dict[int, Tell] = {}  # by the generator's number
-        self._numbers: dict[int, int] = {}  # ticket -> the generator's number
+        self._asked: dict[int, tuple[int, Tell]] = {}  # ticket and listener by the generator's number
         self._generator = self._new_generator()
-        self._thread = threading.Thread(target=self._run, name="speaker", daemon=True)
-        self._thread.start()
+        self._start("speaker")
 
     def ask(self, query: Query, tell: Tell) -> int:
         """Asks; returns a ticket. `tell` is called from the other thread.
@@ -45,16 +43,6 @@ class Speaker:
         """Forgets a query that nobody waits for any more."""
         self._inbox.put((ticket, None, lambda _: None))
 
-    def close(self) -> None:
-        """Ends the thread; who still waits is told."""
-        self._inbox.put(None)
-        self._thread.join()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it still answers."""
-        return self._thread.is_alive()
-
     def _new_generator(self) -> Generator:
         return Generator(self._responder.model, self._responder.tokenizer, at_once=self._at_once)
 
@@ -66,8 +54,8 @@ class Speaker:
                 self._fail(error)
                 continue
             for number, reply in replies.items():
-                self._tells.pop(number)(reply)
-            self._numbers = {ticket: number for ticket, number in self._numbers.items() if number in self._tells}
+                _, tell = self._asked.pop(number)
+                tell(reply)
         self._fail(RuntimeError("the model is being shut down"))
 
     def _take(self) -> bool:
@@ -78,9 +66,9 @@ class Speaker:
                 return False
             ticket, query, tell = message
             if query is None:
-                if (number := self._numbers.pop(ticket, None)) is not None:
+                for number in [number for number, (asked, _) in self._asked.items() if asked == ticket]:
                     self._generator.drop(number)
-                    del self._tells[number]
+                    del self._asked[number]
                 continue
             try:
                 [prompt] = self._responder.prompts([query])
@@ -88,11 +76,11 @@ class Speaker:
             except Exception as error:
                 tell(error)
                 continue
-            self._numbers[ticket], self._tells[number] = number, tell
+            self._asked[number] = ticket, tell
         return True
 
     def _fail(self, error: Exception) -> None:
-        tells, self._tells, self._numbers = self._tells, {}, {}
+        asked, self._asked = self._asked, {}
         self._generator = self._new_generator()
-        for tell in tells.values():
+        for _, tell in asked.values():
             tell(error)

@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 import jobs.cli  # Sets what Ray reads from the environment when it is first imported.
+from jobs.benchmarks import free_port
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("project", deadline=None)
@@ -127,13 +128,6 @@ def _python(
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

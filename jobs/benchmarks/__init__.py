@@ -1,6 +1,7 @@
 """Comparisons with what a user could run in place of this project: ratios of medians measured in one run."""
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -86,6 +87,13 @@ def in_a_process_of_its_own(function: Callable[..., _T], *arguments: object) -> 
 def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def say(text: str) -> None:

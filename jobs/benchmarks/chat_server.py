@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from jobs.benchmarks import free_port
+from jobs.serving.cases import CASES, drawn
+from jobs.serving.openai_format import part_of
 
 ROOT = Path(__file__).resolve().parents[2]
 _READY = "Ctrl-C ends it"
@@ -47,7 +50,7 @@ def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServe
     """
     with tempfile.TemporaryDirectory(prefix="chat", ignore_cleanup_errors=True) as own:
         folder = folder or Path(own)
-        log, port = folder / "chat.log", _free_port()
+        log, port = folder / "chat.log", free_port()
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("RAY", "NEXTGPT_CHAT"))
         }
@@ -71,9 +74,6 @@ def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServe
 
 def cases() -> dict[str, Sequence[Any]]:
     """The four cases of the tutorial: the messages of each, with media of our world."""
-    from jobs.serving.openai_format import part_of
-    from jobs.serving.page import CASES, drawn
-
     found: dict[str, Sequence[Any]] = {}
     for title, kind in CASES.items():
         text, media = drawn(kind)
@@ -110,9 +110,3 @@ def _command(process: psutil.Process) -> Sequence[str]:
 
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-2000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])

@@ -32,6 +32,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request is wrong; `error.message` says where.",
         401: "The server asks for a token.",
+        404: "There is no such model.",
         413: "The request is too large.",
         429: "All places are taken; `Retry-After` says when to try again.",
         503: "A part of the model was lost; try again.",
@@ -47,11 +48,11 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.get("/v1/models", summary="The model that is served", responses={401: _FAILURES[401]})
+    @routes.get("/v1/models", summary="The model that is served", responses=_failures(401))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service)]}
 
-    @routes.get("/v1/models/{name}", summary="What a model can make", responses={401: _FAILURES[401], 404: _NOT_FOUND})
+    @routes.get("/v1/models/{name}", summary="What a model can make", responses=_failures(401, 404))
     async def model(name: str) -> Any:
         if name != service.about.name:
             return JSONResponse(wire.error(f"no model {name!r}; there is {service.about.name}", "not_found_error"), 404)
@@ -60,7 +61,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     @routes.post(
         "/v1/chat/completions",
         summary="Answer a conversation in text and media",
-        responses=_FAILURES,
+        responses=_failures(400, 401, 413, 429, 503),
     )
     async def completions(request: wire.Request) -> Any:
         head = wire.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
@@ -81,6 +82,10 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     return routes
 
 
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _FAILURES[status] for status in statuses}
+
+
 def _check_media(service: Service, query: Query) -> None:
     for modality in {*query.require, *query.settings}:
         if modality not in service.about.settings:
@@ -89,12 +94,6 @@ def _check_media(service: Service, query: Query) -> None:
         known = {"steps", "guidance", *service.about.settings[modality]}
         if unknown := sorted(set(settings) - known):
             raise wire.Mistake(f"{modality.value} has no setting {unknown[0]}", f"decoders.{modality.value}")
-
-
-_NOT_FOUND: dict[str, Any] = {
-    "description": "There is no such model.",
-    "content": {"application/json": {"schema": _ERROR}},
-}
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -144,9 +143,7 @@ async def _stream(
 
 def _short(error: BaseException) -> str:
     """One line for whoever asked, without what is inside of the server."""
-    return (
-        str(error) if isinstance(error, ValueError) and type(error) is ValueError else "the reply failed; see the log"
-    )
+    return str(error) if type(error) is ValueError else "the reply failed; see the log"
 
 
 def add_handlers(app: FastAPI) -> None:

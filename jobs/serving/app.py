@@ -89,7 +89,7 @@ def build(settings: Settings) -> Application:
     share = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
     renderers = {
         modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, share).bind(
-            settings.checkpoint, modality, settings.batch, 1
+            settings.checkpoint, modality, settings.batch
         )
         for modality in about(settings.checkpoint).settings
     }

@@ -64,7 +64,7 @@ class Language:
 class Renderer:
     """One decoder of a checkpoint: wishes in, encoded media out."""
 
-    def __init__(self, checkpoint: str, modality: Modality, at_once: int | None, threads: int | None) -> None:
+    def __init__(self, checkpoint: str, modality: Modality, at_once: int | None) -> None:
         import torch
 
         from jobs.cli import quiet
@@ -72,8 +72,8 @@ class Renderer:
         from model.devices import best_device
 
         quiet()
-        if threads and best_device() == "cpu":
-            torch.set_num_threads(threads)
+        if best_device() == "cpu":
+            torch.set_num_threads(1)  # The decoders share the cores, and small layers gain nothing from several.
         name = model_config_of(checkpoint).outputs[modality].decoder
         self._painter = Painter(Decoder(modality, name, device=best_device()), at_once=at_once)
 

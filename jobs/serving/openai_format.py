@@ -141,7 +141,7 @@ class Mistake(ValueError):
 def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
     """What the model is asked. Raises Mistake."""
     media: dict[str, Media] = {}
-    said: list[tuple[Role, list[Part]]] = []
+    turns = list[Turn]()
     system: list[Part] = []
     for place, message in enumerate(request.messages):
         param = f"messages[{place}]"
@@ -152,12 +152,9 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
             system += content
             continue
         role: Role = "assistant" if message.role == "assistant" else "user"
-        if said and said[-1][0] == role:  # Some clients send a picture and its question one after the other.
-            said[-1][1].extend(content)
-        else:
-            said.append((role, [*system, *content]))
+        turns.append(Turn(role=role, parts=(*system, *content)))
         system = []
-    turns = [Turn(role=role, parts=tuple(parts)) for role, parts in said]
+    turns = alternating(turns)  # Some clients send a picture and its question one after the other.
     _check_turns(turns)
     return Query(
         turns=turns,
@@ -166,6 +163,17 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
         sampling=sampling(request),
         settings={Modality(name): found.model_dump(exclude_none=True) for name, found in request.decoders.items()},
     )
+
+
+def alternating(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns of one speaker that follow each other as one."""
+    joined = list[Turn]()
+    for turn in turns:
+        if joined and joined[-1].role == turn.role:
+            joined[-1] = Turn(role=turn.role, parts=(*joined[-1].parts, *turn.parts))
+        else:
+            joined.append(turn)
+    return joined
 
 
 def sampling(request: Request) -> Sampling:

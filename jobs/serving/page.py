@@ -5,10 +5,8 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from jobs.serving import uploads
-from jobs.serving.events import Begun, Event, Finished, Full, Lost, Made, Progress, Said
-from jobs.serving.openai_format import MIME, error
+from jobs.serving.cases import CASES, drawn
+from jobs.serving.events import Finished, Full, Lost, Made
+from jobs.serving.openai_format import MIME, alternating, error
 from jobs.serving.service import Service
 from jobs.serving.sessions import COOKIE, Session, Sessions
+from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
 from jobs.serving.visitors import Visitors
 from model.description import SHIPPED
 from model.query import Query, Sampling
@@ -29,63 +29,15 @@ from pipelines.media_policy import Refused
 from pipelines.sample import Item, Modality, Part, Turn, turns_document
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-_NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video", Modality.AUDIO: "sound"}
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is fetched from elsewhere
 _SHORTEST_WAIT = 0.04  # seconds between two pictures of a growing reply
 _LONGEST_TEXT = 20_000
-# The four cases of NExT-GPT's tutorial: what is shown on a button, and the kind of conversation in our world.
-CASES = {
-    "Picture → sound": "image_to_sound",
-    "Video → sound": "video_to_sound",
-    "Picture → picture + video": "image_to_video",
-    "Words → all three": "everything",
-}
-_CASE_SEED = 7
 _INTRO = """# NExT-GPT on Ray
 Any mix of text, pictures, videos and sounds in; any mix out.
 """
 # What the model that ships can talk about.
 _SMALL = "This model is small, and knows coloured shapes, how they move, and notes on instruments: "
 _FOR_INSTANCE = "*Draw a small red circle at the left.* *Make it blue.* *Let me hear a low mi on the flute.*"
-
-
-@dataclass(slots=True)
-class _Growing:
-    """A reply on its way: its parts so far, how far each item is, and those that are there."""
-
-    parts: list[Part] = field(default_factory=list)
-    progress: dict[int, str] = field(default_factory=dict)
-    made: dict[int, Item] = field(default_factory=dict)
-
-    def take(self, event: Event, session: Session) -> None:
-        match event:
-            case Said(text):
-                if self.parts and isinstance(self.parts[-1], str):
-                    self.parts[-1] += text
-                else:
-                    self.parts.append(text.lstrip())
-            case Begun(number, modality):
-                self.parts.append(Item(modality=modality))
-                self.progress[number] = f"thinking of a {_NOUNS[modality]} …"
-            case Progress(number, done, total):
-                self.progress[number] = f"{done} of {total} steps"
-            case Made(number, media):
-                self.made[number] = session.keep(media)
-            case Finished(parts=parts):
-                items = iter([self.made[number] for number in sorted(self.made)])
-                self.parts = [next(items) if isinstance(part, Item) else part for part in parts]
-
-    def shown(self) -> Iterator[tuple[Part, str]]:
-        """Each part, and what is to be said of an item that is not there yet."""
-        number = 0
-        for part in self.parts:
-            if isinstance(part, Item) and not part.name:
-                made = self.made.get(number)
-                yield (made, "") if made else (part, self.progress.get(number, "waiting …"))
-                number += 1
-            else:
-                number += isinstance(part, Item)
-                yield part, ""
 
 
 def add_page(app: FastAPI, service: Service, sessions: Sessions) -> Any:
@@ -153,7 +105,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
             placeholder=_placeholder(service),
             latex_delimiters=[],
         )
-        state = gr.HTML(_state(None), elem_id="state")
+        state = gr.HTML(state_of(None), elem_id="state")
         with gr.Row(elem_id="cases"):
             buttons = [gr.Button(title, size="sm", min_width=120) for title in CASES]
         box = gr.MultimodalTextbox(
@@ -176,8 +128,8 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
 
         async def respond(session: Session, *values: Any) -> AsyncIterator[Any]:
             chosen = dict(zip(controls, values, strict=True))
-            async for messages in _respond(service, session, chosen):
-                yield messages, gr.skip(), _state(session)
+            async for shown in _respond(service, session, chosen):
+                yield shown, gr.skip(), state_of(session)
 
         async def submit(message: dict[str, Any], request: gr.Request, *values: Any) -> AsyncIterator[Any]:
             session = session_of(request)
@@ -196,7 +148,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
                 return
             _check_idle(session)
             session.turns.append(Turn(role="user", parts=tuple(parts)))
-            yield _messages(session), {"text": "", "files": []}, _state(session)
+            yield messages(session), {"text": "", "files": []}, state_of(session)
             async for update in respond(session, *values):
                 yield update
 
@@ -204,26 +156,26 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
             session = session_of(request)
             _check_idle(session)
             session.turns.append(await asyncio.to_thread(_example, session, title))
-            yield _messages(session), gr.skip(), _state(session)
+            yield messages(session), gr.skip(), state_of(session)
             async for update in respond(session, *values):
                 yield update
 
         async def retry(event: gr.RetryData, request: gr.Request, *values: Any) -> AsyncIterator[Any]:
             session = session_of(request)
             _check_idle(session)
-            session.truncate(_turn_of(session, event.index, after_user=True))
+            session.truncate(asked_before(session, event.index))
             async for update in respond(session, *values):
                 yield update
 
         async def edit(event: gr.EditData, request: gr.Request, *values: Any) -> AsyncIterator[Any]:
             session = session_of(request)
             _check_idle(session)
-            turn, part = _place_of(session, event.index)
+            turn, part = place_of(session, event.index)
             parts = list(session.turns[turn].parts)
             parts[part] = str(event.value)[:_LONGEST_TEXT]
             session.truncate(turn + 1)
             session.turns[turn] = Turn(role="user", parts=tuple(parts))
-            yield _messages(session), gr.skip(), _state(session)
+            yield messages(session), gr.skip(), state_of(session)
             async for update in respond(session, *values):
                 yield update
 
@@ -231,11 +183,11 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
             session = session_of(request)
             _check_idle(session)
             session.truncate(0)
-            return [], _state(session)
+            return [], state_of(session)
 
         def load(request: gr.Request) -> Any:
             session = session_of(request)
-            return _messages(session), _state(session)
+            return messages(session), state_of(session)
 
         async def settle(request: gr.Request) -> Any:
             session = session_of(request)
@@ -243,7 +195,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
                 if not session.is_busy:
                     break
                 await asyncio.sleep(0.05)
-            return _messages(session), _state(session)
+            return messages(session), state_of(session)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         running: list[Any] = [
@@ -298,11 +250,11 @@ def _check_idle(session: Session) -> None:
 
 async def _respond(service: Service, session: Session, chosen: dict[str, Any]) -> AsyncIterator[Any]:
     """Messages of the page while the session's last turn is answered."""
-    growing, shown = _Growing(), 0.0
+    growing, shown = Growing(), 0.0
     _check_idle(session)
     session.is_busy = True
     try:
-        yield _messages(session, growing)
+        yield messages(session, growing)
         query = await asyncio.to_thread(_query, session, chosen, service)
         async with aclosing(service.answer(query)) as events:
             async for event in events:
@@ -311,7 +263,7 @@ async def _respond(service: Service, session: Session, chosen: dict[str, Any]) -
                     session.turns.append(Turn(role="assistant", parts=tuple(growing.parts)))
                 elif isinstance(event, Made) or time.monotonic() - shown > _SHORTEST_WAIT:
                     shown = time.monotonic()
-                    yield _messages(session, growing)
+                    yield messages(session, growing)
     except (Full, Lost, ValueError) as failure:
         raise gr.Error(f"{str(failure)[:1].upper()}{str(failure)[1:]}.", print_exception=False) from None
     finally:
@@ -323,12 +275,12 @@ async def _respond(service: Service, session: Session, chosen: dict[str, Any]) -
                 session.turns.append(Turn(role="assistant", parts=tuple(kept)))
             else:
                 session.truncate(len(session.turns))
-    yield _messages(session)
+    yield messages(session)
 
 
 def _query(session: Session, chosen: dict[str, Any], service: Service) -> Query:
     """What the model is asked: the conversation, and what the page's controls are set to."""
-    turns = _alternating(session.turns)
+    turns = alternating(session.turns)
     items = [part for turn in turns if turn.role == "user" for part in turn.parts if isinstance(part, Item)]
     settings = {}
     for modality, known in service.about.settings.items():
@@ -345,72 +297,6 @@ def _query(session: Session, chosen: dict[str, Any], service: Service) -> Query:
         ),
         settings=settings,
     )
-
-
-def _alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """Turns of one speaker that follow each other, as after an error, as one."""
-    joined = list[Turn]()
-    for turn in turns:
-        if joined and joined[-1].role == turn.role:
-            joined[-1] = Turn(role=turn.role, parts=(*joined[-1].parts, *turn.parts))
-        else:
-            joined.append(turn)
-    return joined
-
-
-def _messages(session: Session, growing: _Growing | None = None) -> list[dict[str, Any]]:
-    """The conversation as the chat shows it: one message a part."""
-    messages = [{"role": turn.role, "content": _content(part, "")} for turn in session.turns for part in turn.parts]
-    if growing is not None:
-        parts = list(growing.shown()) or [("…", "")]
-        messages += [{"role": "assistant", "content": _content(part, note)} for part, note in parts]
-    return messages
-
-
-def _content(part: Part, note: str) -> Any:
-    if isinstance(part, str):
-        return part
-    if not part.name:
-        noun = _NOUNS[part.modality]
-        return gr.HTML(f'<div class="coming" role="status">Making a {noun}: {escape(note)}</div>')
-    source = f"/media/{escape(part.name)}"
-    match part.modality:
-        case Modality.IMAGE:
-            return gr.HTML(f'<a href="{source}" download><img class="medium" src="{source}" alt="picture"></a>')
-        case Modality.VIDEO:
-            return gr.HTML(f'<video class="medium" src="{source}" controls autoplay loop muted playsinline></video>')
-        case Modality.AUDIO:
-            return gr.HTML(f'<audio class="medium" src="{source}" controls preload="auto"></audio>')
-
-
-def _state(session: Session | None) -> str:
-    """What is going on, in words; `data-replies` counts the replies that are whole."""
-    replies = sum(turn.role == "assistant" for turn in session.turns) if session else 0
-    words = "Answering …" if session and session.is_busy else ""
-    return f'<span role="status" data-replies="{replies}" data-busy="{str(bool(words)).lower()}">{words}</span>'
-
-
-def _places(session: Session) -> list[tuple[int, int]]:
-    """Turn and part of each message that the chat shows."""
-    return [(place, number) for place, turn in enumerate(session.turns) for number, _ in enumerate(turn.parts)]
-
-
-def _place_of(session: Session, index: Any) -> tuple[int, int]:
-    places, place = _places(session), index[0] if isinstance(index, list | tuple) else index
-    if not 0 <= int(place) < len(places) or session.turns[places[int(place)][0]].role != "user":
-        raise gr.Error("There is nothing to edit there: reload the page.", print_exception=False)
-    return places[int(place)]
-
-
-def _turn_of(session: Session, index: Any, *, after_user: bool) -> int:
-    """How many turns to keep so that the one at a message, or the user's before it, is the last."""
-    places, place = _places(session), int(index[0] if isinstance(index, list | tuple) else index)
-    turn = places[min(place, len(places) - 1)][0] if places else -1
-    while turn >= 0 and session.turns[turn].role != "user":
-        turn -= 1
-    if turn < 0:
-        raise gr.Error("There is nothing to answer yet.", print_exception=False)
-    return turn + after_user
 
 
 def _take_upload(session: Session, path: str) -> Item:
@@ -434,20 +320,6 @@ def _path_of(file: Any) -> str:
 
 def _name_of(file: Any) -> str:
     return Path(_path_of(file)).name
-
-
-@cache
-def drawn(kind: str) -> tuple[str, tuple[Any, ...]]:
-    """A case's words, and its media as files, drawn from the world."""
-    from pipelines.media import encode
-    from pipelines.world.conversations import converse
-    from pipelines.world.render import render
-
-    conversation = converse(kind, _CASE_SEED, 0)
-    turn = conversation.turns[0]
-    text = " ".join(part for part in turn.parts if isinstance(part, str))
-    items = [part for part in turn.parts if isinstance(part, Item)]
-    return text.strip(), tuple(encode(render(conversation.media[item.name], _CASE_SEED)) for item in items)
 
 
 def _example(session: Session, title: str) -> Turn:

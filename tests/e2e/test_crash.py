@@ -18,11 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
+from jobs.benchmarks import free_port
 from pipelines.files import is_sound
 from pipelines.media import encode
 from pipelines.sample import Audio, Image
 from pipelines.shards import STATE, hash_file
-from tests.conftest import BIN, ROOT, Cluster, free_port
+from tests.conftest import BIN, ROOT, Cluster
 
 ROWS = 240
 Whole = tuple[dict[str, str], float]

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from jobs.benchmarks.chat_server import ChatServer
-from jobs.serving.page import CASES
+from jobs.serving.cases import CASES
 from pipelines.media import encode
 from pipelines.sample import Image, Modality
 from pipelines.world.conversations import converse

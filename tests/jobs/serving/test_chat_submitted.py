@@ -7,7 +7,8 @@ import time
 import httpx
 import pytest
 
-from tests.conftest import BIN, ROOT, Cluster, free_port
+from jobs.benchmarks import free_port
+from tests.conftest import BIN, ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 QUESTION = {"messages": [{"role": "user", "content": "Draw a small red circle at the left."}]}

@@ -59,6 +59,8 @@ def test_a_system_message_becomes_the_beginning_of_the_users_and_messages_of_one
     )
     [turn] = query.turns
     assert [part for part in turn.parts if isinstance(part, str)] == ["Be brief.", "hello", "what is it?"]
+    between = request(user("hello"), {"role": "system", "content": "Be brief."}, user("what is it?"))
+    assert wire.to_query(between).turns[0].parts == ("hello", "Be brief.", "what is it?")
 
 
 def test_a_reply_can_be_sent_back_as_it_came() -> None:

@@ -1,0 +1,27 @@
+"""The four cases of NExT-GPT's tutorial, as one may ask them of a model of our world."""
+
+from functools import cache
+
+from pipelines.media import encode
+from pipelines.sample import Item, Media
+from pipelines.world.conversations import converse
+from pipelines.world.render import render
+
+# What is shown on a button, and the kind of conversation.
+CASES = {
+    "Picture → sound": "image_to_sound",
+    "Video → sound": "video_to_sound",
+    "Picture → picture + video": "image_to_video",
+    "Words → all three": "everything",
+}
+_SEED = 7
+
+
+@cache
+def drawn(kind: str) -> tuple[str, tuple[Media, ...]]:
+    """The words of a kind of conversation, and the files that are shown with them."""
+    conversation = converse(kind, _SEED, 0)
+    turn = conversation.turns[0]
+    text = " ".join(part for part in turn.parts if isinstance(part, str))
+    items = [part for part in turn.parts if isinstance(part, Item)]
+    return text.strip(), tuple(encode(render(conversation.media[item.name], _SEED)) for item in items)

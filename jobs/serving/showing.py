@@ -1,0 +1,109 @@
+"""A conversation as the chat page shows it, and a reply while it grows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from jobs.serving.events import Begun, Event, Finished, Made, Progress, Said
+from jobs.serving.sessions import Session
+from pipelines.sample import Item, Modality, Part
+from pipelines.world.captions import NOUNS
+
+
+@dataclass(slots=True)
+class Growing:
+    """A reply on its way: its parts so far, how far each item is, and those that are there."""
+
+    parts: list[Part] = field(default_factory=list)
+    progress: dict[int, str] = field(default_factory=dict)
+    made: dict[int, Item] = field(default_factory=dict)
+
+    def take(self, event: Event, session: Session) -> None:
+        """Notes what was told; keeps a medium in the session."""
+        match event:
+            case Said(text):
+                if self.parts and isinstance(self.parts[-1], str):
+                    self.parts[-1] += text
+                else:
+                    self.parts.append(text.lstrip())
+            case Begun(number, modality):
+                self.parts.append(Item(modality=modality))
+                self.progress[number] = f"thinking of a {NOUNS[modality]} …"
+            case Progress(number, done, total):
+                self.progress[number] = f"{done} of {total} steps"
+            case Made(number, media):
+                self.made[number] = session.keep(media)
+            case Finished(parts=parts):
+                items = iter([self.made[number] for number in sorted(self.made)])
+                self.parts = [next(items) if isinstance(part, Item) else part for part in parts]
+
+    def shown(self) -> Iterator[tuple[Part, str]]:
+        """Each part, and what is to be said of an item that is not there yet."""
+        number = 0
+        for part in self.parts:
+            if isinstance(part, Item) and not part.name:
+                made = self.made.get(number)
+                yield (made, "") if made else (part, self.progress.get(number, "waiting …"))
+                number += 1
+            else:
+                number += isinstance(part, Item)
+                yield part, ""
+
+
+def messages(session: Session, growing: Growing | None = None) -> list[dict[str, Any]]:
+    """The conversation as the chat shows it: one message a part."""
+    shown = [{"role": turn.role, "content": _content(part, "")} for turn in session.turns for part in turn.parts]
+    if growing is not None:
+        parts = list(growing.shown()) or [("…", "")]
+        shown += [{"role": "assistant", "content": _content(part, note)} for part, note in parts]
+    return shown
+
+
+def _content(part: Part, note: str) -> Any:
+    if isinstance(part, str):
+        return part
+    if not part.name:
+        noun = NOUNS[part.modality]
+        return gr.HTML(f'<div class="coming" role="status">Making a {noun}: {escape(note)}</div>')
+    source = f"/media/{escape(part.name)}"
+    match part.modality:
+        case Modality.IMAGE:
+            return gr.HTML(f'<a href="{source}" download><img class="medium" src="{source}" alt="picture"></a>')
+        case Modality.VIDEO:
+            return gr.HTML(f'<video class="medium" src="{source}" controls autoplay loop muted playsinline></video>')
+        case Modality.AUDIO:
+            return gr.HTML(f'<audio class="medium" src="{source}" controls preload="auto"></audio>')
+
+
+def state_of(session: Session | None) -> str:
+    """What is going on, in words; `data-replies` counts the replies that are whole."""
+    replies = sum(turn.role == "assistant" for turn in session.turns) if session else 0
+    words = "Answering …" if session and session.is_busy else ""
+    return f'<span role="status" data-replies="{replies}" data-busy="{str(bool(words)).lower()}">{words}</span>'
+
+
+def place_of(session: Session, index: int | Sequence[int]) -> tuple[int, int]:
+    """Turn and part of a message that the chat shows; raises gr.Error where the user said no such thing."""
+    found = _at(session, index)
+    if found is None or session.turns[found[0]].role != "user":
+        raise gr.Error("There is nothing to edit there: reload the page.", print_exception=False)
+    return found
+
+
+def asked_before(session: Session, index: int | Sequence[int]) -> int:
+    """How many turns there are up to the user's turn at a message or the last one before it."""
+    found = _at(session, index) or (len(session.turns) - 1, 0)
+    for turn in range(found[0], -1, -1):
+        if session.turns[turn].role == "user":
+            return turn + 1
+    raise gr.Error("There is nothing to answer yet.", print_exception=False)
+
+
+def _at(session: Session, index: int | Sequence[int]) -> tuple[int, int] | None:
+    """Turn and part of the message that Gradio names by its place."""
+    place = int(index if isinstance(index, int) else index[0])
+    places = [(turn, part) for turn, said in enumerate(session.turns) for part, _ in enumerate(said.parts)]
+    return places[place] if 0 <= place < len(places) else None
