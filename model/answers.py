@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.constraint import Constraint
 from model.dialogue import STOP
 from model.vocabulary import SignalVocabulary
 from pipelines.sample import Item, Modality, Part
@@ -106,11 +107,15 @@ class _Telling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What bounds an answer: its length in tokens, its number of items, and the tokens in `ends` that end it."""
+    """What bounds an answer: its length in tokens, its number of items, and the tokens in `ends` that end it.
+
+    One that is held to a schema ends with the schema.
+    """
 
     max_new_tokens: int
     max_items: int
     ends: Set[int]
+    constraint: Constraint | None = None
 
 
 class Answer:
@@ -129,6 +134,7 @@ class Answer:
     ) -> None:
         self._detokenizer, self._vocabulary, self._ends = detokenizer, vocabulary, limits.ends
         self._telling = _Telling(on_part, detokenizer)
+        self.constraint = limits.constraint
         self._room, self._required = limits.max_new_tokens, Counter(require)
         self._spare_items = limits.max_items - len(require)
         self.runs = [Run(None)]
@@ -154,10 +160,10 @@ class Answer:
             self._required -= Counter([modality])
             self.unread = self._add_group(modality)
         elif not ended:
-            self.runs[-1].ids.append(token)
-            self._room -= 1
-            self.unread = [token]
-            ended = self._detokenizer.stops(self.runs[-1].ids)
+            self.unread = [token, *(self.constraint.take(token) if self.constraint else ())][: self.room]
+            self.runs[-1].ids += self.unread
+            self._room -= len(self.unread)
+            ended = self.constraint.is_complete if self.constraint else self._detokenizer.stops(self.runs[-1].ids)
             self._telling.tokens(self.runs[-1].ids)
         if ended or not self.room:
             self.was_cut = not ended

@@ -167,7 +167,7 @@ class Decoder:
     ) -> None:
         self.modality, self.name = modality, name
         self._family = FAMILIES[modality]
-        encoder = CaptionEncoder(modality, name, device)
+        self._encoder = encoder = CaptionEncoder(modality, name, device)
         self.id, self.condition_shape = encoder.id, encoder.shape
         self._negative_NLD = encoder([""]).embeddings
         path = locate(modality, name)
@@ -184,6 +184,10 @@ class Decoder:
         twin.pipe = copy(self.pipe)
         twin.pipe.scheduler = deepcopy(self.pipe.scheduler)  # it counts the steps
         return twin
+
+    def embed(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The conditions (N, L, D) that captions give by the decoder's own text encoder."""
+        return self._encoder(captions).embeddings
 
     def generate(
         self,

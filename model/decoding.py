@@ -192,7 +192,12 @@ class Decoding:
     def _choose(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        allowed_BV = self.model.logits(hidden_BH).float().masked_fill(self._closed(rows), -torch.inf)
+        closed_BV = self._closed(rows)
+        if constraints := {place: row.answer.constraint for place, row in enumerate(rows) if row.answer.constraint}:
+            closed_BV = closed_BV.repeat(len(rows) // len(closed_BV), 1)
+            for place, constraint in constraints.items():
+                closed_BV[place] = ~constraint.allowed().to(self._device)
+        allowed_BV = self.model.logits(hidden_BH).float().masked_fill(closed_BV, -torch.inf)
         tokens_B = allowed_BV.argmax(dim=-1)
         if any(row.draw.temperature for row in rows):
             tokens_B = torch.where(*drawn(allowed_BV, [row.draw for row in rows]), tokens_B)

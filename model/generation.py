@@ -16,10 +16,11 @@ import torch
 
 from model.answers import Answer, Detokenizer, Limits
 from model.batch import Example, collate
+from model.constraint import Constraints
 from model.decoding import Decoding, Draw, Row
 from model.dialogue import IGNORE, Dialogue, encode_dialogue
 from model.nextgpt import NextGPT
-from model.query import Sampling
+from model.query import Sampling, TooLong
 from model.tokenizer import eos_ids, special_ids
 from pipelines.sample import Item, Modality, Part, Turn
 
@@ -123,6 +124,7 @@ class Generator:
         self._model, self._tokenizer, self._at_once = model, tokenizer, at_once
         self._ends, self._detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
         self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)
+        self._constraints = Constraints(tokenizer, model.vocabulary.total_size)
         self._waiting: dict[int, _Asked] = {}
         self._running: dict[int, _Asked] = {}
         self._count = 0
@@ -136,7 +138,7 @@ class Generator:
         """Takes a prompt; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
         _check(self._model, prompt)
         example = _example(self._model, self._tokenizer, prompt)
-        limits = _limits(prompt.sampling, self._ends)
+        limits = self._limits(prompt)
         answer = Answer(self._detokenizer, self._model.vocabulary, limits, prompt.require, on_part)
         self._waiting[self._count] = _Asked(example, Row(answer, Draw(prompt.sampling)))
         self._count += 1
@@ -167,6 +169,15 @@ class Generator:
         )
         return {number: _reply(asked, items) for (number, asked), items in zip(done.items(), conditions, strict=True)}
 
+    def _limits(self, prompt: Prompt) -> Limits:
+        tokens, items, schema = prompt.sampling.max_new_tokens, prompt.sampling.max_items, prompt.sampling.schema
+        return Limits(
+            max_new_tokens=tokens,
+            max_items=0 if schema else tokens if items is None else items,
+            ends=self._ends,
+            constraint=self._constraints(schema) if schema else None,
+        )
+
     def _admit(self) -> None:
         room = len(self._waiting) if self._at_once is None else self._at_once - len(self._running)
         if not self._decoding.is_open or room < 1:
@@ -177,13 +188,6 @@ class Generator:
         self._running |= joining
         asked = list(joining.values())
         self._decoding.join([one.example for one in asked], [one.row for one in asked])
-
-
-def _limits(sampling: Sampling, ends: set[int]) -> Limits:
-    tokens = sampling.max_new_tokens
-    return Limits(
-        max_new_tokens=tokens, max_items=tokens if sampling.max_items is None else sampling.max_items, ends=ends
-    )
 
 
 def _reply(asked: _Asked, conditions: list[Condition]) -> Reply:
@@ -205,6 +209,8 @@ def _check(model: NextGPT, prompt: Prompt) -> None:
     for modality in prompt.require:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
+    if prompt.require and prompt.sampling.schema:
+        raise ValueError("require: an answer that is held to a schema holds no items; leave one of the two out")
     needed = max(1, sum(model.vocabulary.groups[modality] for modality in prompt.require))
     if (given := prompt.sampling.max_new_tokens) < needed:
         raise ValueError(f"max_new_tokens is {given}, but the reply takes at least {needed}; raise it")
@@ -227,7 +233,7 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
         if len(dialogue.input_ids) <= room:
             return Example(key="prompt", dialogue=dialogue, features_NE=features)
         if len(turns) < 3:
-            raise ValueError(f"the last turn takes {len(dialogue.input_ids)} tokens of {room}; shorten it")
+            raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens of {room}; shorten it")
         features = None if features is None else features[_num_inputs(turns[:2]) :]
         turns = turns[2:]
 

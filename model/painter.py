@@ -4,12 +4,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from model.decoders import Decoder
 from model.devices import give_back_memory
 from model.inbox import Inbox
-from model.rendering import Wish, most_at_once
+from model.rendering import Wish, most_at_once, render_batch
 from pipelines.sample import Decoded
 
 
@@ -76,12 +74,7 @@ class Painter(Inbox[tuple[Wish, Tell]]):
                 tell(Step(done, total))
 
         try:
-            media = self._decoder.generate_batch(
-                np.stack([wish.condition for wish in wishes]),
-                [wish.seed for wish in wishes],
-                on_step=on_step,
-                **wishes[0].settings,
-            )
+            media = render_batch(self._decoder, wishes, on_step)
         except Exception as error:
             for tell in tells:
                 tell(error)

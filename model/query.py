@@ -7,14 +7,18 @@ from typing import Any
 from pipelines.sample import Decoded, Modality, Turn
 
 
+class TooLong(ValueError):
+    """A dialogue takes more tokens than the LLM reads."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How an answer is drawn, and how long it may be.
 
     At `temperature` 0 the likeliest token is taken each time. Else one is drawn from `seed`, among the fewest of the
     likeliest whose probabilities add up to `top_p` or more. An answer holds at most `max_items` items (required ones
-    always), so that a model that repeats itself does not fill it with media. Raises ValueError for values that make no
-    sense.
+    always), so that a model that repeats itself does not fill it with media. With a `schema`, a JSON schema written as
+    JSON, an answer is JSON of it without spaces, and holds no items. Raises ValueError for values that make no sense.
     """
 
     max_new_tokens: int = 256
@@ -22,6 +26,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    schema: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

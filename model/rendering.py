@@ -21,13 +21,13 @@ _MOST_AT_ONCE = 50  # of small media, so that progress is seen
 
 
 class Wish(NamedTuple):
-    """A medium to be rendered from a decoder's condition (L, D), and the seed of its noise.
+    """A medium to be rendered from a decoder's condition (L, D), or from words, and the seed of its noise.
 
     `settings` are what `Decoder.generate_batch` takes: steps, guidance, sizes; it has its own for the rest.
     """
 
     modality: Modality
-    condition: npt.NDArray[np.float32]
+    condition: npt.NDArray[np.float32] | str
     seed: int
     settings: Mapping[str, Any] = {}
 
@@ -68,6 +68,17 @@ def render(
     return [media[place] for place in range(len(wishes))]
 
 
+def render_batch(
+    decoder: Decoder, wishes: Sequence[Wish], on_step: Callable[[int, int], None] | None = None
+) -> list[Decoded]:
+    """Renders wishes of one kind in one go; raises ValueError as `Decoder.generate_batch` does."""
+    said = [wish.condition for wish in wishes if isinstance(wish.condition, str)]
+    embedded = iter(decoder.embed(said)) if said else iter(())
+    conditions = [next(embedded) if isinstance(wish.condition, str) else wish.condition for wish in wishes]
+    seeds = [wish.seed for wish in wishes]
+    return decoder.generate_batch(np.stack(conditions), seeds, on_step=on_step, **wishes[0].settings)
+
+
 def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> Iterator[_Batch]:
     kinds: dict[Hashable, list[int]] = {}
     for place, wish in enumerate(wishes):
@@ -101,8 +112,7 @@ class _OwnDecoders(threading.local):
         modality = wishes[0].modality
         if modality not in self._own:
             self._own[modality] = self._shared[modality].for_another_thread()
-        conditions = np.stack([wish.condition for wish in wishes])
-        return self._own[modality].generate_batch(conditions, [wish.seed for wish in wishes], **wishes[0].settings)
+        return render_batch(self._own[modality], wishes)
 
 
 @contextmanager

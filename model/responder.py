@@ -27,12 +27,15 @@ from pipelines.sample import Decoded, Item, Modality, Part
 class Response:
     """A reply: its text, its parts in order, and the medium of each item among them.
 
-    `untrained` names the parts with random weights that it came through.
+    `prompt_tokens` and `tokens` are how many the LLM read and wrote for it; `untrained` names the parts with random
+    weights that it came through.
     """
 
     text: str
     parts: tuple[Part, ...]
     media: tuple[Decoded, ...]
+    prompt_tokens: int
+    tokens: int
     untrained: tuple[str, ...]
 
 
@@ -80,10 +83,18 @@ class Responder:
         does, and for an item without a medium.
         """
         replies = self.reply_batch(queries, on_part=on_part)
-        media = self._render(queries, replies)
+        wanted = [wishes(query, reply) for query, reply in zip(queries, replies, strict=True)]
+        media = iter(self.render([wish for of_reply in wanted for wish in of_reply]))
         return [
-            Response(text=reply.text, parts=reply.parts, media=items, untrained=self._untrained(query, reply))
-            for query, reply, items in zip(queries, replies, media, strict=True)
+            Response(
+                text=reply.text,
+                parts=reply.parts,
+                media=tuple(next(media) for _ in of_reply),
+                prompt_tokens=reply.prompt_tokens,
+                tokens=reply.tokens,
+                untrained=self.untrained(bool(_inputs(query)), [wish.modality for wish in of_reply]),
+            )
+            for query, reply, of_reply in zip(queries, replies, wanted, strict=True)
         ]
 
     def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
@@ -105,14 +116,18 @@ class Responder:
         rows_NE = self.encoder([medium for media in inputs for medium in media])
         return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
 
-    def _render(self, queries: Sequence[Query], replies: Sequence[Reply]) -> list[tuple[Decoded, ...]]:
-        """The media of all replies."""
-        of_replies = [wishes(query, reply) for query, reply in zip(queries, replies, strict=True)]
-        wanted = [wish for of_reply in of_replies for wish in of_reply]
+    def render(self, wanted: Sequence[Wish]) -> list[Decoded]:
+        """Renders wishes; media in their order."""
         # In turn: loading is not safe in threads.
         decoders = {modality: self._decoder(modality) for modality in dict.fromkeys(wish.modality for wish in wanted)}
-        media = iter(render(decoders, wanted))
-        return [tuple(next(media) for _ in reply.conditions) for reply in replies]
+        return render(decoders, wanted)
+
+    def untrained(self, has_inputs: bool, made: Sequence[Modality]) -> tuple[str, ...]:
+        """The parts with random weights that a reply comes through."""
+        config = self.model.config
+        decoders = [config.outputs[modality].decoder for modality in made]
+        used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
+        return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
 
     def _decoder(self, modality: Modality) -> Decoder:
         if modality not in self._decoders:
@@ -122,12 +137,6 @@ class Responder:
                 device = torch.device("cuda", place % torch.cuda.device_count())
             self._decoders[modality] = Decoder(modality, self.model.config.outputs[modality].decoder, device=device)
         return self._decoders[modality]
-
-    def _untrained(self, query: Query, reply: Reply) -> tuple[str, ...]:
-        config, has_inputs = self.model.config, bool(_inputs(query))
-        decoders = [config.outputs[modality].decoder for modality, _ in reply.conditions]
-        used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
-        return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
 
 
 def wishes(query: Query, reply: Reply) -> list[Wish]:
