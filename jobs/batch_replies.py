@@ -6,7 +6,7 @@ neither the number of actors nor a restart changes a reply.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.data
 
+from jobs.architectures import Architecture, respond_batch
 from model.query import Query, Sampling
 from pipelines import media as media_files
 from pipelines.catalog import Entry
@@ -41,6 +42,7 @@ class Plan:
     """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place."""
 
     checkpoint: str | Path
+    architecture: Architecture
     require: Sequence[Modality]
     sampling: Sampling
     steps: int | None
@@ -161,7 +163,9 @@ class Answerer:
             if isinstance(sample, Sample)
         }
         replies, files, untrained = [], list[str](), dict[str, None]()
-        for key, response in self._respond(asked):
+        queries = [query for _, query in asked.values()]
+        responses = respond_batch(self._plan.architecture, self._responder, queries)
+        for key, response in zip(asked, responses, strict=True):
             sample = asked[key][0]
             if isinstance(response, ValueError):
                 rejects.append(Reject(source=sample.source, key=key, stage="answer", reason=str(response)))
@@ -174,20 +178,6 @@ class Answerer:
         # Last, since it says that all of it is there.
         write_json(_record(source, number), {**row, **content, "untrained": list(untrained)})
         return {"chunk": number, "rejected": len(rejects)}
-
-    def _respond(self, asked: Mapping[str, tuple[Sample, Query]]) -> "Iterator[tuple[str, Response | ValueError]]":
-        """All at once; where one of them cannot be answered, one by one, to tell which."""
-        queries = [query for _, query in asked.values()]
-        try:
-            yield from zip(asked, self._responder.respond_batch(queries), strict=True)
-            return
-        except ValueError:
-            pass
-        for key, query in zip(asked, queries, strict=True):
-            try:
-                yield key, self._responder.respond(query)
-            except ValueError as error:
-                yield key, error
 
     def _write(self, key: str, response: "Response") -> list[str]:
         names = []

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from jobs import cli
+from jobs.architectures import ARCHITECTURES
 from jobs.serving.guard import TOKEN
 from model.description import SHIPPED
 
@@ -16,6 +17,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser("Chat with a model in a browser, and over HTTP as with OpenAI's API.")
     parser.add_argument(
         "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
+    )
+    parser.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES,
+        default=ARCHITECTURES[0],
+        help="one LLM that sees and makes media, or one that schedules tools and is told in text",
     )
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="where to listen")
     parser.add_argument(
@@ -50,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = str(latest_checkpoint(name).absolute()) if is_here else name
     settings = Settings(
         checkpoint=checkpoint,
+        architecture=arguments.architecture,
         places=arguments.places,
         batch=arguments.batch,
         max_replicas=arguments.max_replicas,

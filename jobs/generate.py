@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs import cli
+from jobs.architectures import ARCHITECTURES
 from model.description import SHIPPED
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
+    )
+    parser.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES,
+        default=ARCHITECTURES[0],
+        help="one LLM that sees and makes media, or one that schedules tools and is told in text",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what to say to the model")
     for modality in MODALITIES:
@@ -100,7 +107,13 @@ def _answer_file(
 
     conversations = cli.existing_file(arguments.conversations)
     media = cli.existing_folder(arguments.media) if arguments.media else conversations.parent
-    plan = Plan(checkpoint=checkpoint, require=require, sampling=sampling, steps=arguments.steps)
+    plan = Plan(
+        checkpoint=checkpoint,
+        architecture=arguments.architecture,
+        require=require,
+        sampling=sampling,
+        steps=arguments.steps,
+    )
     cli.start_ray()
     summary = answer_file(conversations, media, out, plan, gpus=arguments.gpus)
     before = f", {summary.before} of them before" if summary.before else ""
@@ -132,6 +145,7 @@ def _answer_prompt(
     cli.start_ray()
     request = Request(
         checkpoint=checkpoint,
+        architecture=arguments.architecture,
         prompt=arguments.prompt,
         inputs=inputs,
         require=require,

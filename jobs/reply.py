@@ -3,11 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
+from jobs.architectures import Architecture, respond_batch
 from model.query import Query, Sampling
-from pipelines.sample import Item, Media, Modality, Turn
+from pipelines.sample import Item, Media, Modality, Part, Turn
+
+if TYPE_CHECKING:
+    from model.responder import Responder, Response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +20,7 @@ class Request:
     """A prompt with its input media, the media the reply must hold, and how to sample."""
 
     checkpoint: str | Path
+    architecture: Architecture
     prompt: str
     inputs: Sequence[Media]
     require: Sequence[Modality]
@@ -64,9 +70,22 @@ def respond(request: Request) -> Iterator[str | Result]:
         sampling=request.sampling,
         settings={modality: {"steps": request.steps} for modality in Modality} if request.steps else {},
     )
-    for part in responder.stream(query):
+    for part in _parts(request.architecture, responder, query):
         if isinstance(part, Response):
             media = tuple(media_files.encode(medium) for medium in part.media)
             yield Result(text=part.text, media=media, untrained=part.untrained)
         elif isinstance(part, str):
             yield part
+
+
+def _parts(architecture: Architecture, responder: "Responder", query: Query) -> "Iterator[Part | Response]":
+    """A reply in parts as they come, at last the whole; an LLM that schedules tools says its text all at once."""
+    if architecture == "joint":
+        yield from responder.stream(query)
+        return
+    [response] = respond_batch(architecture, responder, [query])
+    if isinstance(response, ValueError):
+        raise response
+    if response.text:
+        yield response.text
+    yield response

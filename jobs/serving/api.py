@@ -11,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from jobs.scheduler import NoPlan
 from jobs.serving import openai_format as wire
-from jobs.serving.events import Event, Finished, Full, Lost, Made, Said
+from jobs.serving.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.serving.service import Service
-from model.query import Query
+from model.query import Query, TooLong
 
 _ERROR = {
     "type": "object",
@@ -34,6 +35,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         401: "The server asks for a token.",
         404: "There is no such model.",
         413: "The request is too large.",
+        422: "The model found no plan for a reply; only where it plans.",
         429: "All places are taken; `Retry-After` says when to try again.",
         503: "A part of the model was lost; try again.",
     }.items()
@@ -61,7 +63,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     @routes.post(
         "/v1/chat/completions",
         summary="Answer a conversation in text and media",
-        responses=_failures(400, 401, 413, 429, 503),
+        responses=_failures(400, 401, 413, 422, 429, 503),
     )
     async def completions(request: wire.Request) -> Any:
         head = wire.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
@@ -122,7 +124,9 @@ async def _stream(
     yield wire.sse(wire.chunk(head, {"role": "assistant", "content": ""}))
     try:
         async for event in events():
-            if isinstance(event, Said):
+            if isinstance(event, Planned):
+                yield wire.sse(wire.chunk(head, wire.plan_of(event.plan)))
+            elif isinstance(event, Said):
                 yield wire.sse(wire.chunk(head, {"content": event.text}))
             elif isinstance(event, Made):
                 yield wire.sse(wire.chunk(head, {"parts": [{"index": event.number, **wire.part_of(event.media)}]}))
@@ -143,7 +147,7 @@ async def _stream(
 
 def _short(error: BaseException) -> str:
     """One line for whoever asked, without what is inside of the server."""
-    return str(error) if type(error) is ValueError else "the reply failed; see the log"
+    return str(error) if type(error) in (ValueError, NoPlan, TooLong) else "the reply failed; see the log"
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -156,6 +160,7 @@ def add_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
     handle(wire.Mistake, lambda e: JSONResponse(wire.error(str(e), "invalid_request_error", e.param), 400))
+    handle(NoPlan, lambda e: JSONResponse(wire.error(_short(e), "server_error", code="no_plan"), 422))
     handle(ValueError, lambda e: JSONResponse(wire.error(_short(e), "invalid_request_error"), 400))
     handle(RequestValidationError, _invalid)
     handle(

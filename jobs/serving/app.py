@@ -4,12 +4,14 @@ serve run jobs.serving.app:build checkpoint=RUN
 """
 
 import os
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from jobs.architectures import Architecture
 from jobs.serving.deployments import Language, Renderer, about
 from model.speaker import AT_ONCE
 from pipelines.sample import Modality
@@ -28,6 +30,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str
+    architecture: Architecture = "joint"
     places: Annotated[int, Field(ge=1)] = 64
     at_once: Annotated[int, Field(ge=1)] = AT_ONCE
     batch: Annotated[int, Field(ge=1)] | None = None
@@ -56,16 +59,22 @@ class Front:
     def __serve_build_asgi_app__(self) -> Any:
         from fastapi import FastAPI
 
+        from jobs.serving import joint, scheduler
         from jobs.serving.api import add_handlers, router
         from jobs.serving.guard import TOKEN, Guard
-        from jobs.serving.joint import Handles, answer
+        from jobs.serving.handles import Handles
         from jobs.serving.service import Service
 
         settings = self._settings
         # Once: a handle for each request would be kept by Serve.
         renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
         handles = Handles(self._language.options(stream=True), renderers)
-        service = Service(about(settings.checkpoint), lambda query: answer(handles, query), settings.places)
+        model = about(settings.checkpoint)
+        if settings.architecture == "joint":
+            answer = partial(joint.answer, handles)
+        else:
+            answer = partial(scheduler.answer, handles, guides=model.needs_guides)
+        service = Service(model, answer, settings.places)
         app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.scheduler import needs_guides
 from model.config import ModelConfig
 from model.generation import Reply
 from model.painter import Painter, Step
@@ -18,11 +19,15 @@ from pipelines.sample import Media, Modality, Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a model can do: its name, the media that it makes with their settings, and its untrained parts."""
+    """What a model can do: its name, the media that it makes with their settings, and its untrained parts.
+
+    With `needs_guides` it must be told what a plan is.
+    """
 
     name: str
     settings: dict[Modality, dict[str, Any]]
     untrained: tuple[str, ...]
+    needs_guides: bool
 
 
 class Language:
@@ -98,22 +103,29 @@ def about(checkpoint: str) -> About:
     from model.families import default_settings
     from model.parts import is_untrained
 
-    config = model_config_of(checkpoint)
+    description, config = _described(checkpoint)
     names = [config.llm.name, config.encoder.name, *(output.decoder for output in config.outputs.values())]
     return About(
         name=Path(checkpoint).name,
         settings={modality: default_settings(modality, output.decoder) for modality, output in config.outputs.items()},
         untrained=tuple(name for name in dict.fromkeys(names) if is_untrained(name)),
+        needs_guides=needs_guides(description["stages"]),
     )
 
 
 def model_config_of(checkpoint: str) -> ModelConfig:
     """The configuration of a checkpoint's model."""
+    return _described(checkpoint)[1]
+
+
+def _described(checkpoint: str) -> tuple[dict[str, Any], ModelConfig]:
+    """What a checkpoint says of itself, and the configuration of its model."""
     from model.description import model_config, read_config
     from model.hub import local_checkpoint
 
     with local_checkpoint(checkpoint) as folder:
-        return model_config(read_config(folder), folder)
+        description = read_config(folder)
+        return description, model_config(description, folder)
 
 
 class _Told:

@@ -6,6 +6,13 @@ from pipelines.sample import Media, Modality, Part
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan of the reply, in JSON as `pipelines.plans` has it; told by an LLM that schedules tools."""
+
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """The next piece of the text."""
 
@@ -39,16 +46,20 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The whole reply, told last: its parts in order, the media of its items, and the LLM's tokens in and out."""
+    """The whole reply, told last: its parts in order, the media of its items, and the LLM's tokens in and out.
+
+    `plan` is the one that was carried out, if there was one.
+    """
 
     parts: tuple[Part, ...]
     media: tuple[Media, ...]
     prompt_tokens: int
     tokens: int
     was_cut: bool
+    plan: str = ""
 
 
-Event = Said | Begun | Progress | Made | Finished
+Event = Planned | Said | Begun | Progress | Made | Finished
 
 
 class Full(Exception):

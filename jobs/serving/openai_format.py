@@ -251,15 +251,22 @@ def part_of(medium: Media) -> dict[str, Any]:
 
 
 def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:
-    """A whole answer. `content` is its text, `parts` all of it in order."""
+    """A whole answer. `content` is its text, `parts` all of it in order, `plan` the steps if it was planned."""
     media = iter(finished.media)
     parts = [
         part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in finished.parts
     ]
     text = " ".join(part for part in finished.parts if isinstance(part, str))
     message = {"role": "assistant", "content": text, "refusal": None, "parts": parts}
+    if finished.plan:
+        message |= plan_of(finished.plan)
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}
     return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(finished)}
+
+
+def plan_of(plan: str) -> dict[str, Any]:
+    """A plan as a field of a message."""
+    return {"plan": json.loads(plan)["steps"]}
 
 
 def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], finished: Finished | None = None) -> dict[str, Any]:

@@ -261,6 +261,7 @@ async def _respond(service: Service, session: Session, chosen: dict[str, Any]) -
                 growing.take(event, session)
                 if isinstance(event, Finished):
                     session.turns.append(Turn(role="assistant", parts=tuple(growing.parts)))
+                    session.plan = growing.plan
                 elif isinstance(event, Made) or time.monotonic() - shown > _SHORTEST_WAIT:
                     shown = time.monotonic()
                     yield messages(session, growing)

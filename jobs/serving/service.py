@@ -26,7 +26,7 @@ class Service:
     seconds: float = 5.0  # that a reply took of late
 
     async def answer(self, query: Query) -> AsyncGenerator[Event, None]:
-        """Tells a reply as it comes, as `jobs.serving.joint.answer` does; raises Full besides."""
+        """Tells a reply as it comes, as the `answer` of an architecture does; raises Full besides."""
         if self.taken >= self.places:
             raise Full(max(_LEAST_WAIT, round(self.seconds)))
         self.taken += 1

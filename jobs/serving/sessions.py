@@ -37,6 +37,7 @@ class Session:
     uploads: set[str] = field(default_factory=set)  # paths of what the page has uploaded and nobody has sent yet
     last_seen: float = field(default_factory=time.monotonic)
     is_busy: bool = False
+    plan: str = ""  # of the last reply, in words, if it had one
 
     def keep(self, medium: Media) -> Item:
         """Writes a medium; returns the item that names it. Raises TooManyMedia."""
@@ -61,6 +62,7 @@ class Session:
     def truncate(self, turns: int) -> None:
         """Keeps so many turns, and removes the media of the others."""
         del self.turns[turns:]
+        self.plan = ""
         kept = {part.name for turn in self.turns for part in turn.parts if isinstance(part, Item)}
         for file in list(self.folder.iterdir()):
             if file.name not in kept:

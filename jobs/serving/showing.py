@@ -7,23 +7,27 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.serving.events import Begun, Event, Finished, Made, Progress, Said
+from jobs.serving.events import Begun, Event, Finished, Made, Planned, Progress, Said
 from jobs.serving.sessions import Session
+from pipelines.plans import from_json
 from pipelines.sample import Item, Modality, Part
 from pipelines.world.captions import NOUNS
 
 
 @dataclass(slots=True)
 class Growing:
-    """A reply on its way: its parts so far, how far each item is, and those that are there."""
+    """A reply on its way: its parts so far, how far each item is, those that are there, and its plan in words."""
 
     parts: list[Part] = field(default_factory=list)
     progress: dict[int, str] = field(default_factory=dict)
     made: dict[int, Item] = field(default_factory=dict)
+    plan: str = ""
 
     def take(self, event: Event, session: Session) -> None:
         """Notes what was told; keeps a medium in the session."""
         match event:
+            case Planned(plan):
+                self.plan = plan_in_words(plan)
             case Said(text):
                 if self.parts and isinstance(self.parts[-1], str):
                     self.parts[-1] += text
@@ -57,7 +61,7 @@ def messages(session: Session, growing: Growing | None = None) -> list[dict[str,
     """The conversation as the chat shows it: one message a part."""
     shown = [{"role": turn.role, "content": _content(part, "")} for turn in session.turns for part in turn.parts]
     if growing is not None:
-        parts = list(growing.shown()) or [("…", "")]
+        parts = list(growing.shown()) or [(growing.plan or "…", "")]
         shown += [{"role": "assistant", "content": _content(part, note)} for part, note in parts]
     return shown
 
@@ -78,11 +82,18 @@ def _content(part: Part, note: str) -> Any:
             return gr.HTML(f'<audio class="medium" src="{source}" controls preload="auto"></audio>')
 
 
+def plan_in_words(plan: str) -> str:
+    """A plan in one line."""
+    steps = [f"{step.tool.replace('_', ' ')} ({step.input})" for step in from_json(plan)]
+    return f"Plan: {', '.join(steps) or 'words alone'}"
+
+
 def state_of(session: Session | None) -> str:
     """What is going on, in words; `data-replies` counts the replies that are whole."""
     replies = sum(turn.role == "assistant" for turn in session.turns) if session else 0
-    words = "Answering …" if session and session.is_busy else ""
-    return f'<span role="status" data-replies="{replies}" data-busy="{str(bool(words)).lower()}">{words}</span>'
+    is_busy = session is not None and session.is_busy
+    words = "Answering …" if is_busy else session.plan if session else ""
+    return f'<span role="status" data-replies="{replies}" data-busy="{str(is_busy).lower()}">{escape(words)}</span>'
 
 
 def place_of(session: Session, index: int | Sequence[int]) -> tuple[int, int]:

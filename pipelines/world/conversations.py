@@ -128,12 +128,12 @@ class _Talk:
         if shown is not None:
             name = str(len(self.media))
             self.media[name] = shown
-            parts.insert(0, Item(modality=modality_of(shown), name=name, caption=_words(shown)))
+            parts.insert(0, Item(modality=modality_of(shown), name=name, caption=words(shown)))
         self.turns.append(Turn(role="user", parts=tuple(parts)))
 
     def assistant(self, named: Mapping[str, str], *said: str | Subject) -> None:
         parts = (
-            part if isinstance(part, str) else Item(modality=modality_of(part), caption=_words(part)) for part in said
+            part if isinstance(part, str) else Item(modality=modality_of(part), caption=words(part)) for part in said
         )
         self.turns.append(Turn(role="assistant", parts=tuple(parts)))
         self.answers.append(Answer(named=named, made=tuple(part for part in said if not isinstance(part, str))))
@@ -159,14 +159,14 @@ class _Talk:
         self.assistant({}, self.pick(answered))
 
 
-def _words(subject: Subject) -> str:
+def words(subject: Subject) -> str:
     """The assistant's words for a subject, and the caption of its items."""
     return wording.PHRASES[modality_of(subject)][0].format(thing=thing(subject), where=where(subject))
 
 
 def _fill(frame: str, subject: Subject, **fields: str) -> str:
     modality = modality_of(subject)
-    known = {"noun": NOUNS[modality], "sense": wording.SENSES[modality], "caption": _words(subject)}
+    known = {"noun": NOUNS[modality], "sense": wording.SENSES[modality], "caption": words(subject)}
     return frame.format(**{**attributes(subject), **known, "where": where(subject), **fields})
 
 
@@ -201,7 +201,7 @@ def _sound_out(modality: Modality) -> Callable[[_Talk], None]:
         assert not isinstance(subject, Sound)
         sound = talk.about(sound_of(subject.colour, subject.shape))
         talk.user(_fill(talk.pick(wording.SOUND_OUT), subject), shown=subject)
-        text = _fill(talk.pick(wording.SOUNDED_OUT), subject, sound=_words(sound))
+        text = _fill(talk.pick(wording.SOUNDED_OUT), subject, sound=words(sound))
         talk.assistant(_named(subject, sound), text, sound)
 
     return script
@@ -232,8 +232,8 @@ def _everything(talk: _Talk) -> None:
 
 def _present(talk: _Talk, frames: Sequence[str], *subjects: Subject) -> None:
     """The assistant makes several things, and says before each what it is."""
-    words = {modality_of(subject).value: _words(subject) for subject in subjects}
-    texts = (frame.format(**words) for frame in frames)
+    captions = {modality_of(subject).value: words(subject) for subject in subjects}
+    texts = (frame.format(**captions) for frame in frames)
     talk.assistant(_named(*subjects), *(part for pair in zip(texts, subjects, strict=True) for part in pair))
 
 
@@ -269,7 +269,7 @@ def _question(talk: _Talk) -> None:
         colour, shape = talk.pick(tuple(COLOURS)), talk.pick(SHAPES)
         sound = talk.about(sound_of(colour, shape))
         talk.user(talk.pick(wording.RULE).format(thing=with_article(f"{colour} {shape}")))
-        talk.assistant(_named(sound), talk.pick(wording.RULED).format(sound=_words(sound)))
+        talk.assistant(_named(sound), talk.pick(wording.RULED).format(sound=words(sound)))
         return
     subject = talk.draw(talk.pick(tuple(Modality)))
     text = caption(subject, int(talk.rng.integers(_NUM_FRAMES * _NUM_WAYS)))

@@ -15,7 +15,7 @@ from pipelines.world.render import render
 from pipelines.world.scenes import Subject, draw, modality_of
 
 _MARKER = "world.json"
-_SCHEMA = 3  # Raise it with any change to the bytes written.
+_SCHEMA = 4  # Raise it with any change to the bytes written.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ _PAIRS = {
 
 
 def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
-    """Writes `count` pairs of each modality and as many rows of each instruction set (of MosIT, three times as many).
+    """Writes `count` pairs of each modality and as many rows of each instruction set (of some, several times as many).
 
     Nothing in it is a held-out combination. Equal arguments give equal trees, and a larger one begins as a smaller one.
 

@@ -1,7 +1,7 @@
 """Conversations about the synthetic world as NExT-GPT's instruction sets hold them: which are in which, and their rows.
 
-Eight formats: Alpaca, LLaVA-Instruct, VideoChat, T-T+X of the older and the newer generation, MosIT with media, and
-(in `dataset`) pairs as questions about a medium and as requests for one.
+Eight formats: Alpaca (plans too), LLaVA-Instruct, VideoChat, T-T+X of the older and the newer generation, MosIT with
+media, and (in `dataset`) pairs as questions about a medium and as requests for one.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.sample import Item, Modality, Part, Turn
 from pipelines.world.conversations import Conversation, converse, converse_by_turns
+from pipelines.world.planning import converse_in_plans
 
 Row = dict[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
@@ -140,6 +141,9 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T+X-T_data/alpaca/alpaca.json",
         draw=partial(converse_by_turns, ("question", "question", "chat")),
         row=_alpaca_row,
+    ),
+    "plan_instruction": InstructionSet(
+        path="T+X-T_data/plans/plans.json", draw=converse_in_plans, row=_alpaca_row, share=2
     ),
     "llava_instruction": InstructionSet(
         path="T+X-T_data/llava/llava.json", draw=partial(converse_by_turns, ("describe_image",)), row=_llava_row
