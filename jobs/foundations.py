@@ -22,6 +22,7 @@ from pipelines.views import CAPTION_PROMPT
 from pipelines.world.bank import SEED, Bank, bank, half_named_sounds, joined
 from pipelines.world.captions import caption
 from pipelines.world.conversations import KINDS, converse_by_turns
+from pipelines.world.planning import converse_in_plans
 from pipelines.world.render import FPS, SAMPLE_RATE, render
 from pipelines.world.scenes import ATTRIBUTES, Subject, draw, modality_of
 
@@ -225,14 +226,14 @@ def _encoder_input(medium: Decoded, size: int) -> Tensor:
 
 
 def llm(out: Path, scale: float) -> None:
-    """A Llama that talks about the world, and has seen nothing of it."""
+    """A Llama that talks about the world, has seen nothing of it, and has read plans of tool calls."""
     torch.manual_seed(0)
-    said = [*dialogues(12_000), *captioned(4_000)]
+    said = [*dialogues(12_000), *captioned(4_000), *planned(8_000)]
     corpus = [part for turns in said[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
     model, tokenizer = blank.llama(corpus)
-    texts = [*dialogues(48_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000)]
+    texts = [*dialogues(48_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(16_000)]
     state = out / "state" / "llm.pt"
-    train_llm(model, tokenizer, texts, steps=_steps(3000, scale), batch_size=32, state=state)
+    train_llm(model, tokenizer, texts, steps=_steps(3800, scale), batch_size=32, state=state)
     model.to(torch.float16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
 
@@ -242,6 +243,12 @@ def dialogues(count: int, kinds: Sequence[str] = KINDS, *, held_out: bool = Fals
     seed = SEED_HELD_OUT if held_out else SEED
     for index in range(count):
         yield converse_by_turns(kinds, seed, index, held_out=held_out).turns
+
+
+def planned(count: int) -> Iterator[Sequence[Turn]]:
+    """What an LLM that schedules tools is asked."""
+    for number in range(count):
+        yield converse_in_plans(SEED, number).turns
 
 
 def captioned(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:

@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shuffled", metavar="RUN", help="a control, trained with shuffle_items=true")
     parser.add_argument("--seed", type=int, default=SEED, help="which conversations")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
+    parser.add_argument(
+        "--architectures",
+        action="store_true",
+        help="compare the model's two architectures and the captions themselves: how often right, how fast, tokens",
+    )
     parser.add_argument("--shards", metavar="SHARDS", help="score the held-out samples of these instead of the exam")
     arguments = parser.parse_args(argv)
 
@@ -40,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = model_config(read_config(checkpoint), checkpoint).encoder.name
     _check(arguments, sorted(ROWS), encoder)
     cli.quiet()
-    if arguments.shards:
+    if arguments.architectures:
+        _compare(arguments, run, checkpoint)
+    elif arguments.shards:
         _held_out(arguments, run, checkpoint)
     else:
         _exam(arguments, run, checkpoint)
@@ -52,6 +59,10 @@ def _check(arguments: Namespace, known: Sequence[str], encoder: str) -> None:
         mistakes.append(f"--shards: missing; the world's exam is for models that see with {' or '.join(WORLDS)} parts")
     if arguments.shards and (arguments.rows or arguments.shuffled):
         mistakes.append("--rows and --shuffled are of the world's exam; leave them or --shards out")
+    if arguments.architectures and (arguments.shards or arguments.shuffled):
+        mistakes.append(
+            "--architectures compares on the world's exam, without controls; leave out --shards, --shuffled"
+        )
     for name, least in (("n", 1), ("controls_n", 0), ("steps", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -91,6 +102,27 @@ def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     missed = [row.title for row in rows if row.verdict.kind == "missed"]
     print(f"missed: {', '.join(missed)}" if missed else "no row missed")
     print(f"scores: {run / 'scores.json'}\nexamples: {run / EXAMPLES}")
+
+
+def _compare(arguments: Namespace, run: Path, checkpoint: Path) -> None:
+    from model.devices import best_device
+
+    device = best_device()
+    from jobs.comparison import compare, table
+    from model.responder import Responder
+    from pipelines.files import write_json
+    from pipelines.world.exam import ROWS
+
+    chosen = [
+        row for row in ROWS.values() if row.kinds and (row.name in arguments.rows if arguments.rows else row.target)
+    ]
+    responder = Responder.from_pretrained(checkpoint, device=device)
+    responder.model.merge_adapter()
+    rows = compare(responder, chosen, arguments.n, arguments.seed, arguments.steps)
+    path = run / "architectures.json"
+    write_json(path, {"checkpoint": str(checkpoint), "n": arguments.n, "rows": [asdict(row) for row in rows]})
+    print(table(rows))
+    print(f"comparison: {path}")
 
 
 def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from model.checkpoint import from_pretrained
 from model.config import ModelConfig
-from model.decoders import CaptionEncoder, Decoder
+from model.decoders import Decoder
 from model.description import check_compatible
 from model.generation import Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
@@ -107,14 +107,7 @@ class FrozenParts:
     def from_text(self, chosen: Sequence[Case]) -> Sitting:
         """Feeds the decoders with the captions themselves."""
         items = [_only_item(case) for case in chosen]
-        conditions: dict[int, Condition] = {}
-        for modality, output in self._config.outputs.items():
-            places = [place for place, item in enumerate(items) if item.modality is modality]
-            if places:
-                encoder = CaptionEncoder(modality, output.decoder, device=self._plan.device)
-                embedded = encoder([items[place].caption for place in places]).embeddings
-                conditions |= dict(zip(places, embedded, strict=True))
-        wishes = [Wish(item.modality, conditions[n], _noise(chosen[n], 0)) for n, item in enumerate(items)]
+        wishes = [Wish(item.modality, item.caption, noise(case, 0)) for case, item in zip(chosen, items, strict=True)]
         media = self.render(wishes, "from text")
         return [
             (case, [Response(parts=(item,), media=(medium,))])
@@ -148,7 +141,7 @@ def examine(
         if all_media or not is_lost(case.row, case.conversation, responses):
             rendered.append(place)
             conditions = [condition for reply in replies[place] for condition in reply.conditions]
-            wishes += [Wish(modality, values, _noise(case, n)) for n, (modality, values) in enumerate(conditions)]
+            wishes += [Wish(modality, values, noise(case, n)) for n, (modality, values) in enumerate(conditions)]
     media = iter(parts.render(wishes, title))
     for place in rendered:
         case, responses = sitting[place]
@@ -214,7 +207,7 @@ def _only_item(case: Case) -> Item:
     return item
 
 
-def _noise(case: Case, number: int) -> int:
+def noise(case: Case, number: int) -> int:
     """The seed of the number-th item of a conversation, the same in every arm."""
     return 16 * case.number + number
 

@@ -48,15 +48,18 @@ class Handles:
 
     async def reply(self, query: Query) -> Reply:
         """A reply, its items not yet made; one that is lost is asked for again."""
-        for rest in reversed(range(_TRIES)):
+        tries = 0
+        while True:
+            tries += 1
             try:
-                async for part in self.speak(query):
-                    if isinstance(part, Reply):
-                        return part
+                # To the end of the stream, so that nothing of it is left with Ray.
+                *_, reply = [part async for part in self.speak(query)]
             except Lost:
-                if not rest:
+                if tries == _TRIES:
                     raise
-        raise AssertionError
+                continue
+            assert isinstance(reply, Reply)
+            return reply
 
     @asynccontextmanager
     async def making(self, wanted: Sequence[Wish]) -> AsyncIterator[AsyncIterator[Progress | Made]]:

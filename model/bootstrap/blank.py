@@ -58,7 +58,7 @@ def audio_pipeline(corpus: Iterable[str]) -> Any:
 
 def llama(corpus: Iterable[str]) -> tuple[Any, Any]:
     """A Llama of a million weights, and its tokenizer."""
-    tokenizer = architectures.llm_tokenizer(corpus, 768)
+    tokenizer = architectures.llm_tokenizer(corpus, 864)
     return architectures.llama(tokenizer, width=128, feed_forward=352, layers=4), tokenizer
 
 

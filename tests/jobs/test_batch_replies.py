@@ -11,6 +11,7 @@ from jobs import batch_replies, generate
 from jobs.batch_replies import MEDIA, REJECTS, REPLIES
 from jobs.cli import UsageError
 from model.config import load_preset
+from model.description import SHIPPED
 from model.nextgpt import NextGPT
 from pipelines.media import decode, load
 from pipelines.sample import Modality
@@ -150,6 +151,20 @@ def test_what_changes_is_answered_anew_and_what_is_gone_is_taken_away(
     run(checkpoint, chats, tmp_path / "out", "--seed", "3")
     assert "1 conversation: 1 answered, 0 rejected" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "out" / MEDIA).iterdir()] == ["0000000-1.png"]
+
+
+@pytest.mark.ray
+def test_the_scheduler_answers_a_file_as_well(
+    folder: Path, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", SHIPPED, "--conversations", str(folder / "chats.jsonl"), "--out", str(tmp_path)]
+    generate.main([*arguments, "--architecture", "scheduler", "--steps", "1", "--require", "image"])
+    assert "9 conversations: 3 answered, 6 rejected" in capsys.readouterr().out
+    assert sum("the last turn takes" in reject["reason"] for reject in lines(tmp_path / REJECTS)) == 1
+    for reply in lines(tmp_path / REPLIES):
+        kinds = [part["type"] for part in reply["message"]["content"]]
+        assert kinds[0] == "text"
+        assert "image" in kinds
 
 
 def test_mistakes_are_told_at_once() -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from jobs.reply import Request, Result, respond
 from model.config import load_preset
+from model.description import SHIPPED, as_path
 from model.nextgpt import NextGPT
 from model.query import Sampling
 from pipelines.media import decode, encode
 from pipelines.sample import Image, Modality
+from pipelines.world.oracles import read
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
     NextGPT.from_config(load_preset("tiny")).save_pretrained(checkpoint)
     return Request(
         checkpoint=checkpoint,
+        architecture="joint",
         prompt="like this, but louder",
         inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
         require=list(Modality),
@@ -45,3 +48,22 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(request_of_a
     assert one == two
     *_, other = respond(replace(request_of_all, sampling=replace(request_of_all.sampling, seed=4)))
     assert other != one[-1]
+
+
+def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(request_of_all: Request) -> None:
+    asked = replace(
+        request_of_all,
+        checkpoint=as_path(SHIPPED),
+        architecture="scheduler",
+        prompt="Make a picture of a small red circle at the left.",
+        inputs=[],
+        require=[],
+        sampling=Sampling(max_items=3),
+        steps=None,
+    )
+    *pieces, result = respond(asked)
+    assert isinstance(result, Result)
+    assert "".join(str(piece) for piece in pieces) == result.text
+    [picture] = result.media
+    assert getattr(read(decode(picture)), "colour", None) == "red"
+    assert list(respond(asked))[-1] == result

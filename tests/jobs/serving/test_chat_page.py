@@ -1,5 +1,6 @@
 """The chat page in a real browser: what a person does with it."""
 
+import base64
 import json
 import re
 import time
@@ -128,6 +129,39 @@ def test_a_file_of_each_modality_can_be_shown(page: Page, modality: Modality, tm
     media = answered(page, 1)
     assert [medium["tag"] for medium in media if medium["user"]] == [TAG[modality]]
     assert len(said(page, "bot")) > 10
+
+
+DROP = """(box, [name, base64]) => { const data = new DataTransfer();
+  data.items.add(new File([Uint8Array.from(atob(base64), c => c.charCodeAt(0))], name, {type: 'image/png'}));
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    box.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true})); }"""
+PASTE = """(box, [name, base64]) => { const data = new DataTransfer();
+  data.items.add(new File([Uint8Array.from(atob(base64), c => c.charCodeAt(0))], name, {type: 'image/png'}));
+  box.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})); }"""
+
+
+@pytest.mark.parametrize("script", [DROP, PASTE], ids=["dropped", "pasted"])
+def test_a_picture_can_be_dropped_or_pasted(page: Page, script: str) -> None:
+    conversation = converse("describe_image", 3, 0)
+    picture = encode(render(conversation.media["0"], 0)).data
+    page.locator("#box textarea").evaluate(script, ["mine.png", base64.b64encode(picture).decode()])
+    expect(page.locator("#box .thumbnail-item")).to_have_count(1)
+    send(page, "What is this?")
+    assert [medium["tag"] for medium in answered(page, 1) if medium["user"]] == ["img"]
+    assert len(said(page, "bot")) > 10
+
+
+def test_what_the_microphone_hears_can_be_sent(page: Page) -> None:
+    page.context.grant_permissions(["microphone"])
+    page.locator("#box .microphone-button").click()
+    page.locator("#box button.record-button").click()
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Stop recording").click()
+    expect(page.locator("#box audio, #box .waveform-container, #box .thumbnail-item").first).to_be_visible()
+    send(page, "What do you hear?")
+    [sound] = [medium for medium in answered(page, 1) if medium["user"]]
+    assert sound["tag"] == "audio"
+    assert sound["seconds"] > 0.5
 
 
 def test_a_reload_keeps_the_conversation_and_clearing_ends_it(page: Page) -> None:
