@@ -231,9 +231,9 @@ def llm(out: Path, scale: float) -> None:
     said = [*dialogues(12_000), *captioned(4_000), *planned(8_000)]
     corpus = [part for turns in said[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
     model, tokenizer = blank.llama(corpus)
-    texts = [*dialogues(48_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(16_000)]
+    texts = [*dialogues(48_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(12_000)]
     state = out / "state" / "llm.pt"
-    train_llm(model, tokenizer, texts, steps=_steps(3800, scale), batch_size=32, state=state)
+    train_llm(model, tokenizer, texts, steps=_steps(6500, scale), batch_size=32, state=state)
     model.to(torch.float16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
 

@@ -105,6 +105,7 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "nextgpt-ray",
+        "architecture": service.architecture,
         "output_modalities": ["text", *about.settings],
         "decoders": about.settings,
         "untrained": list(about.untrained),

@@ -74,7 +74,7 @@ class Front:
             answer = partial(joint.answer, handles)
         else:
             answer = partial(scheduler.answer, handles, guides=model.needs_guides)
-        service = Service(model, answer, settings.places)
+        service = Service(model, answer, settings.places, settings.architecture)
         app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)

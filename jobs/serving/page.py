@@ -35,6 +35,7 @@ _LONGEST_TEXT = 20_000
 _INTRO = """# NExT-GPT on Ray
 Any mix of text, pictures, videos and sounds in; any mix out.
 """
+_PLANS = {"scheduler": "The LLM plans what its tools do, and is told in words; the last plan stands below.\n"}
 # What the model that ships can talk about.
 _SMALL = "This model is small, and knows coloured shapes, how they move, and notes on instruments: "
 _FOR_INSTANCE = "*Draw a small red circle at the left.* *Make it blue.* *Let me hear a low mi on the flute.*"
@@ -90,7 +91,7 @@ def _blocks(service: Service, session_of: Any) -> gr.Blocks:
     with gr.Blocks(
         title="NExT-GPT on Ray", analytics_enabled=False, fill_height=True, delete_cache=(600, 3600)
     ) as page:
-        gr.Markdown(_INTRO + _untrained(service), elem_id="intro")
+        gr.Markdown(_INTRO + _PLANS.get(service.architecture, "") + _untrained(service), elem_id="intro")
         chat = gr.Chatbot(
             elem_id="chat",
             show_label=False,

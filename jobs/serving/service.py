@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+from jobs.architectures import Architecture
 from jobs.serving.deployments import About
 from jobs.serving.events import Event, Full
 from model.query import Query
@@ -22,6 +23,7 @@ class Service:
     about: About
     answer_all: Answer
     places: int
+    architecture: Architecture = "joint"
     taken: int = 0
     seconds: float = 5.0  # that a reply took of late
 

@@ -42,6 +42,11 @@ def ask(client: openai.OpenAI, messages: Any, **more: Any) -> Any:
     return client.chat.completions.create(model="any", messages=messages, extra_body=more)
 
 
+def test_it_says_how_it_answers(scheduler: openai.OpenAI, client: openai.OpenAI) -> None:
+    [planning], [joint] = (one.models.list().data for one in (scheduler, client))
+    assert (planning.architecture, joint.architecture) == ("scheduler", "joint")  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("title", CASES)
 def test_each_case_is_planned_and_answered_in_text_and_media(scheduler: openai.OpenAI, title: str) -> None:
     reply = ask(scheduler, cases()[title])

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from jobs.scheduler import NoPlan
 from jobs.serving.api import add_handlers, router
 from jobs.serving.deployments import About
 from jobs.serving.events import Event, Finished, Lost, Said
@@ -15,7 +16,7 @@ from jobs.serving.service import Service
 from model.query import Query
 from pipelines.sample import Modality
 
-ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=())
+ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
 DONE = Finished(parts=("hello",), media=(), prompt_tokens=3, tokens=1, was_cut=True)
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -61,6 +62,7 @@ async def test_a_failure_is_said_cleanly_and_gives_the_place_back() -> None:
         Lost("language model"),
         ValueError("too long; shorten it"),
         RuntimeError("/secret/path"),
+        NoPlan("step 1 needs itself"),
     ]
 
     async def failing(query: Query) -> AsyncGenerator[Event, None]:
@@ -71,16 +73,17 @@ async def test_a_failure_is_said_cleanly_and_gives_the_place_back() -> None:
     service = Service(ABOUT, failing, places=1)
     async with http(service) as client:
         answers: list[Any] = [
-            await client.post("/v1/chat/completions", json=QUESTION | {"max_tokens": 1 + place}) for place in range(3)
+            await client.post("/v1/chat/completions", json=QUESTION | {"max_tokens": 1 + place}) for place in range(4)
         ]
-        assert [answer.status_code for answer in answers] == [503, 400, 500]
+        assert [answer.status_code for answer in answers] == [503, 400, 500, 422]
         assert answers[0].headers["retry-after"] == "5"
         assert answers[1].json()["error"]["message"] == "too long; shorten it"
         assert "secret" not in answers[2].text
+        assert answers[3].json()["error"]["message"] == "the model found no plan: step 1 needs itself"
         body = QUESTION | {"stream": True, "seed": 1}
         streams = [
             (await client.post("/v1/chat/completions", json=body | {"max_tokens": 1 + place})).text
-            for place in range(3)
+            for place in range(4)
         ]
     assert all('"content": "hel"' in text and '"error"' in text and "[DONE]" not in text for text in streams)
     assert "lost while it answered" in streams[0]
