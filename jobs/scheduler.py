@@ -169,7 +169,7 @@ class _Scheduler:
                     needed = [(by_number[need], results[need]) for need in step.needs]
                     asked[step.id] = _words_query(self._asking.words(step, needed), _WORDS)
             if asked:
-                texts = yield from self._ask(list(asked.values()))
+                texts = [text.strip('" ') for text in (yield from self._ask(list(asked.values())))]
                 results |= {number: text or results.get(number, "-") for number, text in zip(asked, texts, strict=True)}
             sorter.done(*ready)
         return results

@@ -1,6 +1,7 @@
 """The LoRA adapter of stage 3, on the LLM and in PEFT's files (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def save_adapter(llm: PeftModel, tensors: Mapping[str, Tensor], directory: Path)
     directory.mkdir(parents=True, exist_ok=True)
     renamed = {name.replace(_HERE, _IN_FILE): tensor for name, tensor in tensors.items()}
     save_file(renamed, directory / WEIGHTS, metadata={"format": "pt"})
-    llm.peft_config["default"].save_pretrained(directory)
+    config = copy(llm.peft_config["default"])
+    config.target_modules = sorted(config.target_modules)  # PEFT has a set, which each process would write in its order
+    config.save_pretrained(directory)
 
 
 def read_adapter(directory: Path, settings: LoraSettings) -> dict[str, Tensor]:

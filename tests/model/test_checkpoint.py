@@ -80,6 +80,12 @@ def test_peft_itself_loads_the_adapter(tiny, trained, saved):
         assert torch.equal(adapted(ids_BT).logits, base_logits(trained, ids_BT))
 
 
+def test_the_adapters_modules_are_written_in_one_order(saved):
+    """PEFT keeps them in a set, whose order changes from process to process."""
+    targets = json.loads((saved / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
+
+
 def test_a_checkpoint_names_no_path_of_this_machine(saved):
     root = resolve("builtin:tiny/llm").rsplit("/", 2)[0]
     for path in saved.rglob("*"):
