@@ -44,7 +44,7 @@ def test_replies_of_a_conversation_count_each_and_conversations_are_the_same(com
 def test_the_scheduler_takes_more_tokens_and_captions_none(compared: dict[Any, Any]) -> None:
     for row in ROWS:
         joint, scheduler = compared[row, "joint"], compared[row, "scheduler"]
-        assert scheduler["written"] > 2 * joint["written"] > 0
+        assert scheduler["written"] > joint["written"] > 0
         assert scheduler["read"] > joint["read"] > 0
     assert compared["turns_change", "captions"]["written"] == 0
 
