@@ -50,7 +50,8 @@ def test_a_batch_counts_before_its_forward_pass_what_it_sums_afterwards(model, e
 @pytest.mark.parametrize("parts", [[4], [1, 3], [2, 0, 2], [1, 1, 1, 1]])
 def test_a_global_batch_gives_the_same_gradient_however_it_is_split(tiny, examples, parts):
     def gradients(sizes):
-        model = NextGPT.from_config(tiny)
+        # In single precision the order of sums alone, which processors choose, moves the last digits.
+        model = NextGPT.from_config(tiny, dtype=torch.float64)
         model.set_stage(2)
         model.input_projection.requires_grad_(True)
         rest = iter(examples)
@@ -61,9 +62,9 @@ def test_a_global_batch_gives_the_same_gradient_however_it_is_split(tiny, exampl
         return value.item(), [p.grad for p in model.parameters() if p.requires_grad]
 
     whole, split = gradients([len(examples)]), gradients(parts)
-    assert split[0] == pytest.approx(whole[0], rel=1e-5)
+    assert split[0] == pytest.approx(whole[0], rel=1e-6)
     for one, two in zip(whole[1], split[1], strict=True):
-        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
 
 
 def with_conditions(model, batch, change):

@@ -14,7 +14,7 @@ from generation_cases import lively
 from model.config import ModelConfig
 from model.generation import Reply
 from model.nextgpt import NextGPT
-from model.query import Query, Sampling
+from model.query import Query, Sampling, TooLong
 from model.responder import Responder
 from model.speaker import Speaker
 from pipelines.sample import Audio, Item, Modality, Turn
@@ -79,7 +79,7 @@ def test_who_asks_what_cannot_be_answered_is_told_and_nobody_else(speaker: Speak
         good = pool.submit(listen, speaker, query(1))
         errors = [pool.submit(listen, speaker, asked).result()[1] for asked in (bad, long)]
     assert isinstance(good.result()[1], Reply)
-    assert [type(error) for error in errors] == [ValueError, ValueError]
+    assert [type(error) for error in errors] == [ValueError, TooLong]
     assert "a: an item of a turn is named so" in str(errors[0])
     assert "shorten it" in str(errors[1])
 

@@ -15,7 +15,7 @@ PAIRS = {"cc3m": Modality.IMAGE, "webvid": Modality.VIDEO, "audiocap": Modality.
 STAGE_3 = (
     {f"{name}_{task}" for name in PAIRS for task in ("comprehension", "generation")}
     | {f"{name}_instruction" for name in ("alpaca", "llava", "videochat", "audio", "image", "video", "mosit")}
-    | {"mosit_demonstrations"}
+    | {"mosit_demonstrations", "plan_instruction"}
 )
 
 
