@@ -4,13 +4,14 @@
 * `scheduler`: the LLM plans tool calls, and all that goes between it and the tools is text.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     from model.query import Query
     from model.responder import Responder, Response
 
+T = TypeVar("T")
 Architecture = Literal["joint", "scheduler"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
@@ -23,15 +24,16 @@ def respond_batch(
         from jobs import scheduler
 
         return scheduler.respond_batch(responder, queries)
+    return side_by_side(responder.respond_batch, queries)
+
+
+def side_by_side(
+    answer: "Callable[[Sequence[Query]], Sequence[T]]", queries: "Sequence[Query]"
+) -> "list[T | ValueError]":
+    """What `answer` gives for all at once; where one of them cannot be answered, one by one, to tell which."""
     try:
-        return list(responder.respond_batch(queries))
+        return list(answer(queries))
     except ValueError as error:
-        return [error] if len(queries) == 1 else list(_one_by_one(responder, queries))
-
-
-def _one_by_one(responder: "Responder", queries: "Sequence[Query]") -> "Iterator[Response | ValueError]":
-    for query in queries:
-        try:
-            yield responder.respond(query)
-        except ValueError as error:
-            yield error
+        if len(queries) == 1:
+            return [error]
+    return [found for query in queries for found in side_by_side(answer, [query])]

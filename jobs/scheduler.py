@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
+from jobs.architectures import side_by_side
 from model.query import Query, Sampling, TooLong
 from pipelines.plan_prompts import Asking, media_names
 from pipelines.plans import Step, from_json, problem, schema, to_json
@@ -195,7 +196,7 @@ def respond_batch(responder: "Responder", queries: Sequence[Query]) -> "list[Res
     guides = needs_guides(responder.model.stages)
     prepared = _drive(responder, [prepare(query, guides=guides) for query in queries])
     good = [found for found in prepared if isinstance(found, Prepared)]
-    replies = iter(_replies(responder, [found.query for found in good]))
+    replies = iter(side_by_side(responder.reply_batch, [found.query for found in good]))
     media = iter(responder.render([wish for found in good for wish in found.wishes]))
     responses: list[Response | ValueError] = []
     for query, found in zip(queries, prepared, strict=True):
@@ -237,25 +238,8 @@ def _drive(responder: "Responder", asks: Sequence[Asks]) -> list[Prepared | Valu
         go_on(number, ())
     while waiting:
         asked, waiting = waiting, {}
-        replies = iter(_replies(responder, [query for queries in asked.values() for query in queries]))
+        all_asked = [query for queries in asked.values() for query in queries]
+        replies = iter(side_by_side(responder.reply_batch, all_asked))
         for number, queries in asked.items():
             go_on(number, [next(replies) for _ in queries])
     return [done[number] for number in range(len(asks))]
-
-
-def _replies(responder: "Responder", queries: Sequence[Query]) -> "list[Reply | ValueError]":
-    """All at once; where one of them cannot be answered, one by one, to tell which."""
-    try:
-        return list(responder.reply_batch(queries))
-    except ValueError as error:
-        if len(queries) == 1:
-            return [error]
-
-    def alone(query: Query) -> "Reply | ValueError":
-        try:
-            [reply] = responder.reply_batch([query])
-        except ValueError as error:
-            return error
-        return reply
-
-    return list(map(alone, queries))

@@ -81,7 +81,7 @@ class FrozenParts:
     """The media encoder and the decoders, which all arms share."""
 
     def __init__(self, config: ModelConfig, plan: Plan) -> None:
-        self._config, self._plan = config, plan
+        self._plan = plan
         self._encoder = ImageBindEncoder(config.encoder.name, device=plan.device)
         self._decoders = {m: Decoder(m, o.decoder, device=plan.device) for m, o in config.outputs.items()}
 

@@ -4,7 +4,7 @@ The grammar engine is llguidance; it reads the tokenizer's own bytes, so a token
 """
 
 import json
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import llguidance.hf
@@ -46,16 +46,12 @@ class Constraints:
     """Makes constraints for one tokenizer, whose LLM chooses among `vocab_size` tokens."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        self._hf_tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._grammar = lru_cache(maxsize=64)(self._parsed)
 
     def __call__(self, schema: str) -> Constraint:
         """Holds an answer to a JSON schema, itself JSON. Raises ValueError where it is none."""
         return Constraint(self._grammar(schema).deep_copy(), self._vocab_size)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return llguidance.hf.from_tokenizer(self._hf_tokenizer, n_vocab=self._vocab_size)
 
     def _parsed(self, schema: str) -> LLMatcher:
         try:
@@ -63,7 +59,13 @@ class Constraints:
         except (ValueError, TypeError):
             raise ValueError("schema: not a JSON schema; give an object in JSON") from None
         grammar = _GRAMMAR.format(json.dumps(document))
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = LLMatcher(_bytes_of_tokens(self._tokenizer, self._vocab_size), grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"schema: {str(matcher.get_error()).splitlines()[0]}")
         return matcher
+
+
+@lru_cache(maxsize=4)
+def _bytes_of_tokens(tokenizer: Any, vocab_size: int) -> Any:
+    """A tokenizer as llguidance reads it; kept, since that takes a second where there are many tokens."""
+    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocab_size)
