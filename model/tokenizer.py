@@ -6,6 +6,7 @@ from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokeni
 
 from model.config import ModelConfig
 from model.parts import resolve
+from model.sentence_pieces import merge_by_score
 from model.vocabulary import SignalVocabulary
 
 _FILLER = "<|filler_{}|>"
@@ -23,6 +24,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises ValueError when their ids cannot be those of the model's rows.
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve(config.llm.name))
+    merge_by_score(tokenizer)
     add_tokens(tokenizer, load_vocabulary(config), config.llm.name)
     return tokenizer
 
@@ -66,8 +68,10 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def _adds_space(tokenizer: Any) -> bool:
-    # SentencePiece tokenizers put a space before every text they are given; one of ours would make it two.
-    return str(tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]).startswith("\u2581")
+    # Some tokenizers put a space before every text they are given, and one of ours would make it two. Most that come
+    # from SentencePiece do so only where the text does not start with one.
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(" a", add_special_tokens=False))
+    return "".join(map(str, tokens)).startswith("\u2581\u2581")
 
 
 def special_ids(tokenizer: Any) -> list[int]:
