@@ -40,6 +40,7 @@ def _import(arguments: Namespace) -> str:
     from model.config import load_preset
     from model.legacy import load_legacy
     from model.nextgpt import NextGPT
+    from model.tokenizer import load_tokenizer
 
     try:
         config = load_preset(arguments.preset)
@@ -49,6 +50,7 @@ def _import(arguments: Namespace) -> str:
         config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": arguments.llm})})
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
+    load_tokenizer(config)  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
         load_legacy(model, file)

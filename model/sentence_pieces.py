@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 _FILE = "tokenizer.model"
@@ -17,7 +19,7 @@ def merge_by_score(tokenizer: Any) -> None:
     """
     file = Path(getattr(tokenizer, "vocab_file", None) or "")
     backend = tokenizer.backend_tokenizer
-    if file.name != _FILE or file.with_name("tokenizer.json").exists() or not isinstance(backend.model, models.BPE):
+    if not _is_alone(file) or not isinstance(backend.model, models.BPE):
         return
     pieces = _pieces(file)
     vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
@@ -29,9 +31,24 @@ def merge_by_score(tokenizer: Any) -> None:
     )
 
 
-def _pieces(file: Path) -> list[tuple[str, float]]:
-    from sentencepiece import sentencepiece_model_pb2
+def check_whole(folder: Path) -> None:
+    """Raises ValueError for a `tokenizer.model` that is none, such as what Git LFS leaves in the place of a file."""
+    file = folder / _FILE
+    if not _is_alone(file):
+        return
+    try:
+        pieces = _pieces(file)
+    except DecodeError:
+        pieces = []
+    if not pieces:
+        raise ValueError(f"{file}: no SentencePiece model ({file.stat().st_size:,} bytes); fetch it again")
 
+
+def _is_alone(file: Path) -> bool:
+    return file.name == _FILE and file.is_file() and not file.with_name("tokenizer.json").exists()
+
+
+def _pieces(file: Path) -> list[tuple[str, float]]:
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(file.read_bytes())
     return [(piece.piece, piece.score) for piece in model.pieces]

@@ -162,3 +162,20 @@ def test_a_model_on_it_is_written_and_read(small: bytes, tiny: ModelConfig, tmp_
     model, tokenizer = checkpoint.from_pretrained(tmp_path / "checkpoint")
     assert model.vocabulary.begin_item == tokenizer.convert_tokens_to_ids("<Img>") == VOCAB_SIZE
     assert encode_text(tokenizer, "a  b") == encode_text(load_tokenizer(config), "a  b")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\nsize 499723\n", "tokenizer.model: no SentencePiece model"),
+        (b"", "tokenizer.model: no SentencePiece model"),
+        (None, "no tokenizer for its 32000 embedding rows"),
+    ],
+    ids=["pointer", "empty", "absent"],
+)
+def test_a_folder_without_its_tokenizer_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    folder = write_vicuna(tmp_path, content or b"", legacy=False)
+    if content is None:
+        (folder / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=said):
+        load_tokenizer(on_llm(load_preset("nextgpt_7b"), folder))
