@@ -41,10 +41,12 @@ def _import(arguments: Namespace) -> str:
     from model.legacy import load_legacy
     from model.nextgpt import NextGPT
     from model.sources import LLM
+    from model.tokenizer import load_tokenizer
 
     config = load_model(arguments.preset, arguments.overrides, [LLM])
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
+    load_tokenizer(config)  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
         load_legacy(model, file)
