@@ -54,6 +54,14 @@ def start_ray() -> None:
     configure_ray_data()
 
 
+def owns_ray() -> bool:
+    """Whether this process started the Ray that it uses, and may end it."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and node.is_head()
+
+
 def configure_ray_data() -> None:
     """Leaves progress to our own bars, and lets an error in a step come out as it was raised."""
     import ray.data

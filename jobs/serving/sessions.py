@@ -73,7 +73,7 @@ class Sessions:
     """All visitors of a server. Their files lie in one folder, which goes when this process ends."""
 
     def __init__(self, root: Path | None = None, *, idle_seconds: float = _IDLE_SECONDS) -> None:
-        _remove_orphans()
+        remove_orphans()
         self.root = root or Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._idle_seconds = idle_seconds
         self._sessions: dict[str, Session] = {}
@@ -117,7 +117,7 @@ class Sessions:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _remove_orphans() -> None:
+def remove_orphans() -> None:
     """What servers that were killed have left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
