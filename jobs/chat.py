@@ -6,6 +6,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from jobs import cli
@@ -109,11 +110,18 @@ def _end() -> NoReturn:
 
     Serve's own end waits for every deployment in turn, and for replies in the making; nobody is left to hear them.
     """
+    import psutil
     import ray
 
     from jobs.serving.sessions import remove_orphans
 
+    ours = psutil.Process().children(recursive=True)
     ray.shutdown()
+    _, left = psutil.wait_procs(ours, timeout=2)  # a replica in the middle of a reply may take its time
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=1)
     remove_orphans()
     sys.stdout.flush()
     os._exit(0)  # the interpreter takes seconds to take torch and Ray's client apart
