@@ -79,8 +79,9 @@ class Renderer:
         quiet()
         if best_device() == "cpu":
             torch.set_num_threads(1)  # The decoders share the cores, and small layers gain nothing from several.
-        name = model_config_of(checkpoint).outputs[modality].decoder
-        self._painter = Painter(Decoder(modality, name, device=best_device()), at_once=at_once)
+        config = model_config_of(checkpoint)
+        decoder = Decoder(modality, config.outputs[modality].decoder, best_device(), config.decoders)
+        self._painter = Painter(decoder, at_once=at_once)
 
     async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
         """Yields the steps of a medium and at last its file; raises ValueError for settings the decoder lacks."""
