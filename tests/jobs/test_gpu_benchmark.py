@@ -1,12 +1,13 @@
 """The benchmark of a GPU at toy size on the CPU: that it runs, and what it counts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.benchmarks import gpu, gpu_steps, training
+from jobs.benchmarks import gpu, gpu_decoders, gpu_encoder, gpu_small, gpu_steps, training
 from jobs.benchmarks.decoder_shapes import PUBLISHED, DecoderShape
 from jobs.benchmarks.gpu_decoders import DecoderSizes
 from jobs.benchmarks.gpu_small import SmallSizes
@@ -57,6 +58,7 @@ IMAGEBIND = ImageBindConfig(
     audio_width=48,
     audio_layers=1,
     audio_heads=4,
+    image_size=28,
     embed_dim=32,
 )
 TOY = gpu.Size(
@@ -84,6 +86,17 @@ TOY = gpu.Size(
 )
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process for each line costs minutes of imports on a busy machine."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    for module in (gpu_decoders, gpu_encoder, gpu_small):
+        monkeypatch.setattr(module, "in_a_process_of_its_own", lambda function, *arguments: function(*arguments))
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
 def _cells(lines: Iterable[str]) -> list[list[str]]:
     """The rows of tables, headings left out."""
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
@@ -101,7 +114,6 @@ def test_the_tables_of_training_come_out_at_toy_size_without_a_gpu() -> None:
     assert all(row[-1].endswith("GiB") for row in rows)
 
 
-@pytest.mark.slow
 @needs_linux
 def test_the_table_of_captions_comes_out() -> None:
     assert [row[:3] for row in _cells(gpu.run("cpu", TOY, ["captions"]))] == [
@@ -113,9 +125,8 @@ def test_the_table_of_captions_comes_out() -> None:
     ]
 
 
-@pytest.mark.slow
 @needs_linux
-def test_the_table_of_decoders_comes_out() -> None:
+def test_the_table_of_decoders_comes_out(in_this_process: None) -> None:
     rows = _cells(gpu.run("cpu", TOY, ["decoders"]))
     assert [row[0] for row in rows] == ["image", "image", "video", "video", "audio", "audio"]
     assert [row[2] for row in rows] == ["float32", "bfloat16"] * 3
@@ -123,16 +134,14 @@ def test_the_table_of_decoders_comes_out() -> None:
     assert all(float(row[4]) > 0 for row in rows)
 
 
-@pytest.mark.slow
 @needs_linux
-def test_the_table_of_the_encoder_comes_out() -> None:
+def test_the_table_of_the_encoder_comes_out(in_this_process: None) -> None:
     rows = _cells(gpu.run("cpu", TOY, ["encoder"]))
     assert [row[0] for row in rows] == ["float32", "float32 as TF32", "bfloat16 (autocast)", "prepared by one core"]
 
 
-@pytest.mark.slow
 @needs_linux
-def test_the_tables_of_the_small_card_come_out() -> None:
+def test_the_tables_of_the_small_card_come_out(in_this_process: None) -> None:
     training_row, *replies = _cells(gpu.run("cpu", TOY, ["small"]))
     assert (training_row[0], training_row[-1]) == ("2", "yes")
     assert [row[0] for row in replies] == ["decoders on the device: one", "decoders on the device: all"]
