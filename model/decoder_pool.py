@@ -50,8 +50,6 @@ class DecoderPool:
         """Moves decoders (all of them by default) to the host's memory, and gives their place on the device free."""
         for modality in list(self._decoders if modalities is None else modalities):
             self._decoders[modality].to("cpu")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # a larger decoder does not fit into the pieces that a smaller one leaves
 
     def _render_alone(
         self, modality: Modality, wishes: Sequence[Wish], places: Sequence[int], on_done: OnDone

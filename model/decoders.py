@@ -38,6 +38,7 @@ from model.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
 VIDEO_FPS = 8.0  # what ZeroScope was trained on
+WITHHELD = "withheld by the safety checker"
 PIECE = 16  # captions of like length that a pooled encoder takes at once; more hold more padding
 
 
@@ -69,7 +70,11 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _images(pipe: Any, output: Any) -> list[Decoded]:
-    return [Image(pixels=_pixels(pixels)) for pixels in output.images]
+    withheld = output.nsfw_content_detected or [False] * len(output.images)  # None without a classifier
+    return [
+        Image(pixels=_pixels(pixels), note=WITHHELD if is_withheld else "")
+        for pixels, is_withheld in zip(output.images, withheld, strict=True)
+    ]
 
 
 def _videos(pipe: Any, output: Any) -> list[Decoded]:
@@ -187,7 +192,8 @@ class CaptionEncoder(TextEncoder):
 class Decoder:
     """A diffusion pipeline that renders conditions; it serves one thread at a time.
 
-    `condition_shape` is (L, D). `settings` say its precision and whether a classifier watches it. Raises
+    `condition_shape` is (L, D). `settings` say its precision and whether a classifier watches it; a picture that this
+    withholds is black, and its note says so. Raises
     FileNotFoundError and ValueError as `TextEncoder` does, and ValueError where it lacks the classifier.
     """
 
@@ -217,11 +223,14 @@ class Decoder:
         self.defaults = default_settings(modality, name)
 
     def to(self, device: str | torch.device) -> None:
-        """Moves the weights."""
+        """Moves the weights; a GPU that they leave has their memory back."""
+        is_leaving = self.pipe.device.type == "cuda" and torch.device(device).type != "cuda"
         # Not the pipeline's own: it would warn of half precision on the host, where nothing is rendered.
         for part in self.pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(device)
+        if is_leaving:
+            torch.cuda.empty_cache()  # a larger decoder does not fit into the pieces that a smaller one leaves
 
     @cached_property
     def id(self) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from model.checkpoint import from_pretrained
+from model.config import ModelConfig
 from model.decoder_pool import DecoderPool
 from model.generation import OnPart, Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
@@ -53,9 +54,11 @@ class Responder:
         self._decoders = DecoderPool(model.config, self._device_of)
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Loads a checkpoint (a folder or a hub id); raises as `model.checkpoint.from_pretrained`."""
-        return cls(*from_pretrained(checkpoint, device=device))
+    def from_pretrained(
+        cls, checkpoint: str | Path, *, device: torch.device | str = "cpu", config: ModelConfig | None = None
+    ) -> Self:
+        """Loads a checkpoint (a folder or a hub id), its parts as `config` says; see `checkpoint.from_pretrained`."""
+        return cls(*from_pretrained(checkpoint, device=device, config=config))
 
     @cached_property
     def encoder(self) -> ImageBindEncoder:
