@@ -86,5 +86,11 @@ def test_it_says_that_it_loads_then_answers_and_ends_at_once_in_the_middle_of_a_
         assert not left
         assert time.monotonic() - started < LONGEST_END
     assert not list(tmp_path.glob("nextgpt-chat-*")), "visitors' files go with the server"
-    *_, last = (tmp_path / "log").read_text().splitlines()
-    assert last == "ending"
+    told = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition("  ")[0] for line in told] == [
+        "loading the model",
+        "chat page",
+        "API",
+        READY,
+        "ending",
+    ], "nothing that nobody can act on"
