@@ -117,12 +117,12 @@ def _end() -> NoReturn:
 
     ours = psutil.Process().children(recursive=True)
     ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=2)  # a replica in the middle of a reply may take its time
+    _, left = psutil.wait_procs(ours, timeout=1)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=1)
-    remove_orphans()
+    psutil.wait_procs(left, timeout=0.2)
+    remove_orphans({process.pid for process in ours})
     sys.stdout.flush()
     os._exit(0)  # the interpreter takes seconds to take torch and Ray's client apart
 
