@@ -59,14 +59,12 @@ class EncoderFactory:
         return cache_root() / "encoders" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
 
 
-def encoder_factory(
-    config: ModelConfig, kind: str, name: str | None = None, precision: "Precision" = "float32"
-) -> EncoderFactory:
-    """What makes the encoder of a sidecar kind: the preset's, or the one named; `precision` is for captions alone."""
+def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "float32") -> EncoderFactory:
+    """What makes the encoder of a sidecar kind; `precision` is for captions alone."""
     modality = output_modality(kind)
     if modality is None:
-        return EncoderFactory(make=FeatureEncoder, name=name or config.encoder.name)
-    name = name or config.outputs[modality].decoder
+        return EncoderFactory(make=FeatureEncoder, name=config.encoder.name)
+    name = config.outputs[modality].decoder
     if kind in LATENTS:
         return EncoderFactory(make=MediumEncoder, name=name, settings=(modality.value,))
     return EncoderFactory(make=CaptionTextEncoder, name=name, settings=(modality.value, precision))
