@@ -171,9 +171,9 @@ def begin_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> tuple[Si
     return sidecar, steps()
 
 
-def write_sidecar(directory: Path, work: EmbedTask) -> Embedded:
+def write_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> Embedded:
     """What `embed` does, in this process: a Ray actor costs seconds to start."""
-    sidecar, steps = begin_sidecar(directory, work)
+    sidecar, steps = begin_sidecar(directory, work, pieces)
     for _ in steps:
         pass
     return sidecar.finish()
