@@ -22,7 +22,7 @@ from pipelines.files import remove_tree
 from pipelines.identities import EncoderIdentity, learn, recall
 from pipelines.ownership import ShardItems, ShardPlan, assign
 from pipelines.progress import track
-from pipelines.shard_embedder import EmbedTask, Piece, ShardEmbedder, shard_items
+from pipelines.shard_embedder import EmbedTask, Piece, ShardEmbedder, count_units, shard_items
 from pipelines.shards import MANIFEST, Manifest, index_path, remove_others
 from pipelines.sidecar_shards import (
     WORK,
@@ -36,6 +36,7 @@ from pipelines.sidecar_shards import (
 from pipelines.sidecars import SidecarManifest, needs, sidecar_folder
 from pipelines.storage import Loss
 
+# So many that no actor is idle for long at the end; shards are left whole where there are enough of them.
 PIECES_PER_ACTOR = 8
 
 
@@ -257,19 +258,8 @@ class _Actor:
 
 
 def _encode(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:
-    rows, total = [], 0
-    for task in tasks:
-        plans = [
-            (index, plan)
-            for index, one in enumerate(sidecars)
-            if one.work.kind == task.kind
-            for plan in one.to_encode()
-        ]
-        items = sum(len(plan.owned) for _, plan in plans)
-        total += items
-        for index, plan in plans:
-            count = count_pieces(len(plan.owned), items, pool.actors)
-            rows += [{"sidecar": index, "number": n, "count": count, **plan.to_row()} for n in range(count)]
+    rows = [row for task in tasks for row in _pieces(sidecars, task, pool.actors)]
+    total = sum(len(plan.owned) for sidecar in sidecars for plan in sidecar.to_encode())
     size = max(1, min(pool.actors, len(rows)))
     actors = {
         "fn_constructor_args": (list(tasks), [(sidecar.dataset, sidecar.work) for sidecar in sidecars]),
@@ -284,9 +274,15 @@ def _encode(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool)
             bar.advance(sidecars[row["sidecar"]].keep(row["shard"], row["pack"], ranks))
 
 
-def count_pieces(owned: int, total: int, actors: int) -> int:
-    """Into how many pieces a shard is cut that encodes `owned` of `total` items, so that no actor is idle for long."""
-    return max(1, min(owned, round(PIECES_PER_ACTOR * actors * owned / total)))
+def _pieces(sidecars: Sequence[Sidecar], task: EmbedTask, actors: int) -> Iterator[dict[str, Any]]:
+    """Rows for what a task's encoder is to encode: unfinished shards, cut into pieces where these are few."""
+    found = [(index, one) for index, one in enumerate(sidecars) if one.work.kind == task.kind]
+    plans = [(index, plan) for index, one in found for plan in one.to_encode()]
+    total = sum(len(plan.owned) for _, plan in plans)
+    for index, plan in plans:
+        owned = len(plan.owned)
+        count = max(1, min(round(PIECES_PER_ACTOR * actors * owned / total), count_units(owned, task)))
+        yield from ({"sidecar": index, "number": number, "count": count, **plan.to_row()} for number in range(count))
 
 
 def _assemble(sidecars: Sequence[Sidecar]) -> None:

@@ -188,6 +188,11 @@ def cut(owned: Sequence[Owned], kind: str, batch_size: int) -> list[Unit]:
     return units
 
 
+def count_units(owned: int, task: EmbedTask) -> int:
+    """How many units `cut` gives at most, by the number of items alone."""
+    return owned if takes_media(task.kind) else -(-owned // task.batch_size)
+
+
 def read_inputs(unit: Unit, kind: str) -> list[Any]:
     """What an encoder takes: captions, or media decoded."""
     if not takes_media(kind):
