@@ -12,18 +12,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.files import atomic_path, read_at
+from pipelines.files import atomic_path, is_local
+from pipelines.random_access import Range, Ranges
 from pipelines.storage import Loss, record_type
 
 # Raised when units or packs change, so that none of an earlier version is taken up.
 VERSION = 1
 _NAME = re.compile(r"(\d{6})-(\d{6})\.npy")
 _HEADER_BYTES = 4096
+_AT_ONCE = 64  # records read at the same time
 _Array = npt.NDArray[Any]
 
 
@@ -43,14 +45,24 @@ def fingerprint(of: str, dtype: str, batch_size: int, owned: npt.NDArray[np.int3
 
 
 def find_packs(folder: Path) -> dict[int, Pack]:
-    """The whole packs of a folder by their first unit."""
+    """The packs of a folder by their first unit; they are not opened."""
     packs = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
-        if match and _is_whole(path):
+        if match := _NAME.fullmatch(path.name):
             first, stop = map(int, match.groups())
             packs[first] = Pack(path=path, first=first, stop=stop)
     return packs
+
+
+def is_whole(pack: Pack) -> bool:
+    """Whether a pack is as long as it says; an object store has no others."""
+    if not is_local(pack.path):
+        return True
+    try:
+        dtype, count, start = _read_header(Ranges(), pack.path)
+        return pack.path.stat().st_size == start + count * dtype.itemsize
+    except (OSError, ValueError):
+        return False
 
 
 def to_records(stored: _Array, lengths: _Array, shape: Sequence[int], dtype: str, loss: Loss) -> _Array:
@@ -72,10 +84,13 @@ def write_pack(folder: Path, first: int, stop: int, records: Sequence[_Array]) -
 
 def read_records(path: Path, positions: npt.NDArray[np.int32]) -> Iterator[_Array]:
     """Yields the records at these positions, each as an array of one."""
-    with path.open("rb") as file:
-        dtype, _, start = _read_header(cast(BinaryIO, file))
-        for position in positions.tolist():
-            yield np.frombuffer(read_at(cast(BinaryIO, file), start + position * dtype.itemsize, dtype.itemsize), dtype)
+    ranges = Ranges()
+    dtype, _, start = _read_header(ranges, path)
+    size = dtype.itemsize
+    for at in range(0, len(positions), _AT_ONCE):
+        chosen = positions[at : at + _AT_ONCE].tolist()
+        for data in ranges.read([Range(path, start + position * size, size) for position in chosen]):
+            yield np.frombuffer(data, dtype)
 
 
 def _record(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
@@ -83,19 +98,15 @@ def _record(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
     return np.dtype([*fields, ("max_error", "<f8"), ("min_cosine", "<f8")])
 
 
-def _read_header(file: BinaryIO) -> tuple[np.dtype[Any], int, int]:
-    """The type of a pack's records, how many there are, and where they begin."""
-    head = io.BytesIO(read_at(file, 0, _HEADER_BYTES))
-    assert np.lib.format.read_magic(head) == (1, 0)
+def _read_header(ranges: Ranges, path: Path) -> tuple[np.dtype[Any], int, int]:
+    """The type of a pack's records, how many there are, and where they begin.
+
+    Raises:
+        ValueError: it is no pack.
+    """
+    (data,) = ranges.read([Range(path, 0, _HEADER_BYTES)])
+    head = io.BytesIO(data)
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError(f"{path}: not as packs are written")
     (count,), _, dtype = np.lib.format.read_array_header_1_0(head)
     return dtype, count, head.tell()
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a pack is as long as it says."""
-    try:
-        with path.open("rb") as file:
-            dtype, count, start = _read_header(cast(BinaryIO, file))
-    except (OSError, ValueError, AssertionError):
-        return False
-    return path.stat().st_size == start + count * dtype.itemsize

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipelines import media as media_files
 from pipelines.files import read_at, read_rows
 from pipelines.ownership import IDENTITY_BYTES, ShardItems, ShardPlan
-from pipelines.packs import Pack, find_packs, to_records, write_pack
+from pipelines.packs import Pack, find_packs, is_whole, to_records, write_pack
 from pipelines.random_access import Range, Ranges
 from pipelines.sample import Item, Modality, Sample
 from pipelines.shards import from_members, index_path, iterate_samples, split_members
@@ -105,7 +105,7 @@ class ShardEmbedder:
         kept = find_packs(folder)
         while number < stop:
             pack = kept.get(number)
-            if pack is None:
+            if pack is None or not is_whole(pack):
                 until = next((place for place in range(number + 1, stop) if place in kept), stop)
                 pack = self._encode(work, folder, number, units[number:until])
             yield pack, [one.rank for unit in units[pack.first : pack.stop] for one in unit]
