@@ -158,7 +158,7 @@ def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     dtype = "float32" if kind == ENCODER else arguments.dtype
     size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
     factory = encoder_factory(arguments.config, kind, arguments.precision)
-    return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size)
+    return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size, memory=factory.memory)
 
 
 def _embed_captions(arguments: Namespace) -> None:

@@ -99,10 +99,14 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _tiny_root() -> Path:
+def cache_root() -> Path:
+    """The folder of what this machine can do without: `$NEXTGPT_CACHE`, or `~/.cache/nextgpt-ray`."""
     cache = os.environ.get("NEXTGPT_CACHE")
-    root = Path(cache) if cache else Path.home() / ".cache" / "nextgpt-ray"
-    return root / f"tiny-{_builder_version()}"
+    return Path(cache) if cache else Path.home() / ".cache" / "nextgpt-ray"
+
+
+def _tiny_root() -> Path:
+    return cache_root() / f"tiny-{_builder_version()}"
 
 
 def _builder_version() -> str:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed import Embedded, EncoderIdentity, Sidecar, map_rows, sidecar_work
+from pipelines.embed import Embedded, Sidecar, map_rows, sidecar_work
 from pipelines.files import is_local
+from pipelines.identities import EncoderIdentity
 from pipelines.ownership import IDENTITY_BYTES, ShardItems, ShardPlan
 from pipelines.progress import track
 from pipelines.sample import Item, Sample

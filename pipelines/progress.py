@@ -13,15 +13,18 @@ LOG_SECONDS = 10.0
 class Progress:
     """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal.
 
-    Without a total, which only the end of a source tells, there is no estimate.
+    Without a total, which only the end of a source tells, there is no estimate. With `announce` the first line of a log
+    comes at once: what is to be done may take minutes before any of it is done.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, announce: bool = False) -> None:
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty())
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
         self._counts: dict[str, int] = {}
         self._started = self._shown = time.monotonic()
+        if announce and self._bar.disable:
+            print(f"{title}: {f'0 of {total} ' if total else ''}{unit}", file=sys.stderr, flush=True)
 
     def advance(self, amount: int = 1, **counts: int) -> None:
         """Moves on by `amount`, and adds to the named counters."""
@@ -48,9 +51,9 @@ class Progress:
 
 
 @contextmanager
-def track(title: str, total: int | None, unit: str) -> Iterator[Progress]:
+def track(title: str, total: int | None, unit: str, announce: bool = False) -> Iterator[Progress]:
     """Progress with rate and estimate on standard error."""
-    progress = Progress(title, total, unit)
+    progress = Progress(title, total, unit, announce)
     try:
         yield progress
     finally:

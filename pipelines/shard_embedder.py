@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,19 @@ import numpy.typing as npt
 from pipelines import media as media_files
 from pipelines.files import read_at, read_rows
 from pipelines.ownership import IDENTITY_BYTES, ShardItems, ShardPlan
-from pipelines.sample import Item, Sample
-from pipelines.shards import from_members, index_path, iterate_samples
-from pipelines.sidecar_shards import (
-    ShardState,
-    SidecarWork,
-    Spool,
-    open_spool,
-    read_items,
-    to_identities,
-    write_pack,
-    write_shard,
-    written_pack,
-    written_shard,
-)
+from pipelines.packs import Pack, find_packs, is_whole, to_records, write_pack
+from pipelines.random_access import Range, Ranges
+from pipelines.sample import Item, Modality, Sample
+from pipelines.shards import from_members, index_path, iterate_samples, split_members
+from pipelines.sidecar_shards import SidecarWork, read_items, to_identities, written_shard
 from pipelines.sidecars import takes_media
-from pipelines.storage import Loss, store
+from pipelines.storage import store
 
 # ImageBind looks at ten frames of a video, first and last of five clips; this many a second serve it well.
 VIDEO_FPS = 10.0
+# What is encoded is kept once it took so long, or so much memory.
+SAVE_SECONDS = 5.0
+SAVE_BYTES = 32 << 20
 
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -57,51 +52,93 @@ class EmbedTask:
     """What to embed of a dataset, with which encoder, and how.
 
     `kind` is one of `sidecars.ROW_KINDS`; `batch_size` is in items; `dtype` is what is stored, one of `storage.DTYPES`.
+    `memory` gives the file in which a machine remembers the encoder's id, another whenever that may be another; None
+    where this cannot be told without loading it.
     """
 
     kind: str
     factory: Callable[[], Encoder]
     dtype: str
     batch_size: int = 64
+    memory: Callable[[], Path | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """An item that a shard encodes: its number among these, and where in the tar its sample stands."""
+
+    rank: int
+    sample: Range
+    item: Item
+
+
+Unit = list[Owned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of what one shard encodes: the `number`-th of `count`."""
+
+    plan: ShardPlan
+    number: int = 0
+    count: int = 1
 
 
 class ShardEmbedder:
-    """Encodes what shards own, a shard a call. Calls come kind by kind, so each encoder is loaded once."""
+    """Encodes what shards own, a piece of a shard a call. Calls come kind by kind, so each encoder is loaded once."""
 
-    def __init__(self, tasks: Sequence[EmbedTask]) -> None:
+    def __init__(self, tasks: Sequence[EmbedTask], save_seconds: float = SAVE_SECONDS) -> None:
         self._tasks = {task.kind: task for task in tasks}
-        self._kind = ""
+        self._save_seconds = save_seconds
+        self._kind, self._folder, self._units = "", Path(), list[Unit]()
 
-    def _use(self, kind: str) -> None:
-        if kind != self._kind:
-            self._task = self._tasks[kind]
-            self._encoder = self._task.factory()
-            self._kind = kind
+    def __call__(self, work: SidecarWork, piece: Piece) -> Iterator[tuple[Pack, list[int]]]:
+        """Encodes a piece, and yields every pack that holds some of it with the ranks of its embeddings, in order.
 
-    def __call__(self, work: SidecarWork, plan: ShardPlan) -> ShardState:
-        """Writes the shard if all of its items are its own, else a pack of those that are.
-
-        What an actor wrote before it was killed is not made again.
+        Those that an interrupted run left are taken as they are; their encoder need not even be loaded. A call that is
+        repeated after its process was killed yields the same packs again, and then goes on.
         """
-        done = written_pack(work, plan) if plan.borrows else written_shard(work, plan.shard)
-        if done:
-            return done
-        self._use(work.kind)
-        with open_spool(len(plan.owned), work.dtype) as spool:
-            loss = self._encode(owned_inputs(work, plan), spool)
-            return (write_pack if plan.borrows else write_shard)(work, plan, spool, loss)
+        task = self._tasks[work.kind]
+        folder = work.packs(piece.plan, task.batch_size)
+        units = self._cut(folder, work, piece.plan, task.batch_size)
+        number, stop = (len(units) * place // piece.count for place in (piece.number, piece.number + 1))
+        kept = find_packs(folder)
+        while number < stop:
+            pack = kept.get(number)
+            if pack is None or not is_whole(pack):
+                until = next((place for place in range(number + 1, stop) if place in kept), stop)
+                pack = self._encode(work, folder, number, units[number:until])
+            yield pack, [one.rank for unit in units[pack.first : pack.stop] for one in unit]
+            number = pack.stop
 
-    def _encode(self, stream: Iterable[tuple[int, Any]], spool: Spool) -> Loss:
-        if not takes_media(self._task.kind):
-            # Batches of captions of like length hold little padding. Media are taken as they come: they fill memory.
-            stream = sorted(stream, key=lambda pair: (len(pair[1]), pair[1]))
-        loss = Loss()
-        for batch in _batches(stream, self._task.batch_size):
-            embeddings, lengths = self._encoder([value for _, value in batch])
-            stored, cost = store(embeddings, self._task.dtype, self._encoder.name)
-            spool.put(np.array([rank for rank, _ in batch]), stored, lengths, embeddings.shape[1:])
-            loss = loss.worse(cost)
-        return loss
+    def _cut(self, folder: Path, work: SidecarWork, plan: ShardPlan, batch_size: int) -> list[Unit]:
+        """A shard's units; those of the last shard are kept, for its pieces come one after another."""
+        if folder != self._folder:
+            self._folder, self._units = folder, cut(owned_items(work, plan), work.kind, batch_size)
+        return self._units
+
+    def _encode(self, work: SidecarWork, folder: Path, first: int, units: Sequence[Unit]) -> Pack:
+        """Encodes units until it is time to keep what they gave."""
+        self._use(work)
+        records, num_bytes, started = list[npt.NDArray[Any]](), 0, time.monotonic()
+        for unit in units:
+            embeddings, lengths = self._encoder(read_inputs(unit, work.kind))
+            stored, loss = store(embeddings, work.dtype, self._encoder.name)
+            records.append(to_records(stored, lengths, embeddings.shape[1:], work.dtype, loss))
+            num_bytes += records[-1].nbytes
+            if time.monotonic() - started >= self._save_seconds or num_bytes >= SAVE_BYTES:
+                break
+        return write_pack(folder, first, first + len(records), records)
+
+    def _use(self, work: SidecarWork) -> None:
+        if work.kind != self._kind:
+            self._encoder = self._tasks[work.kind].factory()
+            self._kind = work.kind
+        if self._encoder.id != work.folder.name:
+            raise ValueError(
+                f"{self._encoder.name}: its id was {work.folder.name} when this run began and is {self._encoder.id} "
+                "here: its files have changed, or differ between machines; run jobs/embed.py again once they agree"
+            )
 
 
 def shard_items(work: SidecarWork, shard: int) -> ShardItems:
@@ -116,15 +153,55 @@ def shard_items(work: SidecarWork, shard: int) -> ShardItems:
     return ShardItems(counts=np.array(counts, np.int32), identities=to_identities(identities))
 
 
-def owned_inputs(work: SidecarWork, plan: ShardPlan) -> Iterator[tuple[int, Any]]:
-    """Yields the inputs that a shard encodes, numbered, in the order they stand."""
-    owned, ends = plan.owned, np.cumsum(plan.items.counts)
-    for sample, end, count in zip(read_samples(work, plan.shard), ends, plan.items.counts, strict=True):
-        start = int(end - count)
-        ranks = range(*np.searchsorted(owned, [start, end]).tolist())
-        if ranks:
-            items = work.items(sample)
-            yield from ((rank, _input(sample, items[owned[rank] - start], work.kind)) for rank in ranks)
+def owned_items(work: SidecarWork, plan: ShardPlan) -> list[Owned]:
+    """The items that a shard encodes, in the order they stand; their media are not read."""
+    owned, ends, found = plan.owned, np.cumsum(plan.items.counts), list[Owned]()
+    # For each sample, which of the owned items are its own.
+    firsts = np.searchsorted(owned, ends - plan.items.counts).tolist()
+    stops = np.searchsorted(owned, ends).tolist()
+    tar = work.source(plan.shard)
+    rows = read_rows(index_path(tar), ["offset", "length", "json_offset", "json_length"])
+    chosen = [place for place in range(len(rows)) if firsts[place] < stops[place]]
+    documents = Ranges().read([Range(tar, rows[place]["json_offset"], rows[place]["json_length"]) for place in chosen])
+    for place, document in zip(chosen, documents, strict=True):
+        start, sample = ends[place] - plan.items.counts[place], Range(tar, rows[place]["offset"], rows[place]["length"])
+        items = work.items(from_members({"json": document}))
+        for rank in range(firsts[place], stops[place]):
+            found.append(Owned(rank=rank, sample=sample, item=items[owned[rank] - start]))
+    return found
+
+
+def cut(owned: Sequence[Owned], kind: str, batch_size: int) -> list[Unit]:
+    """Cuts what a shard encodes into units, an encoder call each; they depend on nothing else.
+
+    Captions of like length go together, for they hold little padding. Media are taken as they stand, for they fill
+    memory, and a video alone: its clips are a batch, which may take minutes.
+    """
+    if not takes_media(kind):
+        ordered = sorted(owned, key=lambda one: (len(one.item.caption), one.item.caption))
+        return list(_batches(ordered, batch_size))
+    units = list[Unit]()
+    for batch in _batches(owned, batch_size):
+        videos = [[one] for one in batch if one.item.modality == Modality.VIDEO]
+        others = [one for one in batch if one.item.modality != Modality.VIDEO]
+        units += [others, *videos] if others else videos
+    return units
+
+
+def count_units(owned: int, task: EmbedTask) -> int:
+    """How many units `cut` gives at most, by the number of items alone."""
+    return owned if takes_media(task.kind) else -(-owned // task.batch_size)
+
+
+def read_inputs(unit: Unit, kind: str) -> list[Any]:
+    """What an encoder takes: captions, or media decoded."""
+    if not takes_media(kind):
+        return [one.item.caption for one in unit]
+    samples = map(from_members, map(split_members, Ranges().read([one.sample for one in unit])))
+    return [
+        media_files.decode(sample.media[one.item.name], fps=VIDEO_FPS)
+        for one, sample in zip(unit, samples, strict=True)
+    ]
 
 
 def read_samples(work: SidecarWork, shard: int) -> Iterator[Sample]:
@@ -147,12 +224,6 @@ def _identity(sample: Sample, item: Item, kind: str) -> bytes:
     digest = hashlib.sha256(f"{medium.modality} {medium.format}\0".encode())
     digest.update(medium.data)
     return digest.digest()[:IDENTITY_BYTES]
-
-
-def _input(sample: Sample, item: Item, kind: str) -> Any:
-    if not takes_media(kind):
-        return item.caption
-    return media_files.decode(sample.media[item.name], fps=VIDEO_FPS)
 
 
 def _batches(stream: Iterable[Any], size: int) -> Iterator[list[Any]]:

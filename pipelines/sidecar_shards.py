@@ -1,15 +1,10 @@
-"""One shard of a sidecar: written from a spool of embeddings, or put together from what other shards hold.
-
-A shard that shares items with earlier ones first keeps what it encodes itself in a pack, `.work/00000.pack`: the
-embeddings one after another, with their lengths in an index beside. Packs go when the sidecar is finished.
-"""
+"""One shard of a sidecar: put together from packs of what was encoded and from what finished shards hold."""
 
 import hashlib
 import json
-import shutil
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +16,11 @@ import pyarrow as pa
 
 from pipelines.files import atomic_path, is_sound, read_at, read_metadata, read_rows, read_table, stamp, write_rows
 from pipelines.ownership import IDENTITY_BYTES, Identities, ShardItems, ShardPlan
+from pipelines.packs import fingerprint, read_records
 from pipelines.sample import Item, Sample
 from pipelines.shards import STATE, Shard, TarShardWriter, hash_file, index_path
 from pipelines.sidecars import SIDECAR_SCHEMA, output_modality, takes_media, to_npy
-from pipelines.storage import Loss, record_type
+from pipelines.storage import Loss, record_type, shape_of
 from pipelines.views import Kind, sidecar_items
 
 WORK = ".work"
@@ -33,7 +29,6 @@ STATE_KEY = "sidecar"
 # Raised when what an index says changes, so that nothing old is taken for finished.
 VERSION = 2
 
-PACK_SCHEMA = pa.schema([("length", pa.int32())])
 MEMORY_SCHEMA = pa.schema([("name", pa.string()), ("state", pa.string())])
 
 
@@ -60,17 +55,18 @@ class SidecarWork:
         """The sidecar's tar."""
         return self.folder / self.shards[shard].name
 
-    def pack(self, shard: int) -> Path:
-        """Where a shard keeps what it encodes while others are not ready."""
-        return (self.folder / WORK / self.shards[shard].name).with_suffix(".pack")
+    def packs(self, plan: ShardPlan, batch_size: int) -> Path:
+        """The folder of what has been encoded of a shard, see `packs.py`."""
+        shard = self.shards[plan.shard]
+        stem = Path(shard.name).stem
+        return self.folder / WORK / f"{stem}-{fingerprint(shard.sha256, self.dtype, batch_size, plan.owned)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardState:
     """What an index says about its shard: what it is of, what it holds, and what storing cost where it encoded.
 
-    In a pack, `owned` is a hash of which items it is of, and `shard` is None; `stamps` of tar and index are as this
-    machine sees them, and stay out of the files.
+    `stamps` of tar and index are as this machine sees them, and stay out of the files.
     """
 
     of: str
@@ -78,14 +74,14 @@ class ShardState:
     shape: list[int]
     items: int
     loss: Loss
-    shard: Shard | None = None
-    owned: str = ""
+    shard: Shard
     stamps: tuple[str, str] = ("", "")
     version: int = VERSION
 
     def to_json(self) -> str:
         """Equal states give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        # `owned` once meant something; without it, indexes would not be the bytes that they were.
+        return json.dumps(asdict(self) | {"owned": ""}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ShardState":
@@ -97,8 +93,9 @@ class ShardState:
         fields = json.loads(text)
         if not isinstance(fields, dict) or fields.get("version") != VERSION:
             raise ValueError("the state of a sidecar's shard is of another version")
-        shard = Shard(**fields["shard"]) if fields["shard"] else None
-        return cls(**fields | {"shard": shard, "loss": Loss(**fields["loss"]), "stamps": tuple(fields["stamps"])})
+        fields.pop("owned")
+        shard, loss, stamps = Shard(**fields["shard"]), Loss(**fields["loss"]), tuple(fields["stamps"])
+        return cls(**fields | {"shard": shard, "loss": loss, "stamps": stamps})
 
 
 class Spool:
@@ -134,13 +131,6 @@ class Spool:
         data = b"".join(read_at(self._file, int(number) * size, size) for number in numbers)
         return np.frombuffer(data, self.record)
 
-    def copy_to(self, path: Path) -> None:
-        """Copies all of it into a file."""
-        assert not self._left, "every embedding is there before they are copied"
-        self._file.seek(0)
-        with path.open("wb") as target:
-            shutil.copyfileobj(self._file, target)
-
 
 @contextmanager
 def open_spool(count: int, dtype: str) -> Iterator[Spool]:
@@ -171,29 +161,45 @@ def write_shard(work: SidecarWork, plan: ShardPlan, spool: Spool, loss: Loss) ->
     return _on_this_machine(tar, state)
 
 
-def write_pack(work: SidecarWork, plan: ShardPlan, spool: Spool, loss: Loss) -> ShardState:
-    """Writes what a shard encodes itself, in its order, and then the index with which it is whole."""
-    pack = work.pack(plan.shard)
-    with atomic_path(pack) as temporary:
-        spool.copy_to(temporary)
-    of, count = work.shards[plan.shard].sha256, len(plan.owned)
-    state = ShardState(
-        of=of, dtype=work.dtype, shape=list(spool.shape), items=count, loss=loss, owned=_hash_owned(plan)
-    )
-    rows = [{"length": length} for length in spool.lengths.tolist()]
-    write_rows(index_path(pack), rows, PACK_SCHEMA.with_metadata({STATE_KEY: state.to_json()}))
-    return state
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the distinct embeddings that a shard holds lie: at which position of which of the packs named.
+
+    Where `packs` is -1, the owner's shard is finished and holds it.
+    """
+
+    names: list[str]
+    packs: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain bytes, for a row of Ray Data."""
+        return {
+            "names": json.dumps(self.names),
+            "packs": self.packs.tobytes(),
+            "positions": self.positions.tobytes(),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Places":
+        """Reads what `to_row` wrote."""
+        packs, positions = (np.frombuffer(row[name], np.int32) for name in ("packs", "positions"))
+        return cls(names=json.loads(row["names"]), packs=packs, positions=positions)
 
 
-def assemble_shard(work: SidecarWork, plan: ShardPlan, packed: Collection[int]) -> ShardState:
-    """Writes a shard from what its owners hold; `packed` names those whose embeddings are in packs."""
+def assemble_shard(work: SidecarWork, plan: ShardPlan, places: Places) -> ShardState:
+    """Writes a shard from packs, its own and others', and from the finished shards of other owners."""
     loss = Loss()
     with open_spool(len(plan.owners), work.dtype) as spool:
-        for owner in np.unique(plan.owners).tolist():
-            numbers = np.flatnonzero(plan.owners == owner)
-            state = _copy_records(work, plan, owner, owner in packed, numbers, spool)
-            if owner == plan.shard:
-                loss = state.loss
+        for number, name in enumerate(places.names):
+            chosen = np.flatnonzero(places.packs == number)
+            cost = _copy_pack(work.folder / WORK / name, chosen, places.positions, spool)
+            if plan.owners[chosen[0]] == plan.shard:
+                loss = loss.worse(cost)
+        finished = places.packs < 0
+        for owner in np.unique(plan.owners[finished]).tolist():
+            chosen = np.flatnonzero(finished & (plan.owners == owner))
+            _copy_shard(work.target(owner), chosen, plan.places[chosen], spool)
         return write_shard(work, plan, spool, loss)
 
 
@@ -213,20 +219,9 @@ def written_shard(work: SidecarWork, shard: int) -> ShardState | None:
     """What a shard's index says, if it is of this dataset's shard and of this type; the tar is not looked at."""
     tar = work.target(shard)
     state = _read_state(index_path(tar)) if tar.is_file() else None
-    if state is None or state.shard is None or (state.of, state.dtype) != (work.shards[shard].sha256, work.dtype):
+    if state is None or (state.of, state.dtype) != (work.shards[shard].sha256, work.dtype):
         return None
     return _on_this_machine(tar, state)
-
-
-def written_pack(work: SidecarWork, plan: ShardPlan) -> ShardState | None:
-    """What a pack's index says, if the pack is whole and holds what this shard is to encode."""
-    pack = work.pack(plan.shard)
-    state = _read_state(index_path(pack)) if pack.is_file() else None
-    wanted = (work.shards[plan.shard].sha256, work.dtype, _hash_owned(plan))
-    if state is None or (state.of, state.dtype, state.owned) != wanted:
-        return None
-    whole = pack.stat().st_size == state.items * record_type(state.dtype, state.shape).itemsize
-    return state if whole else None
 
 
 def finished_shards(work: SidecarWork) -> dict[int, ShardState]:
@@ -251,7 +246,7 @@ def finished_shards(work: SidecarWork) -> dict[int, ShardState]:
 
 def remember(folder: Path, states: Collection[ShardState]) -> None:
     """Notes what finished shards are, and the sizes and times of their files, for the next run on this machine."""
-    rows = [{"name": state.shard.name, "state": state.to_json()} for state in states if state.shard]
+    rows = [{"name": state.shard.name, "state": state.to_json()} for state in states]
     write_rows(folder / STATE, rows, MEMORY_SCHEMA)
 
 
@@ -265,7 +260,6 @@ def recall(folder: Path) -> dict[str, ShardState]:
 
 def _is_whole(tar: Path, state: ShardState, before: ShardState | None) -> bool:
     """Whether tar and index are as they were written: the index as remembered, or by its own checksums."""
-    assert state.shard is not None
     is_index_whole = before.shard == state.shard if before else is_sound(index_path(tar))
     return is_index_whole and hash_file(tar) == state.shard.sha256
 
@@ -280,30 +274,29 @@ def _read_state(index: Path) -> ShardState | None:
 def _on_this_machine(tar: Path, state: ShardState) -> ShardState:
     index = index_path(tar)
     stamps = (stamp(tar), stamp(index))
-    assert state.shard is not None
     return replace(state, shard=replace(state.shard, index_sha256=hash_file(index)), stamps=stamps)
 
 
-def _copy_records(
-    work: SidecarWork, plan: ShardPlan, owner: int, packed: bool, numbers: npt.NDArray[Any], spool: Spool
-) -> ShardState:
-    """Copies the embeddings `numbers` of a plan from their owner into the spool, byte for byte."""
-    path = work.pack(owner) if packed else work.target(owner)
-    state = _read_state(index_path(path))
+def _copy_pack(path: Path, numbers: npt.NDArray[Any], positions: npt.NDArray[Any], spool: Spool) -> Loss:
+    """Copies embeddings from a pack into the spool, byte for byte; returns what storing them cost."""
+    ordered, loss = numbers[np.argsort(positions[numbers])], Loss()
+    for number, record in zip(ordered, read_records(path, positions[ordered]), strict=True):
+        shape = shape_of(record.dtype["embedding"])
+        spool.put(number[None], record["embedding"], record["length"], shape)
+        loss = loss.worse(Loss(max_error=float(record["max_error"][0]), min_cosine=float(record["min_cosine"][0])))
+    return loss
+
+
+def _copy_shard(tar: Path, numbers: npt.NDArray[Any], places: npt.NDArray[Any], spool: Spool) -> None:
+    """Copies embeddings from a finished shard into the spool, byte for byte."""
+    state = _read_state(index_path(tar))
     if state is None:
-        raise ValueError(f"{index_path(path)}: missing or damaged while its sidecar was made; run jobs/embed.py again")
+        raise ValueError(f"{index_path(tar)}: missing or damaged while its sidecar was made; run jobs/embed.py again")
     record = record_type(state.dtype, state.shape)
-    if packed:
-        chosen = plan.ranks[numbers]
-        offsets = chosen.astype(np.int64) * record.itemsize
-        lengths = read_table(index_path(path))["length"].to_numpy()[chosen]
-    else:
-        offsets, lengths = _locate(path, plan.places[numbers], record.itemsize)
-    with path.open("rb") as file:
-        for number, offset, length in zip(numbers, offsets, lengths, strict=True):
+    with tar.open("rb") as file:
+        for number, offset, length in zip(numbers, *_locate(tar, places, record.itemsize), strict=True):
             data = read_at(cast(BinaryIO, file), int(offset), record.itemsize)
             spool.put(number[None], np.frombuffer(data, record), length[None], tuple(state.shape))
-    return state
 
 
 def _locate(tar: Path, places: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -316,7 +309,3 @@ def _locate(tar: Path, places: npt.NDArray[Any], size: int) -> tuple[npt.NDArray
     behind = (ends[samples] - places).astype(np.int64) * size
     offsets = table["offset"].to_numpy()[samples] + table["length"].to_numpy()[samples] - behind
     return offsets, table["lengths"].combine_chunks().flatten().to_numpy()[places]
-
-
-def _hash_owned(plan: ShardPlan) -> str:
-    return hashlib.sha256(plan.owned.astype("<i4").tobytes()).hexdigest()

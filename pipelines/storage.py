@@ -31,6 +31,12 @@ def record_type(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
     return np.dtype((vector, tuple(shape[:-1])))
 
 
+def shape_of(record: np.dtype[Any]) -> tuple[int, ...]:
+    """The `shape` that `record_type` made a type from."""
+    vector, shape = record.subdtype or (record, ())
+    return (*shape, *vector["values"].shape) if vector.names else shape
+
+
 def store(embeddings: npt.NDArray[Any], dtype: str, name: str) -> tuple[npt.NDArray[Any], Loss]:
     """Embeddings (N, ..., D) as they are kept, and what that costs.
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,31 @@ def test_after_the_driver_was_killed_a_rerun_gives_the_same_files(
     first, second = killed_and_run_again(cluster, data, out, seconds * 0.9, 1, kill_driver)
     assert (first, second) == (-signal.SIGKILL, 0)
     assert content(out) == files
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT], ids=str)
+def test_embedding_that_was_stopped_within_a_shard_goes_on_there_and_gives_the_same_files(
+    cluster: Cluster, data: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    shards = tmp_path / "shards"
+    prepare = command(data, shards)
+    prepare[prepare.index("--samples-per-shard") + 1] = str(ROWS)
+    subprocess.run(prepare, cwd=ROOT, env=cluster.driver_environment, check=True, timeout=200)
+    embed = [sys.executable, "jobs/embed.py", "--shards", str(shards), "--preset", "tiny", "--modality", "encoder"]
+    embed += ["--datasets", "cc3m"]
+    driver = subprocess.Popen(embed, cwd=ROOT, env=cluster.driver_environment)
+    deadline = time.monotonic() + 200
+    while not (kept := set(shards.rglob("*.npy"))) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    driver.send_signal(kind)
+    assert driver.wait(100) != 0, "it was stopped before its end"
+    assert all(path.is_file() for path in kept), "and what it had encoded is there"
+    subprocess.run(embed, cwd=ROOT, env=cluster.driver_environment, check=True, timeout=300)
+    interrupted = content(shards / "cc3m" / "embeddings")
+    shutil.rmtree(shards / "cc3m" / "embeddings")
+    subprocess.run(embed, cwd=ROOT, env=cluster.driver_environment, check=True, timeout=300)
+    assert content(shards / "cc3m" / "embeddings") == interrupted
 
 
 @pytest.mark.ray

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed import Embedded, EncoderIdentity, Sidecar
+from pipelines.embed import Embedded, Sidecar
 from pipelines.files import write_rows
+from pipelines.identities import EncoderIdentity
 from pipelines.media import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
-from pipelines.shard_embedder import EmbedTask, ShardEmbedder, shard_items
+from pipelines.shard_embedder import EmbedTask, Piece, ShardEmbedder, shard_items
 from pipelines.shards import (
     INDEX_SCHEMA,
     STATE,
@@ -148,29 +149,31 @@ def task(kind: str = "image", dtype: str = "float32", batch_size: int = 64, **en
     return EmbedTask(kind=kind, factory=partial(NotingEncoder, **encoder), dtype=dtype, batch_size=batch_size)
 
 
-def begin_sidecar(directory: Path, work: EmbedTask) -> tuple[Sidecar, Iterator[int]]:
+def begin_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> tuple[Sidecar, Iterator[int]]:
     """A sidecar in the making, and its steps: each writes a file and yields the number of its shard."""
-    encoder = work.factory()
-    identity = EncoderIdentity(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
+    identity = EncoderIdentity.of(work.factory())
     sidecar = Sidecar(directory, Manifest.read(directory), work.kind, work.dtype, identity)
 
     def steps() -> Iterator[int]:
-        embedder = ShardEmbedder([work])
+        embedder = ShardEmbedder([work], save_seconds=0)
         if sidecar.todo:
             sidecar.plan([shard_items(sidecar.work, number) for number in range(len(sidecar.work.shards))])
         for plan in sidecar.to_encode():
-            sidecar.take(plan.shard, embedder(sidecar.work, plan))
-            yield plan.shard
-        for plan in sidecar.to_assemble():
-            sidecar.take(plan.shard, assemble_shard(sidecar.work, plan, sidecar.packed))
+            for number in range(pieces):
+                for pack, ranks in embedder(sidecar.work, Piece(plan=plan, number=number, count=pieces)):
+                    name = f"{pack.path.parent.name}/{pack.path.name}"
+                    sidecar.keep(plan.shard, name, np.array(ranks, np.int32))
+                    yield plan.shard
+        for plan, places in sidecar.to_assemble():
+            sidecar.take(plan.shard, assemble_shard(sidecar.work, plan, places))
             yield plan.shard
 
     return sidecar, steps()
 
 
-def write_sidecar(directory: Path, work: EmbedTask) -> Embedded:
+def write_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> Embedded:
     """What `embed` does, in this process: a Ray actor costs seconds to start."""
-    sidecar, steps = begin_sidecar(directory, work)
+    sidecar, steps = begin_sidecar(directory, work, pieces)
     for _ in steps:
         pass
     return sidecar.finish()

@@ -5,11 +5,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, cast
 
 import dataset_cases
@@ -38,7 +41,9 @@ from upath import UPath
 from pipelines.embed import Embedded, Pool, embed, plan_pool
 from pipelines.files import read_rows, stamp
 from pipelines.media import decode
-from pipelines.shard_embedder import EmbedTask
+from pipelines.random_access import Range
+from pipelines.sample import Item, Modality
+from pipelines.shard_embedder import EmbedTask, Owned, Piece, ShardEmbedder, cut, shard_items
 from pipelines.shards import MANIFEST, STATE, Manifest, index_path, iterate_samples
 from pipelines.sidecar_shards import WORK, recall, remember
 from pipelines.sidecars import ENCODER, SidecarManifest, from_npy, sidecar_folder
@@ -254,21 +259,125 @@ def test_embeddings_of_another_type_are_made_anew(pictures: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@hypothesis.given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=10), st.integers(1, 4), st.integers(0, 12))
+@hypothesis.given(
+    st.lists(st.sampled_from("abcdef"), min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
-    captions: list[str], samples_per_shard: int, steps_done: int
+    captions: list[str], samples_per_shard: int, steps_done: int, pieces: int, other_pieces: int
 ) -> None:
     with TemporaryDirectory() as folder:
         whole, broken, log = Path(folder) / "whole" / "d", Path(folder) / "broken" / "d", Path(folder) / "log"
         for directory in (whole, broken):
             write_dataset(directory, [pair(f"k{n}", text) for n, text in enumerate(captions)], samples_per_shard)
         write_sidecar(whole, task(batch_size=2))
-        _, steps = begin_sidecar(broken, task(batch_size=2, log=log))
+        _, steps = begin_sidecar(broken, task(batch_size=2, log=log), pieces)
         for _ in itertools.islice(steps, steps_done):
             pass
-        write_sidecar(broken, task(batch_size=2, log=log))
+        write_sidecar(broken, task(batch_size=2, log=log), other_pieces)
         assert tree(broken) == tree(whole)
         assert sorted(given(log)) == sorted(set(captions)), "each caption was encoded once in both runs together"
+
+
+def test_what_was_encoded_of_a_shard_is_kept_when_the_run_ends_in_it(pictures: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    _, steps = begin_sidecar(pictures, task(batch_size=1, log=log))
+    next(steps)
+    assert given(log) == ["caption number 0"], "a third of what the first shard encodes"
+    write_sidecar(pictures, task(batch_size=1, log=log))
+    assert sorted(given(log)) == [f"caption number {n}" for n in range(3)]
+
+
+def test_a_pack_that_is_cut_off_or_of_other_batches_is_not_taken_up(pictures: Path, tmp_path: Path) -> None:
+    whole = write_sidecar(pictures, task(encoder_id="whole")).manifest
+    _, steps = begin_sidecar(pictures, task(encoder_id="cut"))
+    next(steps)
+    (pack,) = (sidecar_folder(pictures, "cut") / WORK).rglob("*.npy")
+    pack.write_bytes(pack.read_bytes()[:-1])
+    _, steps = begin_sidecar(pictures, task(encoder_id="cut", batch_size=1))
+    next(steps)
+    log = tmp_path / "log"
+    cut = write_sidecar(pictures, task(encoder_id="cut", log=log)).manifest
+    assert len(given(log)) == 3
+    assert [shard.sha256 for shard in cut.shards] == [shard.sha256 for shard in whole.shards]
+
+
+def test_a_video_is_encoded_alone_and_other_media_in_batches() -> None:
+    letters = {"i": Modality.IMAGE, "v": Modality.VIDEO, "a": Modality.AUDIO}
+    owned = [
+        Owned(rank=rank, sample=Range(Path("00000.tar"), 0, 0), item=Item(modality=letters[letter], name=letter))
+        for rank, letter in enumerate("iviavviva")
+    ]
+    units = [[one.rank for one in unit] for unit in cut(owned, ENCODER, 4)]
+    assert units == [[0, 2, 3], [1], [6], [4], [5], [7], [8]]
+
+
+def test_an_encoder_that_is_not_the_one_the_run_began_with_is_refused(pictures: Path) -> None:
+    sidecar, _ = begin_sidecar(pictures, task(encoder_id="before"))
+    sidecar.plan([shard_items(sidecar.work, number) for number in range(3)])
+    embedder = ShardEmbedder([task(encoder_id="after")])
+    with pytest.raises(ValueError, match="noting: its id was before when this run began and is after here"):
+        list(embedder(sidecar.work, Piece(plan=sidecar.to_encode()[0])))
+
+
+class PatientEncoder(NotingEncoder):
+    """Waits, in its first call, until an encoder of another process has been called too."""
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        assert self._log is not None
+        (self._log.parent / f"{os.getpid()}.pid").touch()
+        deadline = time.monotonic() + 120
+        while len(list(self._log.parent.glob("*.pid"))) < 2:
+            assert time.monotonic() < deadline, "one actor alone has work"
+            time.sleep(0.01)
+        return super().__call__(inputs)
+
+
+@pytest.mark.ray
+def test_one_shard_is_encoded_by_several_actors_and_progress_counts_its_items(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        write_dataset(tmp_path / name / "d", [pair(f"k{n}", shade=n) for n in range(6)], 8)
+    write_sidecar(tmp_path / "one" / "d", task(ENCODER, batch_size=1))
+    advances: dict[str, list[int]] = {}
+
+    @contextmanager
+    def noted(title: str, total: int | None, unit: str, announce: bool = False) -> Iterator[Any]:
+        steps = advances.setdefault(title, [])
+        yield SimpleNamespace(advance=lambda amount=1: steps.append(amount))
+        assert sum(steps) == total
+
+    monkeypatch.setattr("pipelines.embed.track", noted)
+    patient = EmbedTask(
+        kind=ENCODER, factory=partial(PatientEncoder, log=tmp_path / "log"), dtype="float32", batch_size=1
+    )
+    run(tmp_path / "two" / "d", patient, pool=TWO)
+    assert advances["embed"] == [1] * 6
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
+def counted(log: Path) -> NotingEncoder:
+    """An encoder, noting that it was loaded."""
+    with log.open("a") as file:
+        file.write("loaded\n")
+    return NotingEncoder()
+
+
+@pytest.mark.ray
+def test_a_rerun_with_nothing_to_do_loads_no_encoder(local_ray: None, pictures: Path, tmp_path: Path) -> None:
+    log, place = tmp_path / "loads", tmp_path / "memory" / "noting.json"
+    work = EmbedTask(kind="image", factory=partial(counted, log), dtype="float32", memory=lambda: place)
+    assert [result.made for result in run(pictures, work)] == [3]
+    log.unlink()
+    assert [result.made for result in run(pictures, work)] == [0]
+    assert not log.exists()
+    place.unlink()
+    assert [result.made for result in run(pictures, work)] == [0]
+    assert log.read_text() == "loaded\n", "what is not remembered is looked up"
 
 
 class MortalEncoder(NotingEncoder):
@@ -340,7 +449,7 @@ def test_what_was_embedded_before_a_failure_is_not_embedded_again(
     with pytest.raises(Exception, match="noting: gave embeddings that are not finite"):
         run(pictures, task(encoder_id="image-0", poison="poison"))
     # Nothing says in which order an actor takes its shards; the first has all captions but one.
-    first = (sidecar_folder(pictures, "image-0") / "00000.tar").is_file()
+    first = any((sidecar_folder(pictures, "image-0") / WORK).glob("00000-*/*.npy"))
     write_sidecar(pictures, task(encoder_id="image-0", log=tmp_path / "log"))
     assert set(given(tmp_path / "log")) == {"poison", *(() if first else (f"caption number {n}" for n in range(3)))}
 
