@@ -31,7 +31,7 @@ _IDLE_LOGGERS = ("diffusers.pipelines.pipeline_utils", "transformers.utils.impor
 # These also say what matters: only such lines of theirs are dropped.
 _IDLE_LINES = {
     # Of a .bin where there is no .safetensors: it is read without running code in it, and raises where it is absent.
-    "diffusers.models.modeling_utils": ("unsafe serialization", "trying to fetch"),
+    "diffusers.models.modeling_utils": ("unsafe serialization", "trying to fetch", "kept in float32: []"),
     "transformers.configuration_utils": ("`hifigan`",),  # the type that every published vocoder has
 }
 
