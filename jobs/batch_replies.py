@@ -112,7 +112,8 @@ def answer_file(conversations: Path, media: Path, out: Path, plan: Plan, *, gpus
 def _fingerprint(chunk: Chunk, plan: Plan) -> str:
     """A hash of all that the replies of a chunk depend on."""
     weights = source_stamp(plan.checkpoint) if isinstance(plan.checkpoint, Path) else plan.checkpoint
-    asked = json.dumps(asdict(plan) | {"checkpoint": str(plan.checkpoint)}, sort_keys=True)
+    shown = {"checkpoint": str(plan.checkpoint), "config": plan.config.model_dump(mode="json")}
+    asked = json.dumps(asdict(plan) | shown, sort_keys=True)
     return hash_strings([chunk.fingerprint, asked, weights])
 
 

@@ -23,6 +23,11 @@ class DecoderPool:
         self._config, self._device_of = config, device_of
         self._decoders: dict[Modality, Decoder] = {}
 
+    @property
+    def loaded(self) -> set[Modality]:
+        """Whose decoders are loaded so far."""
+        return set(self._decoders)
+
     def render(self, wishes: Sequence[Wish], *, on_done: OnDone = lambda places, media: None) -> list[Decoded]:
         """Renders wishes as `model.rendering.render` does."""
         modalities = list(dict.fromkeys(wish.modality for wish in wishes))

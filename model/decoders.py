@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -123,7 +122,7 @@ class TextEncoder:
         self.modality = modality
         self._family = FAMILIES[modality]
         path = locate(modality, name)
-        with quiet_if_local(path):
+        with loading(path):
             self.tokenizer = getattr(transformers, self._family.tokenizer).from_pretrained(path, subfolder="tokenizer")
             self.text_encoder = _load_text_encoder(self._family, path).to(device)
         config = self.text_encoder.config
@@ -211,7 +210,7 @@ class Decoder:
         self._negative_NLD = encoder([""]).embeddings  # before the encoder loses digits
         dtype = _dtype(modality, name, torch.device(device), settings)
         path = locate(modality, name)
-        with quiet_if_local(path):
+        with loading(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
                 path,
                 tokenizer=encoder.tokenizer,
@@ -370,9 +369,9 @@ def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
     return min(tokenizer.model_max_length, config.max_position_embeddings - unused)
 
 
-def quiet_if_local(path: str) -> Any:
-    """A download keeps its progress bar."""
-    return quiet() if Path(path).is_dir() else nullcontext()
+def loading(path: str) -> Any:
+    """Loads a part without idle lines; a download keeps its progress bar."""
+    return quiet(keep_bars=not Path(path).is_dir())
 
 
 def readable(name: str) -> str:

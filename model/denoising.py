@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from model.decoders import quiet_if_local
+from model.decoders import loading
 from model.families import FAMILIES, caption_shape, latent_shape, locate
 from pipelines.sample import Modality
 
@@ -34,7 +34,7 @@ class Denoiser:
         self._family = FAMILIES[modality]
         self.condition_shape, self.latent_shape = caption_shape(modality, name), latent_shape(modality, name)
         path = locate(modality, name)
-        with quiet_if_local(path):
+        with loading(path):
             unet: Any = getattr(diffusers, self._family.unet).from_pretrained(path, subfolder="unet", torch_dtype=dtype)
             # Whatever sampler a decoder renders with, its configuration says how it was trained.
             self.scheduler = diffusers.DDPMScheduler.from_pretrained(path, subfolder="scheduler")

@@ -8,7 +8,7 @@ engine/
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ _UNIVERSAL = "universal"
 
 def snapshot(engine: Any) -> dict[str, Any]:
     """This rank's files by name, as copies on the CPU; every rank calls it, and training may go on at once."""
-    copies = _Copies()
+    copies = _Copies(dict([*engine.module.named_parameters(), *engine.module.named_buffers()]))
     engine.checkpoint_engine = copies
     with TemporaryDirectory() as scratch:  # for a script DeepSpeed leaves beside its files
         engine.save_checkpoint(scratch, tag=FOLDER, save_latest=False, exclude_frozen_parameters=True)
@@ -89,12 +89,19 @@ def _to_universal(source: Path, out: Path) -> None:
 
 
 class _Copies:
-    """Stands where DeepSpeed's writer of files would: takes copies, and reads without running code."""
+    """Stands where DeepSpeed's writer of files would: takes copies, and reads without running code.
 
-    def __init__(self) -> None:
+    Of a module's state it takes the tensors that are `known` by their names. Layers in 4 bits add how they were
+    quantised, which DeepSpeed does not know for a part of frozen weights.
+    """
+
+    def __init__(self, known: Collection[str] = ()) -> None:
         self.files: dict[str, Any] = {}
+        self._known = known
 
     def save(self, state_dict: Any, path: str) -> None:
+        if isinstance(module := state_dict.get("module"), dict):
+            state_dict = {**state_dict, "module": {name: module[name] for name in module if name in self._known}}
         self.files[Path(path).name] = _copied(state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:

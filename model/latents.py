@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 
-from model.decoders import VIDEO_FPS, quiet_if_local, readable
+from model.decoders import VIDEO_FPS, loading, readable
 from model.families import latent_shape, locate
 from model.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
@@ -45,7 +45,7 @@ class LatentEncoder:
         self.modality = modality
         self.shape = latent_shape(modality, name)
         path = locate(modality, name)
-        with quiet_if_local(path):
+        with loading(path):
             vae = diffusers.AutoencoderKL.from_pretrained(path, subfolder="vae")
         self._vae = vae.requires_grad_(False).eval().to(device)
         facts = json.dumps([weights_hash(dict(vae.named_parameters())), self.shape, PREPROCESSING_VERSION])

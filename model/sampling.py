@@ -110,7 +110,14 @@ class Sampler:
     def _render(self, modality: Modality, condition_LD: Any) -> Decoded | None:
         try:
             decoder = self._decoder(modality)
-            return None if decoder is None else decoder.generate(condition_LD, seed=self.seed, steps=self.steps)
+            if decoder is None:
+                return None
+            decoder.to(self.model.new_input_rows.weight.device)
+            try:
+                return decoder.generate(condition_LD, seed=self.seed, steps=self.steps)
+            finally:
+                if self.model.config.decoders.on_device == "one":
+                    decoder.to("cpu")  # training goes on, and needs the room
         except Exception as error:
             self._tell(f"{modality} samples are text alone", error)
             return None

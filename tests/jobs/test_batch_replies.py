@@ -1,6 +1,7 @@
 """A file of conversations answered on Ray Data: nothing is lost, nothing is answered twice, nothing depends on luck."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import PIL.Image
 import pytest
 
 from jobs import batch_replies, generate
-from jobs.batch_replies import MEDIA, REJECTS, REPLIES
+from jobs.batch_replies import MEDIA, REJECTS, REPLIES, Plan
 from jobs.cli import UsageError
 from model.config import load_preset
 from model.description import SHIPPED
 from model.nextgpt import NextGPT
+from model.query import Sampling
+from model.responder import Response
 from pipelines.media import decode, load
-from pipelines.sample import Modality
+from pipelines.sample import Item, Modality
+from pipelines.staging import Chunk
 
 
 def chat(*content: Any) -> str:
@@ -87,6 +91,27 @@ def answered(checkpoint: Path, folder: Path, local_ray: None, tmp_path_factory: 
     out = tmp_path_factory.mktemp("answered")
     run(checkpoint, folder / "chats.jsonl", out)
     return out
+
+
+def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
+    picture = Item(modality=Modality.IMAGE)
+    response = Response(text="", parts=("Two:", picture, picture), media=(), prompt_tokens=0, tokens=0, untrained=())
+    message = batch_replies._message(response, ["a.png", "b.png"], ["", "withheld"])["message"]
+    assert message["content"] == [
+        text("Two:"),
+        {"type": "image", "image": "media/a.png"},
+        {"type": "image", "image": "media/b.png", "note": "withheld"},
+    ]
+
+
+def test_replies_depend_on_how_the_model_is_loaded() -> None:
+    chunk = Chunk(rows=1, fingerprint="rows", media=[], stamps="")
+    plan = Plan(
+        checkpoint="x", config=load_preset("tiny"), architecture="joint", require=[], sampling=Sampling(), steps=1
+    )
+    settings = plan.config.decoders.model_copy(update={"precision": "bfloat16"})
+    other = replace(plan, config=plan.config.model_copy(update={"decoders": settings}))
+    assert batch_replies._fingerprint(chunk, plan) != batch_replies._fingerprint(chunk, other)
 
 
 @pytest.mark.ray

@@ -5,7 +5,7 @@ from model.config import InputProjectionConfig, load_preset, parse_config, prese
 from model.legacy import legacy_delta_shapes
 from pipelines.sample import Modality
 
-PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_query", "tiny", "tiny_query", "world"]
+PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_24gb", "nextgpt_7b_query", "tiny", "tiny_query", "world"]
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
@@ -84,3 +84,11 @@ def test_the_7b_preset_has_exactly_the_tensors_of_the_released_weights(shared):
     lines = (shared / "facts" / "delta_7b_tiva_v0.tsv").read_text().splitlines()[1:]
     released = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split("\t") for line in lines)}
     assert legacy_delta_shapes(load_preset("nextgpt_7b")) == released
+
+
+def test_the_preset_of_a_small_card_differs_only_in_how_frozen_parts_are_loaded():
+    whole, small = load_preset("nextgpt_7b"), load_preset("nextgpt_7b_24gb")
+    assert small.llm.load_in_4bit
+    assert (small.decoders.precision, small.decoders.on_device) == ("float16", "one")
+    loading = {"preset": whole.preset, "llm": whole.llm, "decoders": whole.decoders}
+    assert small.model_copy(update=loading) == whole

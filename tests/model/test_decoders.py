@@ -315,14 +315,6 @@ def test_an_unknown_setting_is_refused(modality: Modality, decoders: dict[Modali
         decoders[modality].generate(np.zeros(SHAPES[modality], np.float32), depth=3)
 
 
-@each_modality
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_not_a_number_becomes_black_or_silence(modality: Modality, decoders: dict[Modality, Decoder]) -> None:
-    condition_LD = np.full(SHAPES[modality], np.nan, np.float32)
-    array = array_of(decoders[modality].generate(condition_LD, steps=1))
-    assert np.isfinite(array).all()
-
-
 def test_a_decoder_carries_its_encoders_id(
     encoders: dict[Modality, CaptionEncoder], decoders: dict[Modality, Decoder]
 ) -> None:

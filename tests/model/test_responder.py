@@ -74,7 +74,7 @@ def test_items_of_one_reply_have_seeds_of_their_own(responder: Responder) -> Non
     """Item k is rendered from seed + k."""
     response = responder.respond(query(require=[IMAGE, IMAGE], max_items=2, seed=5))
     [reply] = responder.reply_batch([query(require=[IMAGE, IMAGE], max_items=2, seed=5)])
-    decoder = responder._decoders[IMAGE]
+    decoder = responder._decoders.decoder(IMAGE)
     for number, (medium, (_, condition_LD)) in enumerate(zip(response.media, reply.conditions, strict=True)):
         expected = array_of(decoder.generate(condition_LD, seed=5 + number, steps=2))
         np.testing.assert_allclose(array_of(medium).astype(int), expected.astype(int), atol=1)
@@ -134,13 +134,13 @@ def test_parts_are_loaded_when_first_needed_and_kept(tiny: ModelConfig, tokenize
     responder = Responder(NextGPT.from_config(tiny), tokenizer)
     responder.respond(query(max_items=0))
     assert "encoder" not in vars(responder)
-    assert responder._decoders == {}
+    assert not responder._decoders.loaded
     kept = []
     for _ in range(2):
         responder.respond(query(dialogue((item("audio", "x"),)), {"x": noise(AUDIO)}, [IMAGE], max_items=1))
-        kept.append((responder.encoder, responder._decoders[IMAGE]))
+        kept.append((responder.encoder, responder._decoders.decoder(IMAGE)))
     assert kept[0] == kept[1]
-    assert set(responder._decoders) == {IMAGE}
+    assert responder._decoders.loaded == {IMAGE}
 
 
 def test_a_stream_yields_the_text_in_pieces_and_at_last_the_response(responder: Responder) -> None:

@@ -147,3 +147,9 @@ def test_a_mistake_names_the_field_and_the_reason(messages: Any, param: str, rea
 def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         wire.Request.model_validate({"messages": [user("a")], **wrong})
+
+
+def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
+    withheld = encode(Image(pixels=np.zeros((32, 32, 3), np.uint8), note="withheld by the safety checker"))
+    assert wire.part_of(withheld)["note"] == "withheld by the safety checker"
+    assert "note" not in wire.part_of(PICTURE)

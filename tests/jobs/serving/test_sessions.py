@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.serving import sessions as module
+from jobs.serving.events import Begun, Made
 from jobs.serving.sessions import Session, Sessions, TooManyMedia
+from jobs.serving.showing import Growing, messages
 from pipelines.sample import Media, Modality, Turn
 
 PICTURE = Media(modality=Modality.IMAGE, data=b"picture", format="png")
@@ -31,6 +34,15 @@ def test_a_medium_that_is_kept_is_found_in_its_own_session_alone(sessions: Sessi
     assert other.path(item.name) is None
     with pytest.raises(FileNotFoundError, match="holds no such medium"):
         other.read(item)
+
+
+def test_what_is_to_be_said_of_a_picture_is_shown_below_it(sessions: Sessions) -> None:
+    _, session = sessions.start()
+    growing = Growing()
+    growing.take(Begun(0, Modality.IMAGE), session)
+    growing.take(Made(0, replace(PICTURE, note="withheld <by> the checker")), session)
+    [message] = messages(session, growing)
+    assert "<p>withheld &lt;by&gt; the checker</p>" in str(message["content"].value)
 
 
 @pytest.mark.parametrize(
