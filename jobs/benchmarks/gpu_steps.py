@@ -32,6 +32,7 @@ from model.engine import DTYPES, Rank
 from model.feed import Row
 from model.nextgpt import NextGPT
 from model.parts import quiet, resolve
+from model.settings import Stage
 from model.training import Job, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json
 from pipelines.world.captions import caption
@@ -67,7 +68,8 @@ class DrawnTrainer(Trainer):
         for name, part in model.named_children():
             if name != "llm":
                 part.to(self.rank.device, dtype)
-        model.add_adapter()
+        if settings.stage == 3:
+            model.add_adapter()
         if settings.gradient_checkpointing:
             llm.activation_checkpointing_enable({"use_reentrant": False})
         return model.train()
@@ -89,9 +91,11 @@ def measure(llm: Path, preset: str, overrides: Sequence[str], device: str, num_s
             return None
 
 
-def make_trainer(llm: Path, preset: str, overrides: Sequence[str], device: str, run: Path) -> DrawnTrainer:
-    """A trainer of stage 3 on this process, about the LLM whose configuration a folder holds."""
-    settings = load_settings(3, preset, [*llm_settings(llm), *overrides])
+def make_trainer(
+    llm: Path, preset: str, overrides: Sequence[str], device: str, run: Path, *, stage: Stage = 3
+) -> DrawnTrainer:
+    """A trainer on this process, around the LLM whose configuration a folder holds."""
+    settings = load_settings(stage, preset, [*llm_settings(llm), *overrides])
     job = Job(
         settings=settings,
         deepspeed=deepspeed_settings(settings),
