@@ -151,9 +151,24 @@ def default_settings(modality: Modality, name: str) -> Settings:
     """What a decoder renders with unless told otherwise: sizes in pixels and seconds, steps, guidance."""
     family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
     native = family.native(read)
-    if read("unet")["block_out_channels"][0] < FULL_SIZE_CHANNELS:
+    if not _is_full_size(read):
         return {"num_inference_steps": _SMALL_STEPS, "guidance_scale": family.small_guidance, **native}
     return {**native, **family.full_size}
+
+
+def is_full_size(modality: Modality, name: str) -> bool:
+    """Whether a decoder is as large as those that are published, which take minutes a medium without a GPU.
+
+    One whose configuration is out of reach counts as such.
+    """
+    try:
+        return _is_full_size(partial(_read_config, locate(modality, name)))
+    except (OSError, ValueError):
+        return True
+
+
+def _is_full_size(read: Read) -> bool:
+    return bool(read("unet")["block_out_channels"][0] >= FULL_SIZE_CHANNELS)
 
 
 def _scale(read: Read) -> int:

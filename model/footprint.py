@@ -156,9 +156,7 @@ def _engine(
     update = gradients + part * (_FLOAT + (_FLOAT if gpu else 2 * _FLOAT))
     saved = states + (num_trained if settings.zero < 3 else part) * itemsize
     if not settings.offload_optimizer:
-        return _Engine(
-            optimizer=states, gradients=gradients, buckets=buckets, update=update, host=0, saved=saved
-        )
+        return _Engine(optimizer=states, gradients=gradients, buckets=buckets, update=update, host=0, saved=saved)
     host = states + part * (_FLOAT + itemsize) + num_trained * itemsize
     return _Engine(
         optimizer=0 if gpu else host, gradients=gradients, buckets=buckets, update=gradients, host=host, saved=saved

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from model.batch import Batch
 from model.engine import Rank
+from model.families import is_full_size
 from model.feed import Row
 from model.losses import Criterion, LossWeights
 from model.run_log import RunLog
@@ -40,19 +41,39 @@ class HeldOut:
             shared = [rows]
             dist.broadcast_object_list(shared)
             self._rows = shared[0]
+        wanted = rank.rank == 0 and makes_samples(settings, rank.device)
+        self.makes_samples = reduce([float(wanted)])[0] > 0
         self._sampler = None
-        if settings.validation.generate and (rank.rank == 0 or self._everywhere):
+        if self.makes_samples and (rank.rank == 0 or self._everywhere):
             self._sampler = Sampler(engine, tokenizer, renders=rank.rank == 0)
 
-    def __call__(self, step: int, log: RunLog | None) -> dict[str, float]:
+    def score(self, step: int, log: RunLog | None) -> dict[str, float]:
         """Scores all of them after `step` updates; every rank calls it, and gets the scores of all."""
         moved = (batch.to(self._rank.device) for batch in self._batches)
         scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
-        samples = self._sampler(self._rows) if self._sampler is not None else []
         if log is not None:
             log.validation(step, scores)
-            for sample in samples:
-                log.sample(step, sample)
             parts = [f"{name} {scores[name]:.3f}" for name in scores if name.endswith(("loss", "well_formed"))]
             print(f"held out, after step {step}: {', '.join(parts)}", flush=True)
         return scores
+
+    def sample(self, step: int, log: RunLog | None) -> None:
+        """Replies to some of them, for the log; every rank calls it. It may take minutes, and be stopped in the midst."""
+        samples = self._sampler(self._rows) if self._sampler is not None else []
+        if log is not None:
+            for sample in samples:
+                log.sample(step, sample)
+
+
+def makes_samples(settings: TrainSettings, device: str) -> bool:
+    """Whether sample replies are made on a device; where the default decides against them, that is said in a line."""
+    if settings.validation.generate != "auto":
+        return settings.validation.generate
+    outputs = settings.model.outputs.items()
+    if device.startswith("cuda") or not any(is_full_size(modality, output.decoder) for modality, output in outputs):
+        return True
+    print(
+        "note: no sample replies while training: no GPU and full-size decoders; validation.generate=true insists",
+        flush=True,
+    )
+    return False
