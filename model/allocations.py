@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 _ATEN = torch.ops.aten
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, `now` and `peak` are the bytes of the tensors made since; those that were there `before` cost nothing.
 
     Meta tensors have no values. Code that asks for one (is nothing masked?) is told True, and a mask selects
@@ -26,7 +26,7 @@ class Allocations(TorchDispatchMode):
     """
 
     def __init__(self, before: Iterable[Tensor], num_selected: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._num_selected = num_selected
         self._before = {tensor.untyped_storage()._cdata for tensor in before}

@@ -1,7 +1,7 @@
-"""What a training run will take of memory and disk, from its settings alone: no weights are read, nothing is allocated.
+"""What a training run will take of memory and disk, from its settings alone: no weights are read or allocated.
 
-The step itself is run on the meta device and counted (`meta_step.py`); what DeepSpeed 0.19 keeps beside it is arithmetic
-on the number of trained weights. Checked against the peaks of `jobs/bench.py gpu` and of processes on a CPU
+The step itself is run on the meta device and counted (`meta_step.py`); what DeepSpeed 0.19 keeps beside it is
+arithmetic on the number of trained weights. Checked against the peaks of `jobs/bench.py gpu` and of processes on a CPU
 (tests/model/test_footprint.py). Bytes throughout.
 """
 
@@ -39,10 +39,11 @@ class Footprint:
     """What a worker takes of its device, in bytes.
 
     Held all the time: `process` (CUDA's context, or the libraries), `frozen` and `trained` weights, the `optimizer`
-    (copies of the weights in float32, moments), and the `decoders` of sample replies once they are loaded. Held in turn:
-    `gradients`, `buckets` to reduce them in, and `activations` during a step; `update`, while the optimizer works;
-    `saving`, the copies that a checkpoint is written from, which lie in main memory. On a GPU `host` is what the worker
-    takes of main memory; on a CPU there is nothing else. `checkpoint` is the size of one on disk, of all workers.
+    (copies of the weights in float32, moments), and the `decoders` of sample replies once they are loaded. Held in
+    turn: `gradients`, `buckets` to reduce them in, and `activations` during a step; `update`, while the optimizer
+    works; `saving`, the copies that a checkpoint is written from, which lie in main memory. On a GPU `host` is what the
+    worker takes of main memory; on a CPU there is nothing else. `checkpoint` is the size of one on disk, of all
+    workers.
     """
 
     process: int
@@ -82,11 +83,18 @@ def trained_weights(config: ModelConfig) -> int:
 
 
 def measure(
-    settings: TrainSettings, deepspeed: Mapping[str, Any], *, world_size: int, gpu: bool, decoders: int = 0
+    settings: TrainSettings,
+    deepspeed: Mapping[str, Any],
+    *,
+    world_size: int,
+    gpu: bool,
+    decoders: int = 0,
+    step: int | None = None,
 ) -> Footprint:
-    """The footprint of each of `world_size` workers; `decoders` is what those of sample replies take, if there are any.
+    """The footprint of each of `world_size` workers.
 
-    Raises OSError when the LLM's configuration cannot be read, and ValueError when the LLM cannot be used.
+    `decoders` is what those of sample replies take; `step` is the figure of `step_bytes` where it is known. Raises
+    OSError when the LLM's configuration cannot be read, and ValueError when the LLM cannot be used.
     """
     dtype = DTYPES[settings.precision]
     model = meta_model(settings.model, dtype, adapter=settings.stage == 3)
@@ -95,7 +103,8 @@ def measure(
     trained = num_trained * dtype.itemsize
     steps = accumulation(settings, world_size)
     engine = _engine(settings, deepspeed, num_trained, world_size, gpu)
-    step = step_bytes(settings, gpu=gpu, accumulates=steps > 1)
+    if step is None:
+        step = step_bytes(settings, gpu=gpu, accumulates=steps > 1)
     # Without micro-batches before, gradients are made within the step.
     activations = step if steps > 1 else max(0, step - trained)
     frozen, unpacked = _frozen(model, settings)
@@ -183,9 +192,9 @@ def _packed(model: NextGPT) -> Iterator[str]:
     """The names of the weights that bitsandbytes packs: those of the LLM's linear layers but its head."""
     head = model.llm.get_output_embeddings()
     for name, module in model.named_modules():
-        if name.startswith("llm.") and isinstance(module, nn.Linear) and module is not head:
-            if not is_adapter_tensor(name):
-                yield f"{name}.weight"
+        ours = not name.startswith("llm.") or module is head or is_adapter_tensor(name)
+        if isinstance(module, nn.Linear) and not ours:
+            yield f"{name}.weight"
 
 
 def _sharded(frozen: int, trained: int, itemsize: int, world_size: int) -> tuple[int, int, int]:

@@ -58,7 +58,7 @@ class HeldOut:
         return scores
 
     def sample(self, step: int, log: RunLog | None) -> None:
-        """Replies to some of them, for the log; every rank calls it. It may take minutes, and be stopped in the midst."""
+        """Replies to some of them, for the log; every rank calls it. It may take minutes."""
         samples = self._sampler(self._rows) if self._sampler is not None else []
         if log is not None:
             for sample in samples:

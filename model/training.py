@@ -144,7 +144,7 @@ class Trainer:
             keys = self._keys(batches) if settings.log_samples else None
             if log is not None:
                 log.step(done, figures | ({} if keys is None else {"samples": keys}))
-                if done == self.first_step + 1 or done % settings.log_every == 0 or done == num_steps:
+                if done <= self.first_step + 2 or done % settings.log_every == 0 or done == num_steps:
                     print(meter.line(settings.stage, done, figures), flush=True)
             saves = done == num_steps or _every(settings.checkpoint_every, done)
             validates = validation is not None and (saves or _every(settings.validation.every, done))
