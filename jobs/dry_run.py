@@ -12,6 +12,7 @@ from model.settings import TrainSettings
 GB = 1e9
 # What Ray calls a GPU, as a node's resource `accelerator_type:NAME`, and the least memory one of that name has.
 _GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100-80G": 80, "A100": 40, "L40S": 48, "L4": 24, "A10G": 24}
+_SMALL_WEIGHTS = 100_000_000  # decoders of fewer are none of those that are published
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 _ROWS = {
     "process": "process",
@@ -201,7 +202,6 @@ class DryRun:
 def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]]:
     """What the decoders of sample replies take once loaded, and those of which that is not known."""
     from model.decoder_sizes import decoder_weights
-    from model.engine import DTYPES
     from model.held_out import makes_samples
 
     if not settings.validation.fraction or not makes_samples(settings, "cuda" if machine.gpu else "cpu"):
@@ -209,7 +209,10 @@ def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]
     names = [output.decoder for output in settings.model.outputs.values()]
     counts = {name: decoder_weights(name) for name in names}
     known = sum(count for count in counts.values() if count is not None)
-    return known * DTYPES[settings.precision].itemsize, [name for name, count in counts.items() if count is None]
+    precision = settings.model.decoders.precision
+    if precision == "auto":  # those that are published are halved on a GPU
+        precision = "float16" if machine.gpu and known > _SMALL_WEIGHTS else "float32"
+    return known * (4 if precision == "float32" else 2), [name for name, count in counts.items() if count is None]
 
 
 def machine_for(settings: TrainSettings, gpu_memory: float | None, host_memory: float | None) -> Machine:

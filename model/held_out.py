@@ -14,6 +14,7 @@ from model.run_log import RunLog
 from model.sampling import Sampler
 from model.settings import TrainSettings
 from model.validation import validate
+from pipelines.sample import Modality
 
 
 class HeldOut:
@@ -69,11 +70,19 @@ def makes_samples(settings: TrainSettings, device: str) -> bool:
     """Whether sample replies are made on a device; where the default decides against them, that is said in a line."""
     if settings.validation.generate != "auto":
         return settings.validation.generate
-    outputs = settings.model.outputs.items()
-    if device.startswith("cuda") or not any(is_full_size(modality, output.decoder) for modality, output in outputs):
+    decoders = {modality: output.decoder for modality, output in settings.model.outputs.items()}
+    if device.startswith("cuda") or not any(map(_is_large, decoders, decoders.values())):
         return True
     print(
         "note: no sample replies while training: no GPU and full-size decoders; validation.generate=true insists",
         flush=True,
     )
     return False
+
+
+def _is_large(modality: Modality, name: str) -> bool:
+    """Whether a decoder takes minutes a medium on a CPU; one that is out of reach counts as such."""
+    try:
+        return is_full_size(modality, name)
+    except (OSError, ValueError):
+        return True
