@@ -65,9 +65,14 @@ class Footprint:
         return self.process + self.frozen + self.trained + self.optimizer + self.decoders
 
     @property
+    def training(self) -> int:
+        """The most at one time while steps are made."""
+        return self.held + max(self.gradients + self.buckets + self.activations, self.update)
+
+    @property
     def peak(self) -> int:
-        """The most at one time."""
-        return self.held + max(self.gradients + self.buckets + self.activations, self.update, self.saving)
+        """The most at one time, checkpoints included."""
+        return max(self.training, self.held + self.saving)
 
     def fits(self, device: int) -> bool:
         """Whether it goes into a device of so many bytes, with the room that an allocator needs."""

@@ -93,6 +93,7 @@ def measure(
     num_steps: int,
     is_drawn: bool = True,
     memory: int | None = None,
+    stage: Stage = 3,
 ) -> Figures | None:
     """Times steps in this process; None where they do not fit into the device's memory, or into `memory` bytes of it.
 
@@ -103,7 +104,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-gpu-run-") as folder, process_group(Path(folder) / "group"):
         try:
             kind = DrawnTrainer if is_drawn else Trainer
-            return _measure(make_trainer(llm, preset, overrides, device, Path(folder) / "run", kind), num_steps)
+            run = Path(folder) / "run"
+            return _measure(make_trainer(llm, preset, overrides, device, run, kind, stage=stage), num_steps)
         except torch.OutOfMemoryError:
             return None
 
