@@ -215,6 +215,14 @@ def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]
     return known * (4 if precision == "float32" else 2), [name for name, count in counts.items() if count is None]
 
 
+def cpu_notes(settings: TrainSettings, deepspeed: Mapping[str, Any], workers: int) -> Iterator[str]:
+    """What to say where a preset for GPUs trains on this machine's CPU and may not fit into its memory."""
+    plan = DryRun(settings, deepspeed, _cpu(None, workers))
+    if not plan.fits:
+        yield plan.verdict()
+        yield from plan.advice()
+
+
 def machine_for(settings: TrainSettings, gpu_memory: float | None, host_memory: float | None) -> Machine:
     """What a run would be given: GPUs as described, else those of the cluster or of this machine, else its CPU.
 
@@ -233,13 +241,15 @@ def machine_for(settings: TrainSettings, gpu_memory: float | None, host_memory: 
         return Machine(gpu=True, device=each, host=host or _main_memory(), workers=workers, what=name)
     cores = os.cpu_count() or 1
     workers = count or (1 if settings.use_gpu else max(1, min(cores, settings.num_micro_batches)))
-    return Machine(
-        gpu=False,
-        device=(host or _main_memory()) / workers,
-        host=None,
-        workers=workers,
-        what="a CPU; --gpu-memory GB plans for GPUs",
+    return _cpu(host, workers)
+
+
+def _cpu(memory: float | None, workers: int) -> Machine:
+    """A CPU whose workers share main memory, of so many bytes or of this machine."""
+    what = (
+        "main memory; --gpu-memory GB plans for GPUs" if workers == 1 else f"main memory, shared by {workers} workers"
     )
+    return Machine(gpu=False, device=(memory or _main_memory()) / workers, host=None, workers=workers, what=what)
 
 
 def _gpus() -> tuple[int, float, str] | None:

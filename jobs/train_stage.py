@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
     arguments = parser.parse_args(argv)
 
+    from jobs.dry_run import cpu_notes
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
     from jobs.stage import order_samples, plan_stage, prepared_views, train
     from jobs.workers import choose_workers
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     workers = choose_workers(settings)
     if workers.note is not None:
         print(f"note: {workers.note}", flush=True)
+    if settings.use_gpu and not workers.use_gpu:
+        for line in cpu_notes(settings, engine, workers.most):
+            print(f"note: {line}", flush=True)
     order = order_samples(plan)
     print(order.describe(plan))
     notes = [*plan.notes, *order.notes, *_resume_notes(run)]
