@@ -24,7 +24,7 @@ import transformers
 
 from jobs.benchmarks import Stopwatch, timed
 from jobs.benchmarks.gpu_memory import limit, reserved, wait_for
-from jobs.benchmarks.training import held_bytes, llm_settings, process_group, write_tokenizer
+from jobs.benchmarks.training import held_bytes, llm_settings, process_group
 from jobs.settings import deepspeed_settings, load_settings
 from model.adapter import base_of, is_adapter_tensor
 from model.batch import Batch, collate
@@ -82,7 +82,8 @@ class DrawnTrainer(Trainer):
 def write_llm(folder: Path, llama: Mapping[str, Any]) -> None:
     """Writes an LLM's configuration, without weights, and the tiny tokenizer."""
     transformers.LlamaConfig(**llama).save_pretrained(folder)
-    write_tokenizer(folder, llama["vocab_size"])
+    with quiet():
+        transformers.AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm")).save_pretrained(folder)
 
 
 def measure(

@@ -113,23 +113,13 @@ def ground(data: Path | None) -> Iterator[Ground]:
 def write_llm(folder: Path) -> tuple[str, ...]:
     """Writes the base LLM with the tiny tokenizer; returns the settings that name it."""
     best_device()  # said before transformers imports DeepSpeed, which else searches for an accelerator
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(folder)
-    write_tokenizer(folder, LLAMA["vocab_size"])
+        AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm")).save_pretrained(folder)
     return llm_settings(folder)
-
-
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Writes the tiny tokenizer for an LLM of this vocabulary, with as many tokens more as one that is whole has."""
-    from transformers import AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm"))
-    tokenizer.add_tokens([f"<unused-{number}>" for number in range(vocab_size // 2 - len(tokenizer))])
-    tokenizer.save_pretrained(folder)
 
 
 def llm_settings(folder: Path) -> tuple[str, ...]:
