@@ -32,6 +32,7 @@ from model.dialogue import IGNORE
 from model.engine import DTYPES, Rank
 from model.feed import Row
 from model.nextgpt import NextGPT
+from model.parts import quiet, resolve
 from model.settings import Stage
 from model.training import Job, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json

@@ -22,7 +22,13 @@ VICUNA = {
     "num_attention_heads": 32,
     "max_position_embeddings": 4096,
 }
-SMALL = VICUNA | {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
+SMALL = VICUNA | {
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+}
 # torch.cuda.max_memory_allocated on an H100, in GiB, by micro-batch and gradient checkpointing: `jobs/bench.py gpu`.
 MEASURED = {
     (4, True): 16.5,
