@@ -23,6 +23,7 @@ _ROWS = {
     "gradients": "gradients",
     "buckets": "buckets to reduce them in",
     "activations": "activations",
+    "update": "or, updating the weights",
 }
 
 

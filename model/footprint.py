@@ -26,8 +26,9 @@ _MOMENTS = 2 * _FLOAT
 _NF4_BYTES = 0.5 + _FLOAT / 64
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and of stage3_max_live_parameters
-# A process with Python, torch, Ray and DeepSpeed, as measured; on a GPU also CUDA's libraries.
-_CPU_PROCESS = 600_000_000
+# A process with Python, torch, Ray and DeepSpeed, as measured on a CPU. With CUDA's libraries, and CUDA's context on
+# the GPU: what is usual, not measured here.
+_CPU_PROCESS = 700_000_000
 _GPU_PROCESS = 3_000_000_000
 _CUDA_CONTEXT = 550_000_000
 # A GPU's allocator cannot use all of it: what is free lies in pieces.
@@ -41,9 +42,10 @@ class Footprint:
     Held all the time: `process` (CUDA's context, or the libraries), `frozen` and `trained` weights, the `optimizer`
     (copies of the weights in float32, moments), and the `decoders` of sample replies once they are loaded. Held in
     turn: `gradients`, `buckets` to reduce them in, and `activations` during a step; `update`, while the optimizer
-    works; `saving`, the copies that a checkpoint is written from, which lie in main memory. On a GPU `host` is what the
-    worker takes of main memory; on a CPU there is nothing else. `checkpoint` is the size of one on disk, of all
-    workers.
+    works; `saving`, the copies that a checkpoint is written from, which lie in main memory. On a CPU the last two hold
+    what a step took as well, and the weights as they were before DeepSpeed laid them out flat: glibc keeps freed blocks
+    of a few MB. On a GPU `host` is what the worker takes of main memory; on a CPU there is nothing else. `checkpoint`
+    is the size of one on disk, of all workers.
     """
 
     process: int
@@ -118,6 +120,7 @@ def measure(
         unpacked += gathered
     kept = sum(tensor.numel() for tensor in trained_state(model).values())
     saving = engine.saved + kept * dtype.itemsize
+    heap = 0 if gpu else activations + engine.gradients + (trained if settings.zero in (1, 2) else 0)
     return Footprint(
         process=_CUDA_CONTEXT if gpu else _CPU_PROCESS,
         frozen=frozen,
@@ -127,8 +130,8 @@ def measure(
         gradients=engine.gradients,
         buckets=engine.buckets,
         activations=activations + unpacked,
-        update=engine.update,
-        saving=0 if gpu else saving,
+        update=heap + engine.update,
+        saving=0 if gpu else heap + saving,
         host=_GPU_PROCESS + engine.host + saving if gpu else 0,
         checkpoint=kept * dtype.itemsize + world_size * engine.saved,
     )
@@ -167,7 +170,7 @@ def _engine(
         buckets = num_trained * itemsize
     gradients = (part if settings.zero > 1 else num_trained) * itemsize
     # The gradient of the part in float32, and what AdamW needs to take a root of its moments.
-    update = gradients + part * (_FLOAT + (_FLOAT if gpu else 2 * _FLOAT))
+    update = gradients + part * 2 * _FLOAT if gpu else part * 3 * _FLOAT
     saved = states + (num_trained if settings.zero < 3 else part) * itemsize
     if not settings.offload_optimizer:
         return _Engine(optimizer=states, gradients=gradients, buckets=buckets, update=update, host=0, saved=saved)
