@@ -166,11 +166,13 @@ def _engine(
     buckets = 0
     if settings.zero:
         buckets = (elements if gpu else min(elements, num_trained)) * itemsize * (2 if zero.get("overlap_comm") else 1)
-    elif world_size > 1:
+    else:
         buckets = num_trained * itemsize
     gradients = (part if settings.zero > 1 else num_trained) * itemsize
     # The gradient of the part in float32, and what AdamW needs to take a root of its moments.
     update = gradients + part * 2 * _FLOAT if gpu else part * 3 * _FLOAT
+    if not settings.zero:  # updates tensor by tensor, after gradients were summed in a flat copy
+        update = 2 * num_trained * itemsize
     saved = states + (num_trained if settings.zero < 3 else part) * itemsize
     if not settings.offload_optimizer:
         return _Engine(optimizer=states, gradients=gradients, buckets=buckets, update=update, host=0, saved=saved)
