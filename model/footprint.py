@@ -120,7 +120,7 @@ def measure(
         unpacked += gathered
     kept = sum(tensor.numel() for tensor in trained_state(model).values())
     saving = engine.saved + kept * dtype.itemsize
-    heap = 0 if gpu else activations + engine.gradients + (trained if settings.zero in (1, 2) else 0)
+    heap = 0 if gpu else activations + engine.gradients + (trained if settings.zero == 1 else 0)
     return Footprint(
         process=_CUDA_CONTEXT if gpu else _CPU_PROCESS,
         frozen=frozen,
