@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs import preflight
 from jobs.cli import Failures, UsageError, existing_folder
+from jobs.workers import Workers
 from model.description import latest_checkpoint
 from model.run_state import best_checkpoint, first_step
 from model.settings import TrainSettings
@@ -18,8 +19,6 @@ from pipelines.mixture import HeldOut, Mixture
 from pipelines.planned import PlannedView, plan_view
 from pipelines.shards import Manifest, list_datasets
 
-# What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
-CPU_SHARE = 0.9
 PADDING_STEPS = 1000  # enough to tell the share of padding by
 
 
@@ -126,7 +125,15 @@ def order_samples(plan: StagePlan) -> Order:
     return Order(mixture=mixture, held_out=held_out, notes=notes)
 
 
-def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path, init: Path | None, name: str) -> str:
+def train(
+    plan: StagePlan,
+    order: Order,
+    workers: Workers,
+    deepspeed: Mapping[str, Any],
+    run: Path,
+    init: Path | None,
+    name: str,
+) -> str:
     """Runs the workers to the end, from where the run stands; returns the summary.
 
     Raises:
@@ -140,7 +147,6 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
     from pipelines.handover import PlannedDataConfig
 
     settings, num_steps, held_out_steps = plan.settings, order.mixture.num_steps, order.held_out.num_steps
-    workers, use_gpu = _workers(settings)
     config = {
         "settings": settings.model_dump(mode="json"),
         "deepspeed": dict(deepspeed),
@@ -162,11 +168,11 @@ def train(plan: StagePlan, order: Order, deepspeed: Mapping[str, Any], run: Path
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config=config,
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"GPU": 1, "CPU": 1} if use_gpu else {"CPU": CPU_SHARE},
+            num_workers=workers.count,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources,
         ),
         run_config=ray.train.RunConfig(
             name=run.name,
@@ -262,20 +268,6 @@ def _untrained(settings: TrainSettings) -> list[str]:
     model = settings.model
     names = [model.llm.name, model.encoder.name, *(output.decoder for output in model.outputs.values())]
     return [name for name in names if is_untrained(name)]
-
-
-def _workers(settings: TrainSettings) -> tuple[int | tuple[int, int], bool]:
-    """How many workers: as set, else one a GPU, else one a core, as far as there are micro-batches for them."""
-    import ray
-
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    use_gpu = settings.use_gpu if settings.use_gpu is not None else gpus > 0
-    if use_gpu and not gpus and not settings.workers:
-        raise UsageError("workers: no GPU is up to count; say how many the cluster is to start, such as workers=4")
-    if settings.workers:
-        return settings.workers, use_gpu
-    return max(1, min(gpus if use_gpu else int(resources.get("CPU", 1)), settings.num_micro_batches)), use_gpu
 
 
 def _data(plan: StagePlan) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """Trains a stage with Ray Train and DeepSpeed: `jobs/train_stage.py --stage 1 --shards SHARDS --out RUN`."""
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli
 from pipelines.files import read_json, remove_tree, to_path, write_json
 from pipelines.sample import Modality
+
+if TYPE_CHECKING:
+    from model.settings import TrainSettings
 
 SETTINGS = "settings.json"
 # What may change when a run goes on: how it is run and watched, not what it computes.
@@ -43,16 +47,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="names the model and its settings, or is a .yaml file of yours",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what RUN holds first")
+    _add_dry_run(parser)
     cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
     arguments = parser.parse_args(argv)
 
+    from jobs.dry_run import cpu_notes
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
     from jobs.stage import order_samples, plan_stage, prepared_views, train
+    from jobs.workers import choose_workers
     from model.description import latest_checkpoint
 
     views = prepared_views(arguments.shards)
     settings = load_settings(arguments.stage, arguments.preset, arguments.overrides, views)
     engine = deepspeed_settings(settings)
+    if arguments.dry_run:
+        _dry_run(arguments, settings, engine)
+        return
     shards = cli.existing_folder(arguments.shards)
     run = cli.new_folder(arguments.out)
     init = latest_checkpoint(to_path(arguments.init)) if arguments.init else None
@@ -71,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(run / SETTINGS, {"hash": name, **effective})
 
     cli.start_ray()
+    workers = choose_workers(settings)
+    if workers.note is not None:
+        print(f"note: {workers.note}", flush=True)
+    if settings.use_gpu and not workers.use_gpu:
+        for line in cpu_notes(settings, engine, workers.most):
+            print(f"note: {line}", flush=True)
     order = order_samples(plan)
     print(order.describe(plan))
     notes = [*plan.notes, *order.notes, *_resume_notes(run)]
@@ -81,8 +97,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if steps_done:
         print(f"goes on from step {steps_done} of {order.mixture.num_steps}")
-    print(train(plan, order, engine, run, init, name))
+    print(train(plan, order, workers, engine, run, init, name))
     cli.note_untrained(plan.untrained)
+
+
+def _add_dry_run(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="start nothing: print what would train, the memory it takes, whether that fits, and what else is wrong",
+    )
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --dry-run, of each GPU, if not those here")
+    parser.add_argument("--host-memory", type=float, metavar="GB", help="with --dry-run, of a worker, if not of here")
+
+
+def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
+    """Prints the footprint of a run.
+
+    Raises:
+        Failures: it does not fit, or would be refused; a line for each reason.
+    """
+    from jobs.dry_run import DryRun, machine_for
+    from jobs.stage import plan_stage
+    from model.description import latest_checkpoint
+
+    faults: list[str] = []
+    try:
+        init = latest_checkpoint(to_path(arguments.init)) if arguments.init else None
+        shards, run = cli.existing_folder(arguments.shards), cli.new_folder(arguments.out)
+        settings = plan_stage(settings, shards, run, init).settings
+    except (ValueError, OSError) as error:
+        faults += str(error).splitlines()
+    plan = DryRun(settings, engine, machine_for(settings, arguments.gpu_memory, arguments.host_memory))
+    for line in plan.lines():
+        print(line, flush=True)
+    print(plan.verdict())
+    if not plan.fits:
+        faults += [plan.verdict(), *(f"use {line}" for line in plan.advice())]
+    if faults:
+        raise cli.Failures("\n".join(faults))
 
 
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:

@@ -69,6 +69,13 @@ class Batch:
     targets: dict[Modality, Targets]
     keys: tuple[str, ...]
 
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Samples, tokens, and places for tokens; an empty batch has none."""
+        if not self.keys:
+            return 0.0, 0.0, 0.0
+        return float(len(self.keys)), float(self.attention_mask_BT.sum()), float(self.attention_mask_BT.numel())
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """Moves all tensors; `dtype` is for the features, targets stay float32."""
         targets = {modality: _moved(group, device) for modality, group in self.targets.items()}

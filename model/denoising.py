@@ -35,12 +35,15 @@ class Denoiser:
         self.condition_shape, self.latent_shape = caption_shape(modality, name), latent_shape(modality, name)
         path = locate(modality, name)
         with loading(path):
-            unet: Any = getattr(diffusers, self._family.unet).from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+            unet = self._load_unet(path, dtype)
             # Whatever sampler a decoder renders with, its configuration says how it was trained.
             self.scheduler = diffusers.DDPMScheduler.from_pretrained(path, subfolder="scheduler")
         self.unet = unet.requires_grad_(False).eval().to(device)
         if gradient_checkpointing and unet._supports_gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+
+    def _load_unet(self, path: str, dtype: torch.dtype) -> Any:
+        return getattr(diffusers, self._family.unet).from_pretrained(path, subfolder="unet", torch_dtype=dtype)
 
     def __call__(self, conditions_KLD: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over K items of the mean squared error, in float32.

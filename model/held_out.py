@@ -7,12 +7,14 @@ import torch.distributed as dist
 
 from model.batch import Batch
 from model.engine import Rank
+from model.families import is_full_size
 from model.feed import Row
 from model.losses import Criterion, LossWeights
 from model.run_log import RunLog
 from model.sampling import Sampler
 from model.settings import TrainSettings
 from model.validation import validate
+from pipelines.sample import Modality
 
 
 class HeldOut:
@@ -40,19 +42,47 @@ class HeldOut:
             shared = [rows]
             dist.broadcast_object_list(shared)
             self._rows = shared[0]
+        wanted = rank.rank == 0 and makes_samples(settings, rank.device)
+        self.makes_samples = reduce([float(wanted)])[0] > 0
         self._sampler = None
-        if settings.validation.generate and (rank.rank == 0 or self._everywhere):
+        if self.makes_samples and (rank.rank == 0 or self._everywhere):
             self._sampler = Sampler(engine, tokenizer, renders=rank.rank == 0)
 
-    def __call__(self, step: int, log: RunLog | None) -> dict[str, float]:
+    def score(self, step: int, log: RunLog | None) -> dict[str, float]:
         """Scores all of them after `step` updates; every rank calls it, and gets the scores of all."""
         moved = (batch.to(self._rank.device) for batch in self._batches)
         scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
-        samples = self._sampler(self._rows) if self._sampler is not None else []
         if log is not None:
             log.validation(step, scores)
-            for sample in samples:
-                log.sample(step, sample)
             parts = [f"{name} {scores[name]:.3f}" for name in scores if name.endswith(("loss", "well_formed"))]
             print(f"held out, after step {step}: {', '.join(parts)}", flush=True)
         return scores
+
+    def sample(self, step: int, log: RunLog | None) -> None:
+        """Replies to some of them, for the log; every rank calls it. It may take minutes."""
+        samples = self._sampler(self._rows) if self._sampler is not None else []
+        if log is not None:
+            for sample in samples:
+                log.sample(step, sample)
+
+
+def makes_samples(settings: TrainSettings, device: str) -> bool:
+    """Whether sample replies are made on a device; where the default decides against them, that is said in a line."""
+    if settings.validation.generate != "auto":
+        return settings.validation.generate
+    decoders = {modality: output.decoder for modality, output in settings.model.outputs.items()}
+    if device.startswith("cuda") or not any(map(_is_large, decoders, decoders.values())):
+        return True
+    print(
+        "note: no sample replies while training: no GPU and full-size decoders; validation.generate=true insists",
+        flush=True,
+    )
+    return False
+
+
+def _is_large(modality: Modality, name: str) -> bool:
+    """Whether a decoder takes minutes a medium on a CPU; one that is out of reach counts as such."""
+    try:
+        return is_full_size(modality, name)
+    except (OSError, ValueError):
+        return True

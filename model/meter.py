@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _LOSSES = ("loss", "alignment", "denoising")
+_FEW_STEPS = 5
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
 
@@ -62,6 +63,11 @@ class Meter:
         each = sum(one.seconds for one in self._steps) / len(self._steps) + self._other_seconds / (self._seen - 1)
         return (self.num_steps - step) * each
 
+    @property
+    def _about(self) -> str:
+        """A few steps are no more than a guess."""
+        return "about " if self._seen <= _FEW_STEPS else ""
+
     def line(self, stage: int, step: int, figures: Mapping[str, float]) -> str:
         """A step's figures as a person reads them."""
         losses = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.endswith(_LOSSES))
@@ -76,7 +82,7 @@ class Meter:
             if name in figures
         ]
         left = self.seconds_left(step)
-        estimate = "estimating" if left is None else f"{_duration(left)} left"
+        estimate = "estimating" if left is None else f"{self._about}{_duration(left)} left"
         parts = [f"stage {stage} step {step}/{self.num_steps}: {losses}", ", ".join(rates + shares), estimate]
         return " | ".join(part for part in parts if part)
 

@@ -51,13 +51,13 @@ class ValidationSettings(_Settings):
     """The held-out split, by the hash of a sample's key: the same samples in every stage and run.
 
     `every` counts steps; None validates with each checkpoint. `samples` bounds what one validation reads; `generate`
-    makes one reply a modality for the log.
+    makes one reply a modality for the log, `auto` where there is a GPU or the decoders are small.
     """
 
     fraction: float = Field(0.02, ge=0, le=0.5)
     samples: PositiveInt = 128
     every: PositiveInt | None = None
-    generate: bool = True
+    generate: bool | Literal["auto"] = "auto"
 
 
 class TrainSettings(_Settings):

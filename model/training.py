@@ -144,15 +144,18 @@ class Trainer:
             keys = self._keys(batches) if settings.log_samples else None
             if log is not None:
                 log.step(done, figures | ({} if keys is None else {"samples": keys}))
-                if done == self.first_step + 1 or done % settings.log_every == 0 or done == num_steps:
+                if done <= self.first_step + 2 or done % settings.log_every == 0 or done == num_steps:
                     print(meter.line(settings.stage, done, figures), flush=True)
             saves = done == num_steps or _every(settings.checkpoint_every, done)
-            scores = {}
-            if validation is not None and (saves or _every(settings.validation.every, done)):
-                scores = validation(done, log)
+            validates = validation is not None and (saves or _every(settings.validation.every, done))
+            scores = validation.score(done, log) if validation is not None and validates else {}
             if saves:
                 self._save(done, log, figures, scores)
-            self._checkpoints.poll(wait=done == num_steps)
+            samples = validation is not None and validates and validation.makes_samples
+            # Samples may take minutes: a run that is stopped meanwhile has its checkpoint.
+            self._checkpoints.poll(wait=done == num_steps or (saves and samples))
+            if validation is not None and samples:
+                validation.sample(done, log)
             waited = time.perf_counter()
             other = waited - ended
         self._checkpoints.close()
@@ -174,7 +177,7 @@ class Trainer:
             # DeepSpeed averages over ranks and over micro-batches; ours are shares of one sum.
             share = total(losses, counts_T, self.weights) * self.rank.world_size * self.accumulation
             self.engine.backward(share)
-            seen.append([*losses.to_list(), *_sizes(batch)])
+            seen.append([*losses.to_list(), *batch.sizes])
             if place < len(batches) - 1:
                 self.engine.step()
         *values, samples, tokens, positions = self._sum([math.fsum(column) for column in zip(*seen, strict=True)])
@@ -344,10 +347,3 @@ class Trainer:
 
 def _every(steps: int | None, done: int) -> bool:
     return steps is not None and done % steps == 0
-
-
-def _sizes(batch: Batch) -> tuple[float, float, float]:
-    """Samples, tokens, and places for tokens; an empty batch has none."""
-    if not batch.keys:
-        return 0.0, 0.0, 0.0
-    return float(len(batch.keys)), float(batch.attention_mask_BT.sum()), float(batch.attention_mask_BT.numel())

@@ -19,7 +19,9 @@ from jobs.benchmarks.gpu_memory import gibibytes
 from jobs.benchmarks.gpu_small import SmallSizes
 from jobs.benchmarks.gpu_steps import Figures, measure, write_llm
 from jobs.benchmarks.text_encoders import SHAPES, draw_captions, load_encoders
-from jobs.settings import load_settings
+from jobs.benchmarks.training import llm_settings
+from jobs.settings import deepspeed_settings, load_settings
+from model.footprint import measure as predict
 from model.imagebind import ImageBindConfig
 from model.precision import PRECISIONS
 from pipelines.sample import Modality
@@ -111,17 +113,25 @@ def _training(folder: Path, device: str, name: str, size: Size) -> Iterator[str]
         f"{settings.model.max_length} tokens, ZeRO-{settings.zero}:"
     )
     yield ""
-    yield "| batch | micro-batch | gradient checkpointing | samples/s | tokens/s | MFU | peak memory |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| batch | micro-batch | gradient checkpointing | samples/s | tokens/s | MFU | predicted | peak memory |"
+    yield "|---|---|---|---|---|---|---|---|"
     write_llm(folder / "llm", size.llama)
     for checkpointing in ("true", "false"):
         for batch, micro in size.batches:
             say(f"gpu: batch of {batch}, micro-batch of {micro}, gradient_checkpointing={checkpointing}")
             overrides = (f"batch_size={batch}", f"micro_batch_size={micro}", f"gradient_checkpointing={checkpointing}")
             found = in_a_process_of_its_own(measure, folder / "llm", size.preset, overrides, device, size.num_steps)
-            cells = ["", "", "", "out of memory"] if found is None else _cells(found, peak_flops(name))
+            *cells, peak = ["", "", "", "out of memory"] if found is None else _cells(found, peak_flops(name))
             told = "yes" if checkpointing == "true" else "no"
-            yield "| " + " | ".join([str(batch), str(micro), told, *cells]) + " |"
+            predicted = _predicted(folder / "llm", size.preset, overrides, device)
+            yield "| " + " | ".join([str(batch), str(micro), told, *cells, predicted, peak]) + " |"
+
+
+def _predicted(llm: Path, preset: str, overrides: Sequence[str], device: str) -> str:
+    """What `train_stage --dry-run` would say; of a GPU without CUDA's context, which PyTorch does not count either."""
+    settings, gpu = load_settings(3, preset, [*llm_settings(llm), *overrides]), device.startswith("cuda")
+    footprint = predict(settings, deepspeed_settings(settings), world_size=1, gpu=gpu)
+    return gibibytes(footprint.training - (footprint.process if gpu else 0))
 
 
 def _cells(figures: Figures, peak: float | None) -> list[str]:

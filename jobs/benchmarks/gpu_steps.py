@@ -33,6 +33,7 @@ from model.engine import DTYPES, Rank
 from model.feed import Row
 from model.nextgpt import NextGPT
 from model.parts import quiet, resolve
+from model.settings import Stage
 from model.training import Job, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json
 from pipelines.world.captions import caption
@@ -72,7 +73,8 @@ class DrawnTrainer(Trainer):
         for name, part in model.named_children():
             if name != "llm":
                 part.to(self.rank.device, dtype)
-        model.add_adapter()
+        if settings.stage == 3:
+            model.add_adapter()
         if settings.gradient_checkpointing:
             llm.activation_checkpointing_enable({"use_reentrant": False})
         return model.train()
@@ -93,6 +95,7 @@ def measure(
     num_steps: int,
     is_drawn: bool = True,
     memory: int | None = None,
+    stage: Stage = 3,
 ) -> Figures | None:
     """Times steps in this process; None where they do not fit into the device's memory, or into `memory` bytes of it.
 
@@ -103,7 +106,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-gpu-run-") as folder, process_group(Path(folder) / "group"):
         try:
             kind = DrawnTrainer if is_drawn else Trainer
-            return _measure(make_trainer(llm, preset, overrides, device, Path(folder) / "run", kind), num_steps)
+            run = Path(folder) / "run"
+            return _measure(make_trainer(llm, preset, overrides, device, run, kind, stage=stage), num_steps)
         except torch.OutOfMemoryError:
             return None
 
@@ -115,9 +119,11 @@ def make_trainer(
     device: str,
     run: Path,
     kind: type[Trainer] = DrawnTrainer,
+    *,
+    stage: Stage = 3,
 ) -> Trainer:
-    """A trainer of stage 3 on this process, around the LLM whose configuration a folder holds."""
-    settings = load_settings(3, preset, [*llm_settings(llm), *overrides])
+    """A trainer on this process, around the LLM whose configuration a folder holds."""
+    settings = load_settings(stage, preset, [*llm_settings(llm), *overrides])
     job = Job(
         settings=settings,
         deepspeed=deepspeed_settings(settings),

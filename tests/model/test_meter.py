@@ -33,6 +33,9 @@ def test_a_line_says_what_a_person_wants_to_know() -> None:
     assert meter.line(1, 1, figures | start) == (
         "stage 1 step 1/5000: loss 2.314, image_alignment 0.812 | padding 2.1 % | estimating"
     )
+    assert meter.line(1, 2, figures | meter.step(**sizes)).endswith("| about 25 m 13 s left")  # by a single step
+    for _ in range(4):
+        meter.step(**sizes)
     assert meter.line(1, 4366, figures | meter.step(**sizes)) == (
         "stage 1 step 4366/5000: loss 2.314, image_alignment 0.812 | "
         "211 samples/s, 8.4k tokens/s, data 0.4 %, padding 2.1 % | 3 m 12 s left"
@@ -44,4 +47,4 @@ def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> Non
     meter = Meter(num_steps=3)
     for _ in range(2):
         meter.step(samples=1, tokens=1, positions=1, data_seconds=0.0, step_seconds=seconds)
-    assert meter.line(1, 2, {}).endswith(f"| {shown} left")
+    assert meter.line(1, 2, {}).endswith(f"| about {shown} left")

@@ -18,7 +18,13 @@ SHAPES = {"encoder": (32,), "image": (77, 64), "video": (77, 48), "audio": (1, 3
 
 
 def make_trainer(
-    stage: int, run: Path, *overrides: str, rank: Rank = HERE, init: Path | None = None, num_steps: int = STEPS
+    stage: int,
+    run: Path,
+    *overrides: str,
+    rank: Rank = HERE,
+    init: Path | None = None,
+    num_steps: int = STEPS,
+    held_out_steps: int = 0,
 ) -> Trainer:
     """Goes on with `run` where it holds a checkpoint."""
     sizes = [f"batch_size={BATCH}", f"micro_batch_size={MICRO}"]
@@ -27,7 +33,7 @@ def make_trainer(
         settings=settings,
         deepspeed=deepspeed_settings(settings),
         num_steps=num_steps,
-        held_out_steps=0,
+        held_out_steps=held_out_steps,
         alignment_variance=dict.fromkeys(Modality, 1.0),
         run=run,
         init=init,
