@@ -1,6 +1,7 @@
 """Measures this project against what a user could run in its place, and what a GPU does with it.
 
-`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`.
+`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`; `jobs/bench.py real`
+rehearses the preset nextgpt_7b.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from jobs.benchmarks import Row, cores, not_measured, say
+from jobs.benchmarks import Row, cores, not_measured, real, say
 from model.description import SHIPPED
 
 SUITES: Mapping[str, Mapping[str, str]] = {
@@ -50,8 +51,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     for suite, sections in SUITES.items():
         _add_suite(suites, suite, sections)
     suites.add_parser("gpu", help=GPU, description=f"Measure {GPU}.")
+    real.add_arguments(
+        suites.add_parser(
+            "real",
+            help=real.DESCRIPTION,
+            description=f"Run {real.DESCRIPTION}.",
+            formatter_class=ArgumentDefaultsHelpFormatter,
+        )
+    )
     arguments = parser.parse_args(argv)
     cli.quiet()
+    if arguments.suite == "real":
+        for line in real.run(arguments, machine()):
+            print(line, flush=True)
+        return
     if arguments.suite == "gpu":
         from jobs.benchmarks import gpu
 

@@ -1,0 +1,94 @@
+"""A folder of all published parts of preset `nextgpt_7b`, cut to what a machine has room for, and a preset that names it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.benchmarks import say
+from jobs.benchmarks.real.decoders import FOLDERS, decoder
+from jobs.benchmarks.real.imagebind import FILE, imagebind
+from jobs.benchmarks.real.layout import Layout
+from jobs.benchmarks.real.llm import DELTA_FILE, LAYERS, VICUNA, delta, vicuna
+from jobs.benchmarks.real.vocabularies import fetch_vocabularies
+from model.config import ModelConfig, load_preset, parse_config
+from pipelines.sample import Modality
+
+BASE = "nextgpt_7b"
+_SMALL_LAYERS = 2
+_SMALL_OUTPUT = {"hidden": 64, "ffn": 128, "layers": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """The parts below `root`; `layers` of the LLM, and in the small cut narrow decoders and shallow encoders."""
+
+    root: Path
+    layers: int = LAYERS
+    small: bool = False
+
+    @property
+    def delta(self) -> Path:
+        """The released file of trained weights."""
+        return self.root / f"7b_tiva_v0{self._cut}" / DELTA_FILE
+
+    @property
+    def _cut(self) -> str:
+        return "" if self.layers == LAYERS and not self.small else f"-{self.layers}-layers"
+
+    def preset(self) -> dict[str, Any]:
+        """What a user's preset file says to train with the weights of this folder."""
+        llm = {"name": str(self.root / (VICUNA + self._cut)), "num_layers": self.layers}
+        outputs = {modality.value: {"decoder": str(self.root / name)} for modality, name in FOLDERS.items()}
+        if self.small:
+            llm["hidden_size"] = self._vicuna.documents["config.json"]["hidden_size"]
+            outputs = {modality: {**output, **_SMALL_OUTPUT} for modality, output in outputs.items()}
+        return {"base": BASE, "llm": llm, "encoder": {"name": str(self.root / "imagebind" / FILE)}, "outputs": outputs}
+
+    def config(self) -> ModelConfig:
+        """The model of this preset."""
+        values = _laid_over(load_preset(BASE).model_dump(mode="json"), self.preset())
+        return parse_config({name: value for name, value in values.items() if name != "base"}, str(self.root))
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """The parts by their folders."""
+        decoders = {name: decoder(modality, small=self.small) for modality, name in FOLDERS.items()}
+        return {
+            VICUNA + self._cut: self._vicuna,
+            "imagebind": imagebind(small=self.small),
+            **decoders,
+            self.delta.parent.name: delta(self.config()),
+        }
+
+    @cached_property
+    def _vicuna(self) -> Layout:
+        return vicuna(self.layers, small=self.small)
+
+    def write(self) -> None:
+        """Writes the parts that are not there yet."""
+        missing = {name: layout for name, layout in self.layouts.items() if not (self.root / name).is_dir()}
+        files = fetch_vocabularies() if missing else {}
+        for name, layout in missing.items():
+            say(f"writing {self.root / name}, {layout.num_bytes / 1e9:.2f} GB")
+            layout.write(self.root / name, files)
+
+    def write_preset(self, path: Path) -> None:
+        """Writes a preset file that names the parts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.preset(), sort_keys=False), encoding="utf-8")
+
+
+def decoder_bytes(modality: Modality, *, small: bool = False) -> int:
+    """What a decoder's folder takes."""
+    return decoder(modality, small=small).num_bytes
+
+
+def _laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    laid = dict(base)
+    for name, value in over.items():
+        laid[name] = _laid_over(base[name], value) if isinstance(value, Mapping) else value
+    return laid
