@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 
 from jobs.architectures import Architecture, respond_batch
+from model.config import ModelConfig
 from model.query import Query, Sampling
 from pipelines import media as media_files
 from pipelines.catalog import Entry
@@ -39,9 +40,13 @@ MEDIA = "media"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place."""
+    """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place.
+
+    `config` is the checkpoint's model with its parts found.
+    """
 
     checkpoint: str | Path
+    config: ModelConfig
     architecture: Architecture
     require: Sequence[Modality]
     sampling: Sampling
@@ -150,7 +155,7 @@ class Answerer:
         from model.responder import Responder
 
         quiet()
-        return Responder.from_pretrained(self._plan.checkpoint, device=best_device())
+        return Responder.from_pretrained(self._plan.checkpoint, device=best_device(), config=self._plan.config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Answers the chunk that a row names; returns how many of its conversations were rejected."""

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--allow-url", action="append", default=[], metavar="PREFIX", help="fetch media in requests from below this URL"
     )
     parser.add_argument("--no-page", action="store_true", help="serve the API alone")
+    cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
     token = os.environ.get(TOKEN) or None
     _check(arguments, token)
@@ -48,15 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ray.serve.schema import LoggingConfig
 
     from jobs.serving.app import Settings, build
-    from model.description import as_path, is_local, latest_checkpoint
-    from model.hub import is_repo_id
+    from jobs.settings import checkpoint_model
+    from model.hub import find_checkpoint
 
-    name = arguments.checkpoint
-    # Workers may stand in another folder.
-    is_here = not is_repo_id(name) and is_local(as_path(name))
-    checkpoint = str(latest_checkpoint(name).absolute()) if is_here else name
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    checkpoint_model(checkpoint, arguments.overrides)  # now, before Ray starts: what is missing is told at once
     settings = Settings(
-        checkpoint=checkpoint,
+        checkpoint=str(checkpoint),
+        overrides=tuple(arguments.overrides),
         architecture=arguments.architecture,
         places=arguments.places,
         batch=arguments.batch,

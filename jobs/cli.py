@@ -37,6 +37,11 @@ def parser(description: str) -> ArgumentParser:
     return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
 
 
+def add_overrides(parser: ArgumentParser, examples: str) -> None:
+    """Lets a command take settings as `key=value`, alike everywhere."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings, such as {examples}")
+
+
 def start_ray() -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
     import ray

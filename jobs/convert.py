@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--export", dest="checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run or a model's hub id"
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="the checkpoint's folder, or the file to write")
-    parser.add_argument("--preset", metavar="NAME", help="the model that the files are of; for --import alone")
+    parser.add_argument("--preset", metavar="NAME", help="the model that the files are of, or its .yaml file")
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=3, help="what --export writes the file of")
-    parser.add_argument("--llm", metavar="PATH", help="the base LLM's folder or hub id, if not the preset's")
+    cli.add_overrides(parser, "model.llm.name=PATH")
     arguments = parser.parse_args(argv)
 
     paths = [*(arguments.files or ()), arguments.out]
@@ -37,18 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _import(arguments: Namespace) -> str:
-    from model.config import load_preset
+    from jobs.settings import load_model
     from model.legacy import load_legacy
     from model.nextgpt import NextGPT
+    from model.sources import LLM
+    from model.tokenizer import load_tokenizer
 
-    try:
-        config = load_preset(arguments.preset)
-    except ValueError as error:
-        raise cli.UsageError(f"--preset: {error}") from None
-    if arguments.llm:
-        config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": arguments.llm})})
+    config = load_model(arguments.preset, arguments.overrides, [LLM])
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
+    load_tokenizer(config)  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
         load_legacy(model, file)
@@ -72,13 +70,16 @@ def _exact_dtype(llm: str, files: list[Path]) -> Any:
 
 
 def _export(arguments: Namespace) -> str:
+    from jobs.settings import checkpoint_model
     from model.legacy import export_legacy
     from model.nextgpt import NextGPT
+    from model.sources import LLM
 
     out = Path(arguments.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: is a folder; name the file to write")
-    model = NextGPT.from_pretrained(arguments.checkpoint, llm=arguments.llm)
+    config = checkpoint_model(arguments.checkpoint, arguments.overrides, [LLM])
+    model = NextGPT.from_pretrained(arguments.checkpoint, config=config)
     shapes = export_legacy(model, out, stage=arguments.stage)
     return f"exported stage {arguments.stage}: {len(shapes)} tensors in float16\nfile: {out}"
 

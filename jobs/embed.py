@@ -9,6 +9,7 @@ from jobs import cli
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model.config import ModelConfig
     from pipelines.embed import Embedded
     from pipelines.shard_embedder import EmbedTask
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "or, with --captions, embed one captions file into .npy files as that tool does."
     )
     parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    parser.add_argument("--preset", default="world", help="names the encoders")
+    parser.add_argument("--preset", default="world", help="names the encoders, or is a .yaml file of yours")
     parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed; without it, all")
     parser.add_argument(
         "--latents",
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy to take over")
     parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
+    cli.add_overrides(parser, "model.encoder.name=PATH")
     arguments = parser.parse_args(argv)
     arguments.modality = arguments.modality or [m for m in KINDS if not arguments.latents or m != ENCODER]
     _check(arguments)
@@ -61,13 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    from model.config import load_preset
-
     mistakes = []
-    try:
-        arguments.config = load_preset(arguments.preset)
-    except ValueError as error:
-        mistakes.append(f"--preset: {error}")
     if bool(arguments.shards) == bool(arguments.captions):
         mistakes.append("give --shards SHARDS, or --captions JSON with --out DIR")
     if bool(arguments.captions) != bool(arguments.out):
@@ -88,8 +84,26 @@ def _check(arguments: Namespace) -> None:
         mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.batch_size < 1:
         mistakes.append(f"--batch-size {arguments.batch_size}: must be at least 1")
+    try:
+        if not mistakes:
+            arguments.config = _model(arguments)
+    except cli.UsageError as error:
+        mistakes.append(str(error))
     if mistakes:
         raise cli.UsageError("\n".join(mistakes))
+
+
+def _model(arguments: Namespace) -> "ModelConfig":
+    """The model whose encoders are to embed, those that will be used found."""
+    from jobs.settings import load_model
+    from model.sources import ENCODER as ENCODER_KEY
+    from model.sources import decoder_key
+    from pipelines.sidecars import output_modality
+
+    modalities = {kind: output_modality(kind) for kind in arguments.modality}
+    keys = [decoder_key(m) if m else ENCODER_KEY for m in modalities.values()]
+    named = [f"{keys[0]}={arguments.model}"] if arguments.model and not arguments.imported else []
+    return load_model(arguments.preset, [*arguments.overrides, *named], [] if arguments.imported else keys)
 
 
 def _embed_shards(arguments: Namespace) -> None:
@@ -143,7 +157,7 @@ def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     # Features are small and media large: the former are kept exact, the latter encoded few at a time.
     dtype = "float32" if kind == ENCODER else arguments.dtype
     size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
-    factory = encoder_factory(arguments.config, kind, arguments.model, arguments.precision)
+    factory = encoder_factory(arguments.config, kind, arguments.precision)
     return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size)
 
 

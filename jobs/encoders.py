@@ -15,14 +15,12 @@ from pipelines.shard_embedder import Embeddings, Encoder
 from pipelines.sidecars import ENCODER, LATENTS, output_modality
 
 
-def encoder_factory(
-    config: ModelConfig, kind: str, name: str | None = None, precision: Precision = "float32"
-) -> Callable[[], Encoder]:
-    """What makes the encoder of a sidecar kind: the preset's, or the one named; `precision` is for captions alone."""
+def encoder_factory(config: ModelConfig, kind: str, precision: Precision = "float32") -> Callable[[], Encoder]:
+    """What makes the encoder of a sidecar kind; `precision` is for captions alone."""
     modality = output_modality(kind)
     if modality is None:
-        return partial(FeatureEncoder, name or config.encoder.name)
-    name = name or config.outputs[modality].decoder
+        return partial(FeatureEncoder, config.encoder.name)
+    name = config.outputs[modality].decoder
     if kind in LATENTS:
         return partial(MediumEncoder, modality, name)
     return partial(CaptionTextEncoder, modality, name, precision)

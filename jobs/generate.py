@@ -11,6 +11,7 @@ from model.description import SHIPPED
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model.config import ModelConfig
     from model.query import Sampling
     from pipelines.sample import Modality
 
@@ -52,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that add up to it")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the decoders")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
+    cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    from model.description import latest_checkpoint
-    from model.hub import is_repo_id
+    from jobs.settings import checkpoint_model
+    from model.hub import find_checkpoint
     from model.query import Sampling
     from pipelines.sample import Modality
 
-    checkpoint = arguments.checkpoint if is_repo_id(arguments.checkpoint) else latest_checkpoint(arguments.checkpoint)
+    checkpoint = find_checkpoint(arguments.checkpoint)
     out = cli.new_folder(arguments.out)
     sampling = Sampling(
         max_new_tokens=arguments.max_new_tokens,
@@ -70,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=arguments.seed,
     )
     require = [Modality(name) for name in arguments.require]
+    config = checkpoint_model(checkpoint, arguments.overrides)
     answer = _answer_file if arguments.conversations else _answer_prompt
-    answer(arguments, checkpoint, require, sampling, out)
+    answer(arguments, checkpoint, config, require, sampling, out)
 
 
 def _check(arguments: Namespace) -> None:
@@ -101,7 +104,12 @@ def _check(arguments: Namespace) -> None:
 
 
 def _answer_file(
-    arguments: Namespace, checkpoint: "Path | str", require: "list[Modality]", sampling: "Sampling", out: "Path"
+    arguments: Namespace,
+    checkpoint: "Path | str",
+    config: "ModelConfig",
+    require: "list[Modality]",
+    sampling: "Sampling",
+    out: "Path",
 ) -> None:
     from jobs.batch_replies import REJECTS, REPLIES, Plan, answer_file
 
@@ -109,6 +117,7 @@ def _answer_file(
     media = cli.existing_folder(arguments.media) if arguments.media else conversations.parent
     plan = Plan(
         checkpoint=checkpoint,
+        config=config,
         architecture=arguments.architecture,
         require=require,
         sampling=sampling,
@@ -126,7 +135,12 @@ def _answer_file(
 
 
 def _answer_prompt(
-    arguments: Namespace, checkpoint: "Path | str", require: "list[Modality]", sampling: "Sampling", out: "Path"
+    arguments: Namespace,
+    checkpoint: "Path | str",
+    config: "ModelConfig",
+    require: "list[Modality]",
+    sampling: "Sampling",
+    out: "Path",
 ) -> None:
     from jobs.reply import Request, answer
     from pipelines import media as media_files
@@ -145,6 +159,7 @@ def _answer_prompt(
     cli.start_ray()
     request = Request(
         checkpoint=checkpoint,
+        config=config,
         architecture=arguments.architecture,
         prompt=arguments.prompt,
         inputs=inputs,

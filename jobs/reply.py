@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from jobs.architectures import Architecture, respond_batch
+from model.config import ModelConfig
 from model.query import Query, Sampling
 from pipelines.sample import Item, Media, Modality, Part, Turn
 
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt with its input media, the media the reply must hold, and how to sample."""
+    """A prompt with its input media, the media the reply must hold, and how to sample.
+
+    `config` is the checkpoint's model with its parts found.
+    """
 
     checkpoint: str | Path
+    config: ModelConfig
     architecture: Architecture
     prompt: str
     inputs: Sequence[Media]
@@ -60,7 +65,7 @@ def respond(request: Request) -> Iterator[str | Result]:
     from pipelines import media as media_files
     from pipelines.shard_embedder import VIDEO_FPS
 
-    responder = Responder.from_pretrained(request.checkpoint, device=device)
+    responder = Responder.from_pretrained(request.checkpoint, device=device, config=request.config)
     items = [Item(modality=medium.modality, name=str(place)) for place, medium in enumerate(request.inputs)]
     inputs = [media_files.decode(medium, fps=VIDEO_FPS) for medium in request.inputs]
     query = Query(

@@ -36,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="compare the model's two architectures and the captions themselves: how often right, how fast, tokens",
     )
     parser.add_argument("--shards", metavar="SHARDS", help="score the held-out samples of these instead of the exam")
+    cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
 
-    from model.description import latest_checkpoint, model_config, read_config
+    from jobs.settings import checkpoint_model
+    from model.description import latest_checkpoint
 
     run = cli.existing_folder(arguments.checkpoint)
     checkpoint = latest_checkpoint(run)
-    encoder = model_config(read_config(checkpoint), checkpoint).encoder.name
-    _check(arguments, sorted(ROWS), encoder)
+    arguments.config = checkpoint_model(checkpoint, arguments.overrides)
+    _check(arguments, sorted(ROWS), arguments.config.encoder.name)
     cli.quiet()
     if arguments.architectures:
         _compare(arguments, run, checkpoint)
@@ -93,11 +95,11 @@ def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
         steps=arguments.steps,
         device=device,
     )
-    config, arms = sit(checkpoint, plan)
+    arms = sit(checkpoint, arguments.config, plan)
     graded = {row.name: grade_row(row, arms) for row in chosen}
     rows = [score_row(row, graded[row.name]) for row in chosen]
     write_examples(run / EXAMPLES, {name: found["model"] for name, found in graded.items()})
-    _write(run, checkpoint, config.preset, arguments, time.monotonic() - started, [asdict(row) for row in rows])
+    _write(run, checkpoint, arguments, time.monotonic() - started, [asdict(row) for row in rows])
     print(table(rows))
     missed = [row.title for row in rows if row.verdict.kind == "missed"]
     print(f"missed: {', '.join(missed)}" if missed else "no row missed")
@@ -116,7 +118,7 @@ def _compare(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     chosen = [
         row for row in ROWS.values() if row.kinds and (row.name in arguments.rows if arguments.rows else row.target)
     ]
-    responder = Responder.from_pretrained(checkpoint, device=device)
+    responder = Responder.from_pretrained(checkpoint, device=device, config=arguments.config)
     responder.model.merge_adapter()
     rows = compare(responder, chosen, arguments.n, arguments.seed, arguments.steps)
     path = run / "architectures.json"
@@ -131,7 +133,6 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     device = best_device()
     from jobs.scoring_report import table
     from jobs.scoring_shards import score_shards
-    from model.description import model_config, read_config
     from pipelines.shards import list_datasets
 
     started = time.monotonic()
@@ -139,13 +140,12 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     datasets = {shards / name: manifest for name, manifest in list_datasets(shards).items()}
     fraction = _fraction(run)
     options = {"fraction": fraction, "count": arguments.n, "steps": arguments.steps, "device": device}
-    rows, notes = score_shards(checkpoint, datasets, **options)
+    rows, notes = score_shards(checkpoint, arguments.config, datasets, **options)
     for note in notes:
         print(f"note: {note}")
     if not rows:
         raise ValueError(f"{shards}: holds nothing that was held out of training ({100 * fraction:.3g} % of samples)")
-    preset = model_config(read_config(checkpoint), checkpoint).preset
-    _write(run, checkpoint, preset, arguments, time.monotonic() - started, [asdict(row) for row in rows])
+    _write(run, checkpoint, arguments, time.monotonic() - started, [asdict(row) for row in rows])
     print(table(rows, per_cent=False))
     print(f"scores: {run / 'scores.json'}")
 
@@ -159,14 +159,12 @@ def _fraction(run: Path) -> float:
     return float(read_json(found)["settings"]["validation"]["fraction"]) if found else ValidationSettings().fraction
 
 
-def _write(
-    run: Path, checkpoint: Path, preset: str, arguments: Namespace, seconds: float, rows: list[dict[str, Any]]
-) -> None:
+def _write(run: Path, checkpoint: Path, arguments: Namespace, seconds: float, rows: list[dict[str, Any]]) -> None:
     from pipelines.files import write_json
 
     document = {
         "checkpoint": str(checkpoint),
-        "preset": preset,
+        "preset": arguments.config.preset,
         "n": arguments.n,
         "controls_n": arguments.controls_n,
         "seed": arguments.seed,

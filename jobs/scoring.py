@@ -50,15 +50,17 @@ class Plan:
     device: str
 
 
-def sit(checkpoint: Path, plan: Plan) -> tuple[ModelConfig, dict[str, Sitting]]:
+def sit(checkpoint: Path, config: ModelConfig, plan: Plan) -> dict[str, Sitting]:
     """Runs all arms: `model`, `from_text`, `untrained` and `shuffled`, the last two where they are asked for.
+
+    `config` is the checkpoint's model with its parts found.
 
     `from_text` are the decoders fed with their own text encoders' embeddings of the captions, with the same noise;
     `untrained` is the same LLM with fresh projections, new rows and no adapter, made to bring forth the items that are
     wanted; `shuffled` a checkpoint trained on other items' features and captions.
     """
-    model, tokenizer = from_pretrained(checkpoint, device=plan.device)
-    config, dtype = model.config, model.new_input_rows.weight.dtype
+    model, tokenizer = from_pretrained(checkpoint, device=plan.device, config=config)
+    dtype = model.new_input_rows.weight.dtype
     if plan.shuffled is not None:
         check_compatible(config, plan.shuffled)
     parts = FrozenParts(config, plan)
@@ -72,9 +74,9 @@ def sit(checkpoint: Path, plan: Plan) -> tuple[ModelConfig, dict[str, Sitting]]:
         model = NextGPT.from_config(config, dtype=dtype, device=plan.device).eval()
         arms["untrained"] = examine(model, tokenizer, few, features, parts, title="untrained", forced=True)
         if plan.shuffled is not None:
-            model, tokenizer = from_pretrained(plan.shuffled, device=plan.device)
+            model, tokenizer = from_pretrained(plan.shuffled, device=plan.device, config=config)
             arms["shuffled"] = examine(model, tokenizer, few, features, parts, title="shuffled")
-    return config, arms
+    return arms
 
 
 class FrozenParts:

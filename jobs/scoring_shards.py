@@ -45,7 +45,14 @@ class _Pairs:
 
 
 def score_shards(
-    checkpoint: Path, datasets: Mapping[Path, Manifest], *, fraction: float, count: int, steps: int | None, device: str
+    checkpoint: Path,
+    config: ModelConfig,
+    datasets: Mapping[Path, Manifest],
+    *,
+    fraction: float,
+    count: int,
+    steps: int | None,
+    device: str,
 ) -> tuple[list[Scored], list[str]]:
     """Scores each view of each dataset on up to `count` of its held-out samples; also returns what to tell the user.
 
@@ -59,8 +66,7 @@ def score_shards(
 
     `chance` is the same figure with each answer beside the reference of another sample, the next one's.
     """
-    model = Responder.from_pretrained(checkpoint, device=device)
-    config = model.model.config
+    model = Responder.from_pretrained(checkpoint, device=device, config=config)
     text_encoder, notes = _text_encoder(config, device)
     rows: list[Scored] = []
     for directory, manifest in datasets.items():

@@ -5,7 +5,7 @@ A stage's are in base.yaml, PRESET.yaml, stage_N.yaml and PRESET_stage_N.yaml, t
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,27 @@ import yaml
 from pydantic import ValidationError
 
 from jobs.cli import UsageError
-from model.config import load_preset, preset_layers
+from model.config import ModelConfig, is_file, load_preset, preset_layers
+from model.hub import read_model_config
 from model.settings import TrainSettings
+from model.sources import find_parts
 from pipelines.catalog import load_catalog
 from pipelines.files import read_json
 from pipelines.media_policy import MediaPolicy
+from pipelines.sample import Modality
 
 CONFIGS = Path(__file__).parent / "configs"
 ENGINES = CONFIGS / "deepspeed"
+_PRESET = "model.preset"
+# What of a checkpoint's model says whence and how its frozen parts are loaded; the rest was trained as it is.
+LOADING = (
+    "model.llm.name",
+    "model.llm.attention",
+    "model.llm.load_in_4bit",
+    "model.encoder.name",
+    *(f"model.outputs.{modality}.decoder" for modality in Modality),
+    "model.decoders.",
+)
 
 
 def load_settings(
@@ -32,17 +45,13 @@ def load_settings(
         UsageError: all mistakes, one line each.
     """
     mistakes: list[str] = []
-    values: dict[str, Any] = {"stage": stage}
-    try:
-        values["model"] = load_preset(preset).model_dump(mode="json")
-    except ValueError as error:
-        raise UsageError(f"--preset: {error}") from None
-    presets = preset_layers(preset)
+    values: dict[str, Any] = {"stage": stage, "model": _preset(preset).model_dump(mode="json")}
+    presets = [layer for layer in preset_layers(preset) if not is_file(layer)]
     layers = ["base", *presets, f"stage_{stage}", *(f"{name}_stage_{stage}" for name in presets)]
     for layer in (CONFIGS / f"{name}.yaml" for name in layers):
         if layer.is_file():
             values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
-    own = [text for text in overrides if text.startswith(("stage=", "model.preset"))]
+    own = [text for text in overrides if text.startswith(("stage=", _PRESET))]
     mistakes += [f"{text}: is set by --{text.partition('=')[0].rpartition('.')[2]}" for text in own]
     values, faults = override(values, [text for text in overrides if text not in own])
     mistakes += [*faults, *_unknown_names(values, own_views)]
@@ -53,6 +62,56 @@ def load_settings(
     if mistakes:
         raise UsageError("\n".join(mistakes))
     return settings
+
+
+def load_model(preset: str, overrides: Sequence[str] = (), needed: Collection[str] | None = None) -> ModelConfig:
+    """The model of a preset, changed by `model.KEY=VALUE`, its parts found; see `model.sources.find_parts`.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    return _found(_overridden(_preset(preset), overrides, allowed=("model.",)), needed)
+
+
+def checkpoint_model(
+    checkpoint: Path | str, overrides: Sequence[str] = (), needed: Collection[str] | None = None
+) -> ModelConfig:
+    """The model of a checkpoint, of which `model.KEY=VALUE` changes how and whence its frozen parts are loaded.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    return _found(_overridden(read_model_config(checkpoint), overrides, allowed=LOADING), needed)
+
+
+def _preset(name: str) -> ModelConfig:
+    try:
+        return load_preset(name)
+    except ValueError as error:
+        raise UsageError(f"--preset: {error}") from None
+
+
+def _overridden(config: ModelConfig, overrides: Sequence[str], allowed: Sequence[str]) -> ModelConfig:
+    """A model with `model.KEY=VALUE` laid over it, of which only keys that begin as `allowed` says may change."""
+    fixed = [text for text in overrides if not text.startswith(tuple(allowed)) or text.startswith(_PRESET)]
+    values, mistakes = override(
+        {"model": config.model_dump(mode="json")}, [text for text in overrides if text not in fixed]
+    )
+    mistakes += [f"{text}: cannot be set here; what can is {', '.join(allowed)}..." for text in fixed]
+    try:
+        config = ModelConfig.model_validate(values["model"])
+    except ValidationError as error:
+        mistakes += [f"model.{line}" for line in explain(error)]
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return config
+
+
+def _found(config: ModelConfig, needed: Collection[str] | None) -> ModelConfig:
+    found, mistakes = find_parts(config, needed)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return found
 
 
 def load_media_policy(path: Path | None, overrides: Sequence[str] = ()) -> MediaPolicy:

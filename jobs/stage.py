@@ -11,6 +11,7 @@ from jobs.cli import Failures, UsageError, existing_folder
 from model.description import latest_checkpoint
 from model.run_state import best_checkpoint, first_step
 from model.settings import TrainSettings
+from model.sources import LLM, decoder_key, find_parts
 from pipelines.catalog import load_catalog
 from pipelines.files import arrow_filesystem, is_local, read_json
 from pipelines.mixture import HeldOut, Mixture
@@ -59,10 +60,13 @@ class Order:
 def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | None) -> StagePlan:
     """Checks data, sidecars, the checkpoint and this machine against the settings before anything starts.
 
+    The plan's settings name the model's parts as they were found.
+
     Raises:
         UsageError: all mistakes, one line each.
     """
-    mistakes: list[str] = []
+    model, mistakes = find_parts(settings.model, [LLM, *map(decoder_key, settings.loss.denoised)])
+    settings = settings.model_copy(update={"model": model})
     notes: list[str] = []
     views = []
     denoised = settings.loss.denoised

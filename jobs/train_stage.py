@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from pipelines.files import read_json, remove_tree, write_json
+from pipelines.files import read_json, remove_tree, to_path, write_json
+from pipelines.sample import Modality
 
 SETTINGS = "settings.json"
 # What may change when a run goes on: how it is run and watched, not what it computes.
@@ -20,6 +21,12 @@ FREE = (
     "keep_last",
     "validation.every",
     "validation.generate",
+    # Where the same weights lie, and how frozen parts are loaded; another LLM is found out by its fingerprint.
+    "model.preset",
+    "model.llm.name",
+    "model.llm.attention",
+    "model.encoder.name",
+    *(f"model.outputs.{modality}.decoder" for modality in Modality),
 )
 
 
@@ -30,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="the --out of jobs/prepare.py, embedded")
     parser.add_argument("--out", required=True, metavar="RUN", help="where checkpoints, settings and the log go")
     parser.add_argument("--init", metavar="CHECKPOINT", help="a checkpoint, or a run, of an earlier stage")
-    parser.add_argument("--preset", default="world", help="names the model's parts and their settings")
-    parser.add_argument("--overwrite", action="store_true", help="remove what RUN holds first")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, such as epochs=2 or model.lora.r=16"
+        "--preset",
+        default="world",
+        help="names the model and its settings, or is a .yaml file of yours",
     )
+    parser.add_argument("--overwrite", action="store_true", help="remove what RUN holds first")
+    cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
     arguments = parser.parse_args(argv)
 
     from jobs.settings import deepspeed_settings, load_settings, settings_hash
@@ -46,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine = deepspeed_settings(settings)
     shards = cli.existing_folder(arguments.shards)
     run = cli.new_folder(arguments.out)
-    init = latest_checkpoint(arguments.init) if arguments.init else None
+    init = latest_checkpoint(to_path(arguments.init)) if arguments.init else None
     plan = plan_stage(settings, shards, run, init)
+    settings = plan.settings
     effective: Mapping[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "deepspeed": engine,

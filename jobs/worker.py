@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import quiet
+from jobs.cli import describe, quiet, root_cause
 from model.config import ModelConfig
 from model.run_state import TrainState
 from model.settings import TrainSettings
@@ -20,12 +20,28 @@ from pipelines.sample import Modality, Sample
 from pipelines.sidecars import ROW_KINDS, from_npy
 
 VARIANCE_SAMPLES = 512
-STOPPED = "stopped.json"  # in a run that ended because its loss ran away
+STOPPED = "stopped.json"  # in a run that ended by what would come again: a loss that runs away, weights that do not fit
+# However often it is tried, these come again; a connection that is lost, or a worker, may come back.
+_LASTING = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, NotADirectoryError, PermissionError)
 LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: its share of every step, rank 0 writing the log."""
+    """What each Ray Train worker runs; what would fail again is written down, and not tried again."""
+    import torch
+
+    run: Path = config["run"]
+    if (run / STOPPED).is_file():  # Ray starts all workers anew where one failed
+        return
+    try:
+        _work(config)
+    except (*_LASTING, torch.OutOfMemoryError) as error:
+        write_json(run / STOPPED, {"reason": describe(root_cause(error))})
+        raise
+
+
+def _work(config: dict[str, Any]) -> None:
+    """This worker's share of every step, rank 0 writing the log."""
     import ray.train
 
     from model.devices import best_device

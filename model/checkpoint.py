@@ -26,6 +26,7 @@ from model import hub
 from model.adapter import is_adapter_tensor, read_adapter, save_adapter
 from model.base_rows import load_base_rows, save_base_rows, write_whole
 from model.card import model_card
+from model.config import ModelConfig
 from model.description import (
     ADAPTER,
     CONFIG,
@@ -152,23 +153,25 @@ def from_pretrained(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    llm: str | None = None,
+    config: ModelConfig | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[NextGPT, Any]:
     """Loads a checkpoint onto its base LLM, ready to generate: (model, tokenizer).
 
     It is a folder, a run's folder (its last checkpoint), the URL of one, or a repository of the hub at `revision`.
-    `dtype` is that of the checkpoint unless given; `llm` says where the base LLM is now, should it have moved.
+    `dtype` is that of the checkpoint unless given. `config` is the checkpoint's own with other names of frozen
+    parts, where these have moved (`model.sources.with_names`), or with other ways to load them.
 
     Raises FileNotFoundError for missing files, and ValueError when tensors are missing, left over or of another shape,
     or when the base LLM is not the one the checkpoint was trained on.
     """
     with hub.local_checkpoint(name_or_path, revision=revision, token=token) as directory:
         description = read_config(directory)
-        config = model_config(description, directory)
-        if llm is not None:
-            config = config.model_copy(update={"llm": config.llm.model_copy(update={"name": llm})})
+        if config is None:
+            config = model_config(description, directory)
+        else:
+            check_compatible(config, directory)
         dtype = dtype or getattr(torch, description["dtype"])
         model = NextGPT.from_config(config, adapter=description["adapter"], dtype=dtype, device=device)
         _load(model, directory, description)

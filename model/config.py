@@ -104,7 +104,7 @@ def parse_config(values: Any, where: str) -> ModelConfig:
 
 
 def load_preset(name: str) -> ModelConfig:
-    """Reads `presets/<name>.yaml`, over the presets that it is based on.
+    """Reads `presets/<name>.yaml`, or the YAML file of one's own that `name` is the path of, over what it is based on.
 
     Raises ValueError listing the presets when there is none of that name.
     """
@@ -112,7 +112,7 @@ def load_preset(name: str) -> ModelConfig:
     for layer in preset_layers(name):
         values = _merged(values, _read_preset(layer))
     values.pop("base", None)
-    return parse_config({"preset": name, **values}, f"{name}.yaml")
+    return parse_config({"preset": Path(name).stem if is_file(name) else name, **values}, _file(name).name)
 
 
 def preset_layers(name: str) -> list[str]:
@@ -120,18 +120,41 @@ def preset_layers(name: str) -> list[str]:
 
     Raises ValueError listing the presets when there is none of that name.
     """
-    base = _read_preset(name).get("base")
-    return [*(preset_layers(base) if base else []), name]
+    layers = [name]
+    while base := _read_preset(layers[0]).get("base"):
+        if is_file(base) and is_file(layers[0]):
+            base = str(Path(layers[0]).parent / base)
+        if base in layers:
+            raise ValueError(f"{base}: is based on itself; give it another base")
+        layers.insert(0, base)
+    return layers
+
+
+def is_file(name: str) -> bool:
+    """Whether a preset is named by its file, not by one of the names that come with the project."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser() if is_file(name) else PRESETS / f"{name}.yaml"
 
 
 def _read_preset(name: str) -> dict[str, Any]:
-    presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in presets:
-        raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")
-    values: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = _file(name)
+    if not path.is_file():
+        if is_file(name):
+            raise ValueError(f"{name}: no such file; looked for {path.absolute()}")
+        presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}, or the path of a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names what it changes")
     return values
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    inner = {key: _merged(base[key], over[key]) for key in base.keys() & over if isinstance(over[key], dict)}
-    return {**base, **over, **inner}
+    both = [key for key in base.keys() & over if isinstance(base[key], dict) and isinstance(over[key], dict)]
+    return {**base, **over, **{key: _merged(base[key], over[key]) for key in both}}

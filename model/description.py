@@ -55,7 +55,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 def check_compatible(config: ModelConfig, directory: Path | str) -> None:
     """Checks, without loading any weights, that a checkpoint can start a model of `config`.
 
-    `directory` may be the folder of a run. Raises ValueError when it is of another preset or other widths,
+    `directory` may be the folder of a run. Raises ValueError when it is of other widths,
     FileNotFoundError when it is not finished.
     """
     directory = latest_checkpoint(directory)
@@ -69,17 +69,24 @@ def model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig
 
 
 def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
-    if saved.preset != config.preset:
-        raise ValueError(
-            f"{directory}: a checkpoint of preset {saved.preset}, but the model is {config.preset}; use the same preset"
-        )
+    """What was trained must fit; where the frozen parts lie, and how they are loaded, may have changed since."""
     names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
+    ours, theirs = _shape_of(config), _shape_of(saved)
     for name in names:
-        if getattr(saved, name) != getattr(config, name):
+        if ours[name] != theirs[name]:
             raise ValueError(
-                f"{directory}: {name} of the checkpoint is [{getattr(saved, name)}], of the model "
-                f"[{getattr(config, name)}]; make them equal or start anew"
+                f"{directory}: a checkpoint of preset {saved.preset}, the model is of {config.preset}: {name} of the "
+                f"checkpoint is {theirs[name]}, of the model {ours[name]}; use the same preset or start anew"
             )
+
+
+def _shape_of(config: ModelConfig) -> dict[str, Any]:
+    """A configuration without the names of its frozen parts."""
+    values = config.model_dump(mode="json")
+    del values["encoder"]["name"]
+    for output in values["outputs"].values():
+        del output["decoder"]
+    return values
 
 
 def latest_checkpoint(path: Path | str) -> Path:

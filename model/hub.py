@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 from model.base_rows import BASE_ROWS
-from model.description import ADAPTER, as_path, is_local, latest_checkpoint, read_config
+from model.config import ModelConfig
+from model.description import ADAPTER, as_path, is_local, latest_checkpoint, model_config, read_config
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -18,6 +19,17 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def is_repo_id(name: str) -> bool:
     """Whether a name can be that of a repository on the hub; a local folder of that name comes first."""
     return _REPO_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def find_checkpoint(name: str) -> Path | str:
+    """The checkpoint that a name leads to, from whatever folder it is read; a repository's id stays as it is.
+
+    Raises FileNotFoundError when there is none.
+    """
+    if is_repo_id(name):
+        return name
+    checkpoint = latest_checkpoint(name)
+    return checkpoint.absolute() if is_local(checkpoint) else checkpoint
 
 
 @contextmanager
@@ -39,6 +51,19 @@ def local_checkpoint(
         yield latest_checkpoint(_snapshot(name_or_path, revision, token))
     else:
         yield latest_checkpoint(path)
+
+
+def read_model_config(name_or_path: Path | str) -> ModelConfig:
+    """The configuration of a checkpoint's model; of a run or behind a URL, no more than that is read.
+
+    Raises as `local_checkpoint` does, and ValueError when it is not a checkpoint of ours.
+    """
+    path = as_path(name_or_path)
+    if not (isinstance(name_or_path, str) and is_repo_id(name_or_path)):
+        checkpoint = latest_checkpoint(path)
+        return model_config(read_config(checkpoint), checkpoint)
+    with local_checkpoint(name_or_path) as folder:
+        return model_config(read_config(folder), folder)
 
 
 def upload(directory: Path, repo_id: str, *, private: bool | None, token: str | None) -> str:

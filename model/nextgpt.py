@@ -269,14 +269,16 @@ class NextGPT(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        llm: str | None = None,
+        config: ModelConfig | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> "NextGPT":
         """Loads a checkpoint onto its base LLM, ready to generate; see `model.checkpoint.from_pretrained`."""
         from model.checkpoint import from_pretrained  # late: it imports this module
 
-        model, _ = from_pretrained(name_or_path, dtype=dtype, device=device, llm=llm, revision=revision, token=token)
+        model, _ = from_pretrained(
+            name_or_path, dtype=dtype, device=device, config=config, revision=revision, token=token
+        )
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:

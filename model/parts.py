@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 
+BUILTIN = "builtin:"
 PREFIX = "builtin:tiny/"
 SHIPPED = "builtin:world/"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
@@ -33,14 +35,18 @@ def resolve(name: str) -> str:
 
     `builtin:world/<part>` was trained by jobs/bootstrap.py and lies in this package. `builtin:tiny/<part>` has random
     weights and is built below `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) where it is absent; every process that
-    builds it gets the same bytes. Raises ValueError for an unknown `builtin:` name.
+    builds it gets the same bytes. Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an
+    absolute path that is not on this machine.
     """
-    if not name.startswith("builtin:"):
+    if not name.startswith(BUILTIN):
+        if Path(name).is_absolute() and not Path(name).exists():
+            # Of a hub id transformers would say that it cannot reach the hub, of a path it says the same.
+            raise FileNotFoundError(f"{name}: not on this machine ({platform.node()}); put it where all workers see it")
         return name
-    prefix, part = name[: name.find("/") + 1], name[name.find("/") + 1 :]
-    if prefix not in (PREFIX, SHIPPED) or part not in PARTS:
+    if not is_builtin(name):
         known = ", ".join(family + known for family in (SHIPPED, PREFIX) for known in PARTS)
         raise ValueError(f"{name}: no such built-in part; use one of {known}, a directory or a hub id")
+    prefix, part = _split(name)
     if prefix == SHIPPED:
         return str(FOUNDATIONS / part)
     directory = _tiny_root() / part
@@ -50,9 +56,20 @@ def resolve(name: str) -> str:
     return str(directory)
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a name is that of a built-in part."""
+    prefix, part = _split(name)
+    return prefix in (PREFIX, SHIPPED) and part in PARTS
+
+
+def _split(name: str) -> tuple[str, str]:
+    end = name.find("/") + 1
+    return name[:end], name[end:]
+
+
 def is_untrained(name: str) -> bool:
     """Tells whether a part holds random weights: its directory says so in `untrained.json`."""
-    marker = Path(resolve(name)) / MARKER
+    marker = Path(resolve(name) if name.startswith(BUILTIN) else name) / MARKER
     return marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["trained"]
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from model.checkpoint import from_pretrained
+from model.config import ModelConfig
 from model.decoders import Decoder
 from model.generation import OnPart, Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
@@ -52,9 +53,11 @@ class Responder:
         self._decoders: dict[Modality, Decoder] = {}
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Loads a checkpoint (a folder or a hub id); raises as `model.checkpoint.from_pretrained`."""
-        return cls(*from_pretrained(checkpoint, device=device))
+    def from_pretrained(
+        cls, checkpoint: str | Path, *, device: torch.device | str = "cpu", config: ModelConfig | None = None
+    ) -> Self:
+        """Loads a checkpoint (a folder or a hub id), its parts as `config` says; see `checkpoint.from_pretrained`."""
+        return cls(*from_pretrained(checkpoint, device=device, config=config))
 
     @cached_property
     def encoder(self) -> ImageBindEncoder:

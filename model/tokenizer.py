@@ -1,14 +1,17 @@
 """The base LLM's tokenizer with the new tokens at their ids."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import ModelConfig
 from model.parts import resolve
+from model.sentence_pieces import check_whole, merge_by_score
 from model.vocabulary import SignalVocabulary
 
 _FILLER = "<|filler_{}|>"
+_CURE = "put the LLM's own tokenizer.json or tokenizer.model beside its weights"
 
 
 def load_vocabulary(config: ModelConfig) -> SignalVocabulary:
@@ -20,11 +23,20 @@ def load_vocabulary(config: ModelConfig) -> SignalVocabulary:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Reads the base LLM's tokenizer and adds the new tokens.
 
-    Raises ValueError when their ids cannot be those of the model's rows.
+    Raises ValueError when there is none, or when their ids cannot be those of the model's rows.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(config.llm.name))
+    tokenizer = _read(resolve(config.llm.name))
+    merge_by_score(tokenizer)
     add_tokens(tokenizer, load_vocabulary(config), config.llm.name)
     return tokenizer
+
+
+def _read(name: str) -> PreTrainedTokenizerBase:
+    check_whole(Path(name))
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except ValueError as error:
+        raise ValueError(f"{name}: no tokenizer in its files; {_CURE}") from error
 
 
 def add_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> None:
@@ -38,6 +50,11 @@ def add_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> None:
         raise ValueError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens but the LLM {vocabulary.base_size} embedding rows; "
             "use the tokenizer that belongs to it"
+        )
+    if gap > vocabulary.base_size // 2:  # transformers makes an empty one where it finds no file of a tokenizer
+        raise ValueError(
+            f"{name}: no tokenizer for its {vocabulary.base_size} embedding rows (the files there give "
+            f"{len(tokenizer)} tokens); {_CURE}"
         )
     texts = [_FILLER.format(i) for i in range(gap)] + list(vocabulary.tokens)
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts], special_tokens=True)
@@ -66,8 +83,10 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def _adds_space(tokenizer: Any) -> bool:
-    # SentencePiece tokenizers put a space before every text they are given; one of ours would make it two.
-    return str(tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]).startswith("\u2581")
+    # Some tokenizers put a space before every text they are given, and one of ours would make it two. Most that come
+    # from SentencePiece do so only where the text does not start with one.
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(" a", add_special_tokens=False))
+    return "".join(map(str, tokens)).startswith("\u2581\u2581")
 
 
 def special_ids(tokenizer: Any) -> list[int]:

@@ -5,9 +5,9 @@ from time import perf_counter
 import numpy as np
 
 from jobs.benchmarks import Row, compare
-from jobs.serving.deployments import model_config_of
 from model.decoders import Decoder
 from model.devices import best_device
+from model.hub import read_model_config
 from model.rendering import Wish, most_at_once
 
 COUNT = 16
@@ -16,7 +16,7 @@ REPEATS = 3
 
 def run(scale: float, checkpoint: str) -> list[Row]:
     """One row a modality: the same wishes and steps on both sides."""
-    outputs = model_config_of(checkpoint).outputs
+    outputs = read_model_config(checkpoint).outputs
     return [_row(Decoder(m, output.decoder, device=best_device()), scale) for m, output in outputs.items()]
 
 

@@ -12,7 +12,8 @@ from ray import serve
 from ray.serve import Application
 
 from jobs.architectures import Architecture
-from jobs.serving.deployments import Language, Renderer, about
+from jobs.serving.deployments import About, Language, Renderer, about
+from jobs.settings import checkpoint_model
 from model.speaker import AT_ONCE
 from pipelines.sample import Modality
 
@@ -22,14 +23,16 @@ Fraction = Annotated[float, Field(ge=0, le=64)]
 class Settings(BaseModel):
     """What is served and how; the arguments of `build`.
 
-    `places` is how many conversations may be answered at a time. GPUs are those of one replica; without a number, the
-    LLM takes 0.4 and a decoder 0.2 of one where the cluster has any. Without a `token` here it is that of the variable
+    `overrides` are `model.KEY=VALUE`, where a frozen part of the checkpoint has moved. `places` is how many
+    conversations may be answered at a time. GPUs are those of one replica; without a number, the LLM takes 0.4 and a
+    decoder 0.2 of one where the cluster has any. Without a `token` here it is that of the variable
     `NEXTGPT_CHAT_TOKEN`; without one there either, only requests to loopback's own names are answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str
+    overrides: tuple[str, ...] = ()
     architecture: Architecture = "joint"
     places: Annotated[int, Field(ge=1)] = 64
     at_once: Annotated[int, Field(ge=1)] = AT_ONCE
@@ -47,8 +50,8 @@ class Settings(BaseModel):
 class Front:
     """Answers HTTP: the API, and the page with its visitors' conversations."""
 
-    def __init__(self, settings: Settings, language: Any, renderers: dict[str, Any]) -> None:
-        self._settings, self._language, self._renderers = settings, language, renderers
+    def __init__(self, settings: Settings, about: About, language: Any, renderers: dict[str, Any]) -> None:
+        self._settings, self._about, self._language, self._renderers = settings, about, language, renderers
         self._page: Any = None
 
     def __del__(self) -> None:
@@ -69,7 +72,7 @@ class Front:
         # Once: a handle for each request would be kept by Serve.
         renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
         handles = Handles(self._language.options(stream=True), renderers)
-        model = about(settings.checkpoint)
+        model = self._about
         if settings.architecture == "joint":
             answer = partial(joint.answer, handles)
         else:
@@ -91,20 +94,21 @@ class Front:
 
 def build(settings: Settings) -> Application:
     """The application; a Ray Serve application builder."""
-    gpus = _gpus()
+    config = checkpoint_model(settings.checkpoint, settings.overrides)
+    model, gpus = about(settings.checkpoint, config), _gpus()
     language = _deployment(
         Language, "Language", settings, 0.4 * gpus if settings.language_gpus is None else settings.language_gpus
-    ).bind(settings.checkpoint, settings.at_once)
+    ).bind(settings.checkpoint, config, settings.at_once)
     share = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
     renderers = {
         modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, share).bind(
-            settings.checkpoint, modality, settings.batch
+            config.outputs[modality].decoder, modality, settings.batch
         )
-        for modality in about(settings.checkpoint).settings
+        for modality in model.settings
     }
     front: Any = Front
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0.1}}
-    return front.options(**options).bind(settings, language, renderers)
+    return front.options(**options).bind(settings, model, language, renderers)
 
 
 def _deployment(part: type, name: str, settings: Settings, gpus: float) -> Any:

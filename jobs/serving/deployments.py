@@ -33,13 +33,13 @@ class About:
 class Language:
     """The LLM of a checkpoint with its encoder: queries in, replies out, piece by piece."""
 
-    def __init__(self, checkpoint: str, at_once: int) -> None:
+    def __init__(self, checkpoint: str, config: ModelConfig, at_once: int) -> None:
         from jobs.cli import quiet
         from model.devices import best_device
         from model.responder import Responder
 
         quiet()
-        responder = Responder.from_pretrained(checkpoint, device=best_device())
+        responder = Responder.from_pretrained(checkpoint, device=best_device(), config=config)
         responder.model.merge_adapter()
         responder.encoder  # noqa: B018  loaded now: the first who shows a picture shall not wait for it
         self._speaker = Speaker(responder, at_once=at_once)
@@ -67,9 +67,9 @@ class Language:
 
 
 class Renderer:
-    """One decoder of a checkpoint: wishes in, encoded media out."""
+    """One decoder of a model: wishes in, encoded media out."""
 
-    def __init__(self, checkpoint: str, modality: Modality, at_once: int | None) -> None:
+    def __init__(self, name: str, modality: Modality, at_once: int | None) -> None:
         import torch
 
         from jobs.cli import quiet
@@ -79,7 +79,6 @@ class Renderer:
         quiet()
         if best_device() == "cpu":
             torch.set_num_threads(1)  # The decoders share the cores, and small layers gain nothing from several.
-        name = model_config_of(checkpoint).outputs[modality].decoder
         self._painter = Painter(Decoder(modality, name, device=best_device()), at_once=at_once)
 
     async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
@@ -98,34 +97,22 @@ class Renderer:
             raise RuntimeError("the painter has ended")
 
 
-def about(checkpoint: str) -> About:
+def about(checkpoint: str, config: ModelConfig) -> About:
     """What the model of a checkpoint can do, without loading it."""
+    from model.description import read_config
     from model.families import default_settings
+    from model.hub import local_checkpoint
     from model.parts import is_untrained
 
-    description, config = _described(checkpoint)
+    with local_checkpoint(checkpoint) as folder:
+        stages = read_config(folder)["stages"]
     names = [config.llm.name, config.encoder.name, *(output.decoder for output in config.outputs.values())]
     return About(
         name=Path(checkpoint).name,
         settings={modality: default_settings(modality, output.decoder) for modality, output in config.outputs.items()},
         untrained=tuple(name for name in dict.fromkeys(names) if is_untrained(name)),
-        needs_guides=needs_guides(description["stages"]),
+        needs_guides=needs_guides(stages),
     )
-
-
-def model_config_of(checkpoint: str) -> ModelConfig:
-    """The configuration of a checkpoint's model."""
-    return _described(checkpoint)[1]
-
-
-def _described(checkpoint: str) -> tuple[dict[str, Any], ModelConfig]:
-    """What a checkpoint says of itself, and the configuration of its model."""
-    from model.description import model_config, read_config
-    from model.hub import local_checkpoint
-
-    with local_checkpoint(checkpoint) as folder:
-        description = read_config(folder)
-        return description, model_config(description, folder)
 
 
 class _Told:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -18,9 +19,10 @@ import webdataset
 from safetensors import safe_open
 
 from model.checkpoint import from_pretrained, latest_checkpoint
+from model.parts import resolve
 from model.run_log import read_log
 from pipelines.shards import Manifest, hash_file
-from tests.conftest import Cluster
+from tests.conftest import ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -245,7 +247,8 @@ def test_a_checkpoint_of_another_preset_and_embeddings_of_another_width_are_refu
     assert done.returncode == 2
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("are 77x64, preset nextgpt_7b takes 77x768" in line for line in mistakes)
-    assert any("a checkpoint of preset tiny, but the model is nextgpt_7b" in line for line in mistakes)
+    assert any("a checkpoint of preset tiny, the model is of nextgpt_7b: encoder of the" in line for line in mistakes)
+    assert any("model.llm.name: lmsys/vicuna-7b-v1.5: no such folder" in line for line in mistakes)
 
 
 def tree(folder: Path) -> Iterator[Path]:
@@ -276,3 +279,51 @@ def test_a_checkpoint_holds_only_what_was_trained(way: Way) -> None:
     with safe_open(latest_checkpoint(way.run(1)) / "model.safetensors", "pt") as file:
         tops = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118
     assert tops == {"input_projection", "output_projections", "new_input_rows", "new_output_rows"}
+
+
+def own_llm(folder: Path) -> Path:
+    """The tiny LLM as a folder of one's own, and a preset file that names it by a path relative to the checkout."""
+    shutil.copytree(resolve("builtin:tiny/llm"), folder / "llm")
+    text = f"base: tiny\nllm:\n  name: {os.path.relpath(folder / 'llm', ROOT)}\n"
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+def stage_1_of(preset: Path, way: Way, out: Path) -> list[str]:
+    command = stage_command(way.root, 1, out, "max_steps=2", "validation.generate=false")[1:]
+    return [str(preset) if argument == "tiny" else argument for argument in command]
+
+
+def test_weights_at_a_relative_path_and_a_preset_file_train_and_reply_from_any_folder(
+    way: Way, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = cluster.run(*stage_1_of(own_llm(tmp_path), way, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir("/")
+    assert from_pretrained(tmp_path / "run")[0].config.llm.name == str(tmp_path / "llm")
+    # Moved since: told in a line before anything is loaded, and found where it is said to be.
+    (tmp_path / "llm").rename(tmp_path / "moved")
+    command = [
+        "jobs/generate.py",
+        "--checkpoint",
+        str(tmp_path / "run"),
+        "--prompt",
+        "Hi",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    lost = cluster.run(*command)
+    where = f"{tmp_path}/llm: no such folder; looked for {tmp_path}/llm; set model.llm.name to where it is"
+    assert (lost.returncode, lost.stderr.splitlines()[-1]) == (2, f"error: model.llm.name: {where}")
+    found = cluster.run(*command, f"model.llm.name={tmp_path}/moved")
+    assert found.returncode == 0, found.stderr
+
+
+def test_what_would_fail_again_is_tried_once(way: Way, cluster: Cluster, tmp_path: Path) -> None:
+    preset = own_llm(tmp_path)
+    (tmp_path / "llm" / "model.safetensors").write_bytes(b"not weights")
+    done = cluster.run(*stage_1_of(preset, way, tmp_path / "run"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "model.safetensors" in done.stderr.splitlines()[-1] or "header" in done.stderr.splitlines()[-1]
+    assert "stopped.json" in {path.name for path in (tmp_path / "run").iterdir()}

@@ -1,5 +1,6 @@
 """The command that reads and writes NExT-GPT's own files of weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_all_mistakes_of_the_command_line_are_told_at_once(tmp_path: Path, capsy
     assert (code, lines) == (cli.USAGE, ["error: --preset: goes with --import alone; a checkpoint knows its own"])
     code, lines = told(["--import", "x.pt", "--preset", "huge", "--out", "out"], capsys)
     assert (code, lines[0][:33]) == (cli.USAGE, "error: --preset: no preset 'huge'")
+
+
+def test_a_tokenizer_that_is_missing_is_told_before_weights_are_loaded(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NextGPT, "from_config", lambda *_, **__: pytest.fail("weights are loaded"))
+    config = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2}
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    command = ["--import", str(released), "--preset", "tiny", "--llm", str(tmp_path / "llm"), "--out"]
+    code, lines = told([*command, str(tmp_path / "out")], capsys)
+    assert code == cli.FAILED
+    cure = "put the LLM's own tokenizer.json or tokenizer.model beside its weights"
+    assert lines == [f"error: {tmp_path / 'llm'}: no tokenizer in its files; {cure}"]
 
 
 def test_a_file_that_does_not_fit_is_told_in_one_line(

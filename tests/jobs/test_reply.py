@@ -8,6 +8,7 @@ import pytest
 from jobs.reply import Request, Result, respond
 from model.config import load_preset
 from model.description import SHIPPED, as_path
+from model.hub import read_model_config
 from model.nextgpt import NextGPT
 from model.query import Sampling
 from pipelines.media import decode, encode
@@ -21,6 +22,7 @@ def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
     NextGPT.from_config(load_preset("tiny")).save_pretrained(checkpoint)
     return Request(
         checkpoint=checkpoint,
+        config=load_preset("tiny"),
         architecture="joint",
         prompt="like this, but louder",
         inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
@@ -54,6 +56,7 @@ def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(request_of_
     asked = replace(
         request_of_all,
         checkpoint=as_path(SHIPPED),
+        config=read_model_config(SHIPPED),
         architecture="scheduler",
         prompt="Make a picture of a small red circle at the left.",
         inputs=[],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from jobs.cli import UsageError
 from jobs.settings import load_settings
@@ -38,7 +39,17 @@ def plan(folder: Path, shape: list[int], view: str = "cc3m_dec", kind: str = "im
         shards=[],
         of_shards=[],
     ).write(sidecar_folder(directory, f"{kind}-imported-0"))
-    return plan_stage(load_settings(2, "nextgpt_7b", [f"datasets={{{view}: 1}}"]), folder, folder / "run", None)
+    overrides = [f"datasets={{{view}: 1}}", f"model.llm.name={stand_in_for_vicuna(folder / 'vicuna')}"]
+    return plan_stage(load_settings(2, "nextgpt_7b", overrides), folder, folder / "run", None)
+
+
+def stand_in_for_vicuna(folder: Path) -> Path:
+    """What is looked at before anything is loaded: an LLM's configuration, and that there are files."""
+    folder.mkdir(exist_ok=True)
+    LlamaConfig(hidden_size=4096, vocab_size=32_000, num_hidden_layers=32).save_pretrained(folder)
+    for name in ("tokenizer.model", "model.safetensors"):
+        (folder / name).touch()
+    return folder
 
 
 def test_embeddings_of_the_decoders_size_are_taken(tmp_path: Path) -> None:

@@ -198,7 +198,6 @@ def altered(tiny, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "other"}, "of preset tiny, but the model is other"),
         ({"outputs__image__dim": 48}, "outputs of the checkpoint"),
         ({"encoder__dim": 1024}, "encoder of the checkpoint"),
         ({"lora__r": 4}, "lora of the checkpoint"),
@@ -216,14 +215,15 @@ def test_a_checkpoint_of_another_base_llm_is_refused(tiny, saved, tokenizer, tmp
         llm.lm_head.weight[0] += 1
     llm.save_pretrained(tmp_path / "llm")
     with pytest.raises(ValueError, match="trained on another base LLM"):
-        from_pretrained(saved, llm=str(tmp_path / "llm"))
+        from_pretrained(saved, config=altered(tiny, llm__name=str(tmp_path / "llm")))
     with pytest.raises(ValueError, match="trained on another base LLM"):
         load_weights(NextGPT.from_config(altered(tiny, llm__name=str(tmp_path / "llm"))), saved)
 
 
 def test_a_base_llm_that_moved_is_found_where_it_is_said_to_be(tiny, saved, tmp_path):
     AutoModelForCausalLM.from_pretrained(resolve(tiny.llm.name)).save_pretrained(tmp_path / "llm")
-    assert from_pretrained(saved, llm=str(tmp_path / "llm"))[0].config.llm.name == str(tmp_path / "llm")
+    moved = altered(tiny, llm__name=str(tmp_path / "llm"))
+    assert from_pretrained(saved, config=moved)[0].config.llm.name == str(tmp_path / "llm")
 
 
 def test_a_run_stands_for_its_last_finished_checkpoint(trained, tokenizer, tmp_path):

@@ -14,7 +14,7 @@ def test_every_preset_reads_and_knows_its_name(name):
 
 
 def test_an_unknown_preset_is_refused_with_the_list_of_presets():
-    with pytest.raises(ValueError, match=f"'huge'.*{', '.join(PRESET_NAMES)}$"):
+    with pytest.raises(ValueError, match=f"'huge'.*{', '.join(PRESET_NAMES)}, or the path of a .yaml file$"):
         load_preset("huge")
 
 
@@ -24,6 +24,39 @@ def test_a_preset_changes_what_it_names_of_the_one_it_is_based_on(tiny):
     assert query.input_projection == InputProjectionConfig(kind="query", num_input_tokens=4, hidden=64)
     changed = {"preset": tiny.preset, "input_projection": tiny.input_projection}
     assert query.model_copy(update=changed) == tiny
+
+
+def test_a_file_of_ones_own_is_a_preset_and_changes_what_it_names(tiny, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("base: tiny\nllm: {name: models/llm}\noutputs: {image: {decoder: sd}}\n")
+    (tmp_path / "further.yaml").write_text("base: mine.yaml\nmax_length: 99\n")
+    monkeypatch.chdir("/")
+    mine = load_preset(str(tmp_path / "mine.yaml"))
+    assert (mine.preset, mine.llm.name, mine.outputs[Modality.IMAGE].decoder) == ("mine", "models/llm", "sd")
+    assert mine.llm.hidden_size == tiny.llm.hidden_size
+    assert mine.outputs[Modality.VIDEO] == tiny.outputs[Modality.VIDEO]
+    # A base that is a file lies beside the one that names it, wherever the command is run.
+    further = load_preset(str(tmp_path / "further.yaml"))
+    assert (further.llm.name, further.max_length) == ("models/llm", 99)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"mine.yaml: no such file; looked for /"),
+        ("base: huge", r"no preset 'huge'; choose one of"),
+        ("base: mine.yaml", r"mine.yaml: is based on itself"),
+        ("[1, 2]", r"mine.yaml: must map llm, encoder, outputs"),
+        ("a: [", r"mine.yaml: "),
+        ("base: tiny\nllm: {nam: x}", r"^mine.yaml: llm\.nam: "),
+        ("llm: {name: x}", r"^mine.yaml: encoder: Field required"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused_in_one_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_preset(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_configuration_survives_json_and_cannot_be_changed(tiny):

@@ -29,8 +29,13 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_other_names_are_returned_unchanged() -> None:
-    for name in ("runwayml/stable-diffusion-v1-5", "/some/where", "relative/dir", "tiny/llm"):
+    for name in ("runwayml/stable-diffusion-v1-5", str(Path.cwd()), "relative/dir", "tiny/llm"):
         assert resolve(name) == name
+
+
+def test_an_absolute_path_that_is_not_here_is_not_taken_for_a_repository() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^/some/where: not on this machine \(.+\); put it where"):
+        resolve("/some/where")
 
 
 @pytest.mark.parametrize("name", ["builtin:tiny/vocoder", "builtin:huge/llm", "builtin:"])
