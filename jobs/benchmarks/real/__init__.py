@@ -6,8 +6,8 @@ from collections.abc import Iterator
 STEPS = ("prepare", "embed", "stage-1", "stage-2", "stage-3", "generate", "import", "export", "chat")
 MEDIA = ("image", "video", "audio")
 DESCRIPTION = (
-    "every command of preset nextgpt_7b on published layouts with random weights: seconds, memory, bytes, as a Markdown "
-    "table"
+    "every command of preset nextgpt_7b on published layouts of random weights: seconds, memory and bytes, "
+    "as a Markdown table"
 )
 
 

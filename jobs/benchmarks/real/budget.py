@@ -1,6 +1,6 @@
-"""How many layers of the LLM a machine has room for."""
+"""How many layers of the LLM a machine has room for; all other parts stay whole."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jobs.benchmarks.real.llm import LAYERS
 from jobs.cli import UsageError
 
 SMALL_LAYERS = 2
-# GB that each command takes beside one copy of the LLM in 16 bits, measured at full width with one layer.
+# GB that each command takes beside one copy of the LLM in 16 bits, measured at full width.
 _BESIDE_THE_LLM = {
     "prepare": 1.5,
     "embed": 7.0,
@@ -21,8 +21,8 @@ _BESIDE_THE_LLM = {
     "export": 3.0,
     "chat": 18.0,
 }
-# Runs and checkpoints, in files of trained weights (0.8 GB).
-_DELTAS_WRITTEN = 8
+# What runs and checkpoints take on the disk, in files of trained weights, of 0.8 GB each.
+_FILES_WRITTEN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,32 +34,52 @@ class Budget:
     steps: Collection[str]
 
 
-def cut(budget: Budget, *, layers: int | None, small: bool) -> tuple[int, list[str]]:
-    """The layers of the LLM that fit, at most `layers`, and what is said of them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """GB that are needed beside the LLM, what for, and how many are given."""
 
-    Raises UsageError where not even one does.
+    option: str
+    given: float
+    gigabytes: float
+    purpose: str
+
+
+def num_layers(budget: Budget, *, layers: int | None, small: bool) -> int:
+    """The layers of the LLM that fit; `layers` where they are chosen.
+
+    Raises UsageError where those chosen do not fit, or not even one does.
     """
-    most = layers or (SMALL_LAYERS if small else LAYERS)
     if small:
-        return most, [f"small cut: narrow decoders and a narrow LLM of {most} layers, one block of each encoder"]
-    one, two = (Hub(root=Path(), layers=count) for count in (1, 2))
-    first, each = _llm(one), _llm(two) - _llm(one)
-    rest = sum(layout.num_bytes for name, layout in one.layouts.items()) - first
-    disk = rest + _DELTAS_WRITTEN * one.layouts[one.delta.parent.name].num_bytes
-    step = max(budget.steps, key=_BESIDE_THE_LLM.__getitem__)
-    reasons = []
-    for name, given, needed in (("disk", budget.disk, disk), ("memory", budget.memory, 1e9 * _BESIDE_THE_LLM[step])):
-        if given is None:
-            continue
-        fitting = 1 + int((given * 1e9 - needed - first) // each)
-        if fitting < 1:
-            of = f", which {step} takes" if name == "memory" else ""
-            raise UsageError(f"--{name} {given:g}: {(needed + first) / 1e9:.1f} GB hold one layer of the LLM{of}; ...")
-        if fitting < most:
-            most, reasons = fitting, [f"--{name} {given:g}"]
-    told = f"{most} of {LAYERS} layers of the LLM" + (f", to fit {reasons[0]}" if reasons else "")
-    return most, [told + ", all else at full size"]
+        if budget.disk is not None or budget.memory is not None:
+            raise UsageError("--small: has a size of its own (1.1 GB); leave --disk and --memory out")
+        return layers or SMALL_LAYERS
+    needs = list(_needs(budget)) if budget.disk is not None or budget.memory is not None else []
+    return min((_fitting(need, layers) for need in needs), default=layers or LAYERS)
 
 
-def _llm(hub: Hub) -> int:
-    return next(iter(hub.layouts.values())).num_bytes
+def _needs(budget: Budget) -> Iterator[_Need]:
+    hub = Hub(root=Path(), layers=1)
+    if budget.disk is not None:
+        files = _FILES_WRITTEN * hub.layouts[hub.delta.parent.name].num_bytes
+        others = sum(layout.num_bytes for layout in hub.layouts.values()) - hub.vicuna.num_bytes
+        yield _Need(
+            option="--disk",
+            given=budget.disk,
+            gigabytes=(others + files) / 1e9,
+            purpose="the other parts and what is trained",
+        )
+    if budget.memory is not None:
+        step = max(budget.steps, key=_BESIDE_THE_LLM.__getitem__)
+        yield _Need(option="--memory", given=budget.memory, gigabytes=_BESIDE_THE_LLM[step], purpose=step)
+
+
+def _fitting(need: _Need, layers: int | None) -> int:
+    one, two = (Hub(root=Path(), layers=count).vicuna.num_bytes / 1e9 for count in (1, 2))
+    most = min(LAYERS, 1 + int((need.given - need.gigabytes - one) // (two - one)))
+    if most < (layers or 1):
+        needed = need.gigabytes + one + ((layers or 1) - 1) * (two - one)
+        raise UsageError(
+            f"{need.option} {need.given:g}: {layers or 1} of the LLM's layers take {needed:.1f} GB with "
+            f"{need.purpose}; give more, leave steps out by --only, or use --small"
+        )
+    return layers or most

@@ -52,7 +52,7 @@ def measure(
         process = subprocess.Popen(
             command, cwd=folder, env=dict(environment), stdout=file, stderr=file, start_new_session=True
         )
-        watch = _Watch(process.pid)
+        watch = Watch(process.pid)
         watch.start()
         try:
             if meanwhile is not None:
@@ -81,7 +81,7 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-class _Watch(threading.Thread):
+class Watch(threading.Thread):
     """Looks at a process and all below it twice a second, until it is stopped."""
 
     def __init__(self, pid: int) -> None:
@@ -90,13 +90,18 @@ class _Watch(threading.Thread):
         self._pid, self._done = pid, threading.Event()
 
     def run(self) -> None:
-        while not self._done.wait(_EVERY):
+        """Looks, and once more at the end."""
+        while True:
+            ended = self._done.wait(_EVERY)
             driver, *workers = [_memory(process) for process in _family(self._pid)] or [0]
             self.driver = max(self.driver, driver)
             self.workers = max(self.workers, sum(workers))
             self.largest = max(self.largest, *workers, 0)
+            if ended:
+                return
 
     def stop(self) -> None:
+        """Ends the watch."""
         self._done.set()
         self.join()
 

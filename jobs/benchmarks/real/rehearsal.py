@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs import cli
 from jobs.benchmarks import say
-from jobs.benchmarks.real.budget import Budget, cut
+from jobs.benchmarks.real.budget import Budget, num_layers
 from jobs.benchmarks.real.hub import Hub
 from jobs.benchmarks.real.measure import Measured, measure
 from jobs.benchmarks.real.samples import cut_samples
@@ -41,7 +41,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
     """
     budget = Budget(disk=arguments.disk, memory=arguments.memory, steps=arguments.only)
     out = Path(arguments.out).absolute()
-    layers, notes = cut(budget, layers=arguments.layers, small=arguments.small)
+    layers = num_layers(budget, layers=arguments.layers, small=arguments.small)
     hub = Hub(root=out / ("hub-small" if arguments.small else "hub"), layers=layers, small=arguments.small)
     work = out / ("small" if arguments.small else f"{layers}-layers")
     hub.write()
@@ -61,8 +61,8 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
         rows.append(row)
         yield _line(row)
     yield ""
-    facts = "; ".join([machine, *notes])
-    yield f"{facts}. Memory is PSS in GB, of the workers together with Ray's own processes; written is GB."
+    facts = f"{machine}; {hub.cut}"
+    yield f"{facts}. Memory is PSS in GB, the workers' together and with Ray's own processes; written is in GB."
     table = [{**asdict(row), "failed": row.failed} for row in rows]
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
     if failed := [f"{row.name}: {row.note}" for row in rows if row.failed]:

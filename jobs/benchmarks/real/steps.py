@@ -73,7 +73,9 @@ def all_steps(hub: Hub, work: Path, amount: Amount) -> list[Step]:
         Step(name="generate", command=_generate(work, amount), needs=["stage-3"], makes=["reply"]),
         Step(
             name="import",
-            command=_job("convert", "--import", str(hub.delta), "--preset", PRESET, "--out", "imported"),
+            command=_job(
+                "convert", "--import", os.path.relpath(hub.delta, work), "--preset", PRESET, "--out", "imported"
+            ),
             makes=["imported"],
         ),
         Step(
