@@ -44,17 +44,21 @@ def decoder(modality: Modality, *, small: bool = False) -> Layout:
 def _tensors(library: str, class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """What a component's file holds: what today's class has, under the names of its time, with what was kept then."""
     weights = {name: tensor.to(dtype) for name, tensor in _state(library, class_name, config).items()}
-    return _OF_ITS_TIME.get(class_name, lambda tensors: tensors)(weights)
+    of_its_time = _OF_ITS_TIME.get(class_name)
+    return of_its_time(weights) if of_its_time else weights
 
 
 def _state(library: str, class_name: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     import diffusers
     import transformers
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from diffusers.pipelines.stable_diffusion import safety_checker
 
-    kind: Any = StableDiffusionSafetyChecker
-    if library != "stable_diffusion":
-        kind = getattr(diffusers if library == "diffusers" else transformers, class_name)
+    libraries: Mapping[str, Any] = {
+        "diffusers": diffusers,
+        "transformers": transformers,
+        "stable_diffusion": safety_checker,
+    }
+    kind = getattr(libraries[library], class_name)
     with torch.device("meta"):
         if library == "diffusers":
             module = kind.from_config(dict(config))

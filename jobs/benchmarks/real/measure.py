@@ -12,7 +12,8 @@ import psutil
 
 from jobs import cli
 
-_EVERY = 0.5  # seconds; reading the memory of a process with 14 GB takes a tenth of one
+_EVERY = 0.5  # seconds
+_IDLE = 10.0  # times what a look takes: the kernel counts the pages of every process, and many gigabytes have many
 _LAST_LINES = 4096
 
 
@@ -43,7 +44,7 @@ def measure(
 ) -> Measured:
     """Runs a command in a folder to its end, with all it prints in `log`; `meanwhile` runs beside it.
 
-    Where `meanwhile` fails, the command is ended, and the failure is its last line.
+    Where `meanwhile` fails, the command is ended, and the failure is its last line unless it had failed before.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     failure = ""
@@ -59,7 +60,7 @@ def measure(
                 meanwhile(process)
             process.wait()
         except (OSError, ValueError, RuntimeError) as error:
-            failure = cli.describe(error)
+            failure = "" if process.poll() else cli.describe(error)  # it has told more itself
         finally:
             _end(process)
             watch.stop()
@@ -82,7 +83,7 @@ def last_line(log: Path) -> str:
 
 
 class Watch(threading.Thread):
-    """Looks at a process and all below it twice a second, until it is stopped."""
+    """Looks at a process and all below it twice a second, or as often as takes a tenth of a core, until stopped."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -91,14 +92,16 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Looks, and once more at the end."""
+        pause = _EVERY
         while True:
-            ended = self._done.wait(_EVERY)
+            ended, started = self._done.wait(pause), perf_counter()
             driver, *workers = [_memory(process) for process in _family(self._pid)] or [0]
             self.driver = max(self.driver, driver)
             self.workers = max(self.workers, sum(workers))
             self.largest = max(self.largest, *workers, 0)
             if ended:
                 return
+            pause = max(_EVERY, _IDLE * (perf_counter() - started))
 
     def stop(self) -> None:
         """Ends the watch."""

@@ -3,7 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jobs import cli
@@ -65,7 +65,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
     yield f"{facts}. Memory is PSS in GB, the workers' together and with Ray's own processes; written is in GB."
     table = [{**asdict(row), "failed": row.failed} for row in rows]
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
-    if failed := [f"{row.name}: {row.note}" for row in rows if row.failed]:
+    if failed := [f"{row.name}: {row.note}" for row in rows if row.measured and row.failed]:
         raise cli.Failures("\n".join(failed))
 
 
@@ -99,7 +99,7 @@ def _measured(step: Step, work: Path) -> Row:
         try:
             note = step.check()
         except (OSError, ValueError) as error:
-            return Row(name=step.name, measured=None, written=0, note=cli.describe(error))
+            measured, note = replace(measured, status=1), cli.describe(error)
     return Row(name=step.name, measured=measured, written=_size(work) - before, note=note)
 
 
