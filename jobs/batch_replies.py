@@ -24,7 +24,7 @@ from pipelines.files import atomic_path, read_json, remove_tree, write_json
 from pipelines.media_folder import load_rows
 from pipelines.progress import track
 from pipelines.readers.chats import read_prompts
-from pipelines.sample import Item, Modality, Part, Reject, Sample
+from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
 from pipelines.shard_embedder import VIDEO_FPS
 from pipelines.shards import hash_strings
 from pipelines.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
@@ -175,8 +175,10 @@ class Answerer:
             if isinstance(response, ValueError):
                 rejects.append(Reject(source=sample.source, key=key, stage="answer", reason=str(response)))
                 continue
-            names = self._write(key, response)
-            replies.append({"key": key, "source": sample.source, "text": response.text, **_message(response, names)})
+            media = [media_files.encode(medium) for medium in response.media]
+            names = self._write(key, media)
+            message = _message(response, names, [medium.note for medium in media])
+            replies.append({"key": key, "source": sample.source, "text": response.text, **message})
             files += names
             untrained |= dict.fromkeys(response.untrained)
         content = {"replies": replies, "rejects": [asdict(reject) for reject in rejects], "files": files}
@@ -184,22 +186,24 @@ class Answerer:
         write_json(_record(source, number), {**row, **content, "untrained": list(untrained)})
         return {"chunk": number, "rejected": len(rejects)}
 
-    def _write(self, key: str, response: "Response") -> list[str]:
+    def _write(self, key: str, media: Sequence[Media]) -> list[str]:
         names = []
-        for number, medium in enumerate(map(media_files.encode, response.media), start=1):
+        for number, medium in enumerate(media, start=1):
             names.append(f"{key}-{number}.{medium.format}")
             with atomic_path(self._source.directory / MEDIA / names[-1]) as temporary:
                 temporary.write_bytes(medium.data)
         return names
 
 
-def _message(response: "Response", names: Sequence[str]) -> dict[str, Any]:
-    """A reply as the turn of a chat."""
-    left = iter(names)
+def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
+    """A reply as the turn of a chat; a medium's note stands beside it, if it has one."""
+    left = iter(zip(names, notes, strict=True))
 
     def content(part: Part) -> dict[str, str]:
         if isinstance(part, Item):
-            return {"type": part.modality.value, part.modality.value: f"{MEDIA}/{next(left)}"}
+            name, note = next(left)
+            shown = {"type": part.modality.value, part.modality.value: f"{MEDIA}/{name}"}
+            return shown | ({"note": note} if note else {})
         return {"type": "text", "text": part}
 
     return {"message": {"role": "assistant", "content": [content(part) for part in response.parts]}}

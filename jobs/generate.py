@@ -185,12 +185,14 @@ def _answer_prompt(
     for number, medium in enumerate(reply.media, start=1):
         names.append(f"{number}-{medium.modality.value}.{medium.format}")
         (out / names[-1]).write_bytes(medium.data)
+    notes = {name: medium.note for name, medium in zip(names, reply.media, strict=True) if medium.note}
     write_json(
         out / "reply.json",
-        {"prompt": arguments.prompt, "text": reply.text, "files": names, "checkpoint": str(checkpoint)},
+        {"prompt": arguments.prompt, "text": reply.text, "files": names, "checkpoint": str(checkpoint)}
+        | ({"notes": notes} if notes else {}),
     )
     for name in names:
-        print(f"  {out / name}")
+        print(f"  {out / name}" + (f" ({notes[name]})" if name in notes else ""))
     if not names:
         print("  no media; --require image asks for one")
     cli.note_untrained(reply.untrained)

@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser("Run everything once, small, on this machine; without --data on a world the project draws.")
     parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder")
     parser.add_argument("--out", default="out/quickstart", metavar="DIR", help="where everything goes")
-    parser.add_argument("--preset", default=PRESET, help="the preset of all steps")
+    parser.add_argument("--preset", default=PRESET, help="the preset of all steps, or a .yaml file of yours")
     parser.add_argument("--small", action="store_true", help="less of all: to see that it works, not how well")
+    cli.add_overrides(parser, "epochs=2 or model.llm.name=PATH")
     arguments = parser.parse_args(argv)
 
     started = time.monotonic()
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = cli.new_folder(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     data = cli.existing_folder(arguments.data) if arguments.data else _world(out, size.world)
-    times = _train(out, data, arguments.preset, size)
+    times = _train(out, data, arguments.preset, [*size.settings, *arguments.overrides], size)
     times |= _examine(out, size) if examined else _reply(out)
     page = out / "gallery.html"
     runs = [str(out / f"stage-{stage}") for stage in (1, 2, 3)]
@@ -81,17 +82,18 @@ def _world(out: Path, count: int) -> Path:
     return root
 
 
-def _train(out: Path, data: Path, preset: str, size: Size) -> dict[str, float]:
+def _train(out: Path, data: Path, preset: str, settings: list[str], size: Size) -> dict[str, float]:
     """From raw data through three stages; returns the seconds of each step."""
     shards, times = str(out / "shards"), {}
     command = ["--data", str(data), "--out", shards, "--samples-per-shard", str(size.samples_per_shard)]
     times["prepare"] = _run("prepare", prepare.main, command)
-    times["embed"] = _run("embed", embed.main, ["--shards", shards, "--preset", preset])
+    parts = [text for text in settings if text.startswith("model.")]
+    times["embed"] = _run("embed", embed.main, ["--shards", shards, "--preset", preset, *parts])
     init: list[str] = []
     for stage in ("1", "2", "3"):
         run = str(out / f"stage-{stage}")
         command = ["--stage", stage, "--shards", shards, "--out", run, *init, "--preset", preset, "--overwrite"]
-        times[f"stage {stage}"] = _run("train_stage", train_stage.main, [*command, *size.settings])
+        times[f"stage {stage}"] = _run("train_stage", train_stage.main, [*command, *settings])
         init = ["--init", run]
     return times
 

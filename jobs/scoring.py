@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from model.checkpoint import from_pretrained
 from model.config import ModelConfig
-from model.decoders import Decoder
+from model.decoder_pool import DecoderPool
 from model.description import check_compatible
 from model.generation import Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
 from model.query import Sampling
-from model.rendering import Wish, render
+from model.rendering import Wish
 from model.tokenizer import encode_text
 from pipelines import media as media_files
 from pipelines.progress import track
@@ -85,7 +85,7 @@ class FrozenParts:
     def __init__(self, config: ModelConfig, plan: Plan) -> None:
         self._plan = plan
         self._encoder = ImageBindEncoder(config.encoder.name, device=plan.device)
-        self._decoders = {m: Decoder(m, o.decoder, device=plan.device) for m, o in config.outputs.items()}
+        self._decoders = DecoderPool(config, lambda _: plan.device)
 
     def features(self, chosen: Sequence[Case]) -> dict[str, Condition]:
         """Embeds what the user shows in each case, as files that went through their codecs."""
@@ -104,7 +104,7 @@ class FrozenParts:
         if self._plan.steps:
             wishes = [wish._replace(settings={"steps": self._plan.steps}) for wish in wishes]
         with track(f"{title}: render", len(wishes), "media") as bar:
-            return render(self._decoders, wishes, on_done=lambda places, _: bar.advance(len(places)))
+            return self._decoders.render(wishes, on_done=lambda places, _: bar.advance(len(places)))
 
     def from_text(self, chosen: Sequence[Case]) -> Sitting:
         """Feeds the decoders with the captions themselves."""

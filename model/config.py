@@ -68,6 +68,19 @@ class LoraSettings(_Settings):
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+class DecoderSettings(_Settings):
+    """How the frozen decoders are run, whichever they are; a model's weights do not depend on it.
+
+    `precision` of `auto` is float16 for a decoder of the released sizes on a GPU, else float32. With `safety_checker`
+    Stable Diffusion's own classifier withholds pictures. `on_device` says how many decoders stay on the device: with
+    `one`, the others wait in the host's memory.
+    """
+
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    safety_checker: bool = False
+    on_device: Literal["all", "one"] = "all"
+
+
 class ModelConfig(_Settings):
     """A whole model; `preset` is the name it is known by in checkpoints."""
 
@@ -76,6 +89,7 @@ class ModelConfig(_Settings):
     encoder: EncoderConfig
     input_projection: InputProjectionConfig = InputProjectionConfig()
     outputs: dict[Modality, OutputConfig]
+    decoders: DecoderSettings = DecoderSettings()
     lora: LoraSettings = LoraSettings()
     max_length: PositiveInt = 512
 

@@ -6,11 +6,11 @@ Shape suffixes: N captions, L condition positions, D condition width.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,13 +22,23 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from model.families import FAMILIES, Family, default_settings, locate
+from model.config import DecoderSettings
+from model.families import (
+    FAMILIES,
+    Family,
+    default_settings,
+    has_safety_checker,
+    is_full_size,
+    latent_shape,
+    locate,
+)
 from model.parts import quiet
 from model.precision import Precision, use_bfloat16
 from model.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
 VIDEO_FPS = 8.0  # what ZeroScope was trained on
+WITHHELD = "withheld by the safety checker"
 PIECE = 16  # captions of like length that a pooled encoder takes at once; more hold more padding
 
 
@@ -44,12 +54,27 @@ class CaptionEmbeddings:
     lengths: npt.NDArray[np.int32]
 
 
+class NotFinite(ArithmeticError):
+    """A medium came out as NaN or infinity."""
+
+
 def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    return (np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)
+    return (_finite(values).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # Clipped, NaN would be black or silence, and nobody would know.
+    if not np.isfinite(values).all():
+        raise NotFinite
+    return values
 
 
 def _images(pipe: Any, output: Any) -> list[Decoded]:
-    return [Image(pixels=_pixels(pixels)) for pixels in output.images]
+    withheld = output.nsfw_content_detected or [False] * len(output.images)  # None without a classifier
+    return [
+        Image(pixels=_pixels(pixels), note=WITHHELD if is_withheld else "")
+        for pixels, is_withheld in zip(output.images, withheld, strict=True)
+    ]
 
 
 def _videos(pipe: Any, output: Any) -> list[Decoded]:
@@ -57,7 +82,7 @@ def _videos(pipe: Any, output: Any) -> list[Decoded]:
 
 
 def _sounds(pipe: Any, output: Any) -> list[Decoded]:
-    waveforms_NT = np.nan_to_num(output.audios).clip(-1, 1).astype(np.float32)
+    waveforms_NT = _finite(output.audios).clip(-1, 1).astype(np.float32)
     rate = int(pipe.vocoder.config.sampling_rate)
     return [Audio(waveform=waveform_T[None], sample_rate=rate) for waveform_T in waveforms_NT]
 
@@ -86,20 +111,15 @@ class _Steps:
         self._on_step(self._done, self._total)
 
 
-class CaptionEncoder:
-    """The text encoder of a diffusion decoder, loaded without its UNet and VAE.
+class TextEncoder:
+    """The text encoder of a diffusion decoder, in float32, loaded without its UNet and VAE.
 
-    `shape` is (L, D): (77, 768) for Stable Diffusion v1-5, (77, 1024) for ZeroScope, (1, 512) for AudioLDM. `id` names
-    the encoder by its weights, tokenizer, maximum length and precision. bfloat16 is several times as fast where the
-    device computes with it, and changes the numbers a little: cosine 0.9999 or better with float32 a position. A
-    pooled encoder stays in float32 all the same: its captions are short, and its one vector would lose more. Raises
+    `shape` is (L, D): (77, 768) for Stable Diffusion v1-5, (77, 1024) for ZeroScope, (1, 512) for AudioLDM. Raises
     FileNotFoundError where `name` (built-in part, directory or hub id) holds no diffusers pipeline, ValueError where
     it is another modality's or lacks weights.
     """
 
-    def __init__(
-        self, modality: Modality, name: str, device: str | torch.device = "cpu", precision: Precision = "float32"
-    ) -> None:
+    def __init__(self, modality: Modality, name: str, device: str | torch.device = "cpu") -> None:
         self.modality = modality
         self._family = FAMILIES[modality]
         path = locate(modality, name)
@@ -110,10 +130,6 @@ class CaptionEncoder:
         self._max_length = _max_length(self.tokenizer, config, self._family)
         self._masked = getattr(config, "use_attention_mask", self._family.pooled)
         self.shape = (1, config.projection_dim) if self._family.pooled else (self._max_length, config.hidden_size)
-        self.id = f"{readable(name)}-{self._hash()}"
-        if precision == "bfloat16" and not self._family.pooled:
-            use_bfloat16(self.text_encoder)
-            self.id += "-bfloat16"
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
@@ -146,6 +162,24 @@ class CaptionEncoder:
             return normalize(output.text_embeds.float(), dim=-1)[:, None]
         return output.last_hidden_state.float()
 
+
+class CaptionEncoder(TextEncoder):
+    """A text encoder with an identity; `id` names it by its weights, tokenizer, maximum length and precision.
+
+    bfloat16 is several times as fast where the device computes with it, and changes the numbers a little: cosine 0.9999
+    or better with float32 a position. A pooled encoder stays in float32 all the same: its captions are short, and its
+    one vector would lose more.
+    """
+
+    def __init__(
+        self, modality: Modality, name: str, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ) -> None:
+        super().__init__(modality, name, device)
+        self.id = f"{readable(name)}-{self._hash()}"
+        if precision == "bfloat16" and not self._family.pooled:
+            use_bfloat16(self.text_encoder)
+            self.id += "-bfloat16"
+
     def _hash(self) -> str:
         # Parameters only: which buffers a module keeps changes between versions of transformers.
         weights = weights_hash(dict(self.text_encoder.named_parameters()))
@@ -158,25 +192,50 @@ class CaptionEncoder:
 class Decoder:
     """A diffusion pipeline that renders conditions; it serves one thread at a time.
 
-    `condition_shape` is (L, D) and `id` its text encoder's. Raises FileNotFoundError and ValueError as
-    `CaptionEncoder` does.
+    `condition_shape` is (L, D). `settings` say its precision and whether a classifier watches it; a picture that this
+    withholds is black, and its note says so. Raises
+    FileNotFoundError and ValueError as `TextEncoder` does, and ValueError where it lacks the classifier.
     """
 
     def __init__(
-        self, modality: Modality, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        modality: Modality,
+        name: str,
+        device: str | torch.device = "cpu",
+        settings: DecoderSettings = DecoderSettings(),  # noqa: B008  frozen
     ) -> None:
         self.modality, self.name = modality, name
         self._family = FAMILIES[modality]
-        self._encoder = encoder = CaptionEncoder(modality, name, device)
-        self.id, self.condition_shape = encoder.id, encoder.shape
-        self._negative_NLD = encoder([""]).embeddings
+        self._encoder = encoder = TextEncoder(modality, name, device)
+        self.condition_shape = encoder.shape
+        self._negative_NLD = encoder([""]).embeddings  # before the encoder loses digits
+        dtype = _dtype(modality, name, torch.device(device), settings)
         path = locate(modality, name)
         with quiet_if_local(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
-                path, tokenizer=encoder.tokenizer, text_encoder=encoder.text_encoder.to(dtype), dtype=dtype
+                path,
+                tokenizer=encoder.tokenizer,
+                text_encoder=encoder.text_encoder.to(dtype),
+                dtype=dtype,
+                **_safety(modality, name, settings),
             )
-        self.pipe.to(device)
+        self.to(device)
         self.defaults = default_settings(modality, name)
+
+    def to(self, device: str | torch.device) -> None:
+        """Moves the weights; a GPU that they leave has their memory back."""
+        is_leaving = self.pipe.device.type == "cuda" and torch.device(device).type != "cuda"
+        # Not the pipeline's own: it would warn of half precision on the host, where nothing is rendered.
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        if is_leaving:
+            torch.cuda.empty_cache()  # a larger decoder does not fit into the pieces that a smaller one leaves
+
+    @cached_property
+    def id(self) -> str:
+        """That of the `CaptionEncoder` of float32, which is loaded anew: only now, as rendering does not need it."""
+        return CaptionEncoder(self.modality, self.name).id
 
     def for_another_thread(self) -> Self:
         """A decoder with the same weights that renders beside this one."""
@@ -233,23 +292,60 @@ class Decoder:
             )
         if not len(conditions_NLD):
             return []
+        if not conditions_NLD.isfinite().all():
+            raise ValueError(f"{self.name}: the {self.modality} condition holds NaN or infinity; check the checkpoint")
         negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
         self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
+        # On the CPU, so that the noise does not depend on the device.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         output = self.pipe(
             prompt_embeds=self._prompt_embeds(conditions_NLD),
             negative_prompt_embeds=self._prompt_embeds(negative_NLD),
-            # On the CPU, so that the noise does not depend on the device.
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            latents=self._noise(generators, settings),
+            generator=generators,
             output_type="np",
             **settings,
         )
-        return _DECODED[self.modality](self.pipe, output)
+        try:
+            return _DECODED[self.modality](self.pipe, output)
+        except NotFinite:
+            dtype = str(self.pipe.dtype).removeprefix("torch.")
+            advice = "its weights are damaged" if dtype == "float32" else "set decoders.precision=float32"
+            raise NotFinite(f"{self.name}: made NaN or infinity, no {self.modality}, in {dtype}; {advice}") from None
+
+    def _noise(self, generators: Sequence[torch.Generator], settings: Mapping[str, Any]) -> Tensor:
+        """The noise that each medium is made from, drawn in float32: the same in every precision."""
+        sizes = {name: value for name, value in settings.items() if name in self.defaults}
+        shape = latent_shape(self.modality, self.name, sizes)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return noise.to(self.pipe.device, self.pipe.dtype)
 
     def _prompt_embeds(self, conditions_NLD: Tensor) -> Tensor:
         if self._family.pooled:
             # A pooled condition is a unit vector by nature; a projected one is so only nearly.
             conditions_NLD = normalize(conditions_NLD[:, 0].float(), dim=-1)
         return conditions_NLD.detach().to(self.pipe.device, self.pipe.dtype)
+
+
+def _dtype(modality: Modality, name: str, device: torch.device, settings: DecoderSettings) -> torch.dtype:
+    if settings.precision != "auto":
+        return getattr(torch, settings.precision)
+    # Our own small decoders gain nothing from it, and what they score was measured in float32.
+    is_halved = device.type == "cuda" and is_full_size(modality, name)
+    return torch.float16 if is_halved else torch.float32
+
+
+def _safety(modality: Modality, name: str, settings: DecoderSettings) -> dict[str, Any]:
+    """What tells a pipeline not to load the classifier of its pictures; nothing where it is wanted, or has none."""
+    if not FAMILIES[modality].safety_checker:
+        return {}
+    if settings.safety_checker:
+        if not has_safety_checker(modality, name):
+            raise ValueError(
+                f"{name}: has no safety checker; set decoders.safety_checker=false, or use another decoder"
+            )
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def _load_text_encoder(family: Family, path: str) -> Any:

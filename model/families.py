@@ -40,6 +40,7 @@ class Family:
     small_guidance: float
     full_size: Mapping[str, Any]
     grid: Callable[[Settings, Read], tuple[int, ...]]
+    safety_checker: bool = False  # whether released weights come with a classifier of what they show
 
 
 def _square(read: Read) -> Settings:
@@ -64,7 +65,7 @@ def _mel_grid(settings: Settings, read: Read) -> tuple[int, ...]:
     return round(settings["audio_length_in_s"] / _frame_seconds(read)), read("vocoder")["model_in_dim"]
 
 
-_CLIP = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
+_CLIP: dict[str, Any] = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
 FAMILIES = {
     Modality.IMAGE: Family(
         **_CLIP,
@@ -75,6 +76,7 @@ FAMILIES = {
         small_guidance=2.0,
         full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
         grid=lambda settings, _: (settings["height"], settings["width"]),
+        safety_checker=True,
     ),
     Modality.VIDEO: Family(
         **_CLIP,
@@ -151,9 +153,23 @@ def default_settings(modality: Modality, name: str) -> Settings:
     """What a decoder renders with unless told otherwise: sizes in pixels and seconds, steps, guidance."""
     family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
     native = family.native(read)
-    if read("unet")["block_out_channels"][0] < FULL_SIZE_CHANNELS:
+    if not _is_full_size(read):
         return {"num_inference_steps": _SMALL_STEPS, "guidance_scale": family.small_guidance, **native}
     return {**native, **family.full_size}
+
+
+def is_full_size(modality: Modality, name: str) -> bool:
+    """Whether a decoder is as wide as the released ones, not one of ours; raises as `locate`."""
+    return _is_full_size(partial(_read_config, locate(modality, name)))
+
+
+def has_safety_checker(modality: Modality, name: str) -> bool:
+    """Whether a decoder comes with a classifier that withholds what it shows; raises as `locate`."""
+    return bool((_read_json(locate(modality, name), "model_index.json").get("safety_checker") or [None])[0])
+
+
+def _is_full_size(read: Read) -> bool:
+    return bool(read("unet")["block_out_channels"][0] >= FULL_SIZE_CHANNELS)
 
 
 def _scale(read: Read) -> int:

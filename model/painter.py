@@ -25,12 +25,16 @@ Tell = Callable[[Step | Decoded | Exception], None]
 class Painter(Inbox[tuple[Wish, Tell]]):
     """A decoder for many who ask; `at_once` bounds a batch below what its media's size allows.
 
-    From here on nobody else may use the decoder. What was asked before it is closed is still done.
+    From here on nobody else may use the decoder. What was asked before it is closed is still done. While nobody asks,
+    the decoder is on the device `rests_on`, if there is one.
     """
 
-    def __init__(self, decoder: Decoder, *, at_once: int | None = None) -> None:
+    def __init__(self, decoder: Decoder, *, at_once: int | None = None, rests_on: str | None = None) -> None:
         super().__init__()
         self._decoder, self._at_once = decoder, at_once
+        self._works_on, self._rests_on = decoder.pipe.device, rests_on
+        if rests_on is not None:
+            decoder.to(rests_on)
         self._waiting: deque[tuple[Wish, Tell]] = deque()
         self.batches = 0  # rendered so far
         self._start("painter")
@@ -50,6 +54,8 @@ class Painter(Inbox[tuple[Wish, Tell]]):
                     self._waiting.append(message)
             if self._waiting:
                 self._render(self._next())
+                if self._rests_on is not None and not self._waiting and self._inbox.empty():
+                    self._decoder.to(self._rests_on)
                 give_back_memory()
 
     def _next(self) -> list[tuple[Wish, Tell]]:
@@ -74,6 +80,8 @@ class Painter(Inbox[tuple[Wish, Tell]]):
                 tell(Step(done, total))
 
         try:
+            if self._rests_on is not None:
+                self._decoder.to(self._works_on)
             media = render_batch(self._decoder, wishes, on_step)
         except Exception as error:
             for tell in tells:

@@ -14,13 +14,13 @@ import torch
 
 from model.checkpoint import from_pretrained
 from model.config import ModelConfig
-from model.decoders import Decoder
+from model.decoder_pool import DecoderPool
 from model.generation import OnPart, Prompt, Reply, generate_batch
 from model.imagebind_inputs import ImageBindEncoder
 from model.nextgpt import NextGPT
 from model.parts import is_untrained
 from model.query import Query
-from model.rendering import Wish, render
+from model.rendering import Wish
 from pipelines.sample import Decoded, Item, Modality, Part
 
 
@@ -44,13 +44,14 @@ class Responder:
     """Answers in text and media; serves one thread at a time.
 
     The encoder and each decoder are loaded when first needed, and kept. The modalities of a reply are rendered side by
-    side: on several GPUs each has one of its own as far as they go round, on one device they share it.
+    side: on several GPUs each has one of its own as far as they go round, on one device they share it; with the setting
+    `decoders.on_device: one` they take turns.
     """
 
     def __init__(self, model: NextGPT, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._device = model.new_input_rows.weight.device
-        self._decoders: dict[Modality, Decoder] = {}
+        self._decoders = DecoderPool(model.config, self._device_of)
 
     @classmethod
     def from_pretrained(
@@ -121,9 +122,7 @@ class Responder:
 
     def render(self, wanted: Sequence[Wish]) -> list[Decoded]:
         """Renders wishes; media in their order."""
-        # In turn: loading is not safe in threads.
-        decoders = {modality: self._decoder(modality) for modality in dict.fromkeys(wish.modality for wish in wanted)}
-        return render(decoders, wanted)
+        return self._decoders.render(wanted)
 
     def untrained(self, has_inputs: bool, made: Sequence[Modality]) -> tuple[str, ...]:
         """The parts with random weights that a reply comes through."""
@@ -132,14 +131,12 @@ class Responder:
         used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
         return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
 
-    def _decoder(self, modality: Modality) -> Decoder:
-        if modality not in self._decoders:
-            device = self._device
-            if device.type == "cuda":  # from the LLM's own on, one GPU further for each modality
-                place = (device.index or 0) + 1 + list(Modality).index(modality)
-                device = torch.device("cuda", place % torch.cuda.device_count())
-            self._decoders[modality] = Decoder(modality, self.model.config.outputs[modality].decoder, device=device)
-        return self._decoders[modality]
+    def _device_of(self, modality: Modality) -> torch.device:
+        """The place of a decoder: from the LLM's own GPU on, one further for each modality."""
+        if self._device.type != "cuda":
+            return self._device
+        place = (self._device.index or 0) + 1 + list(Modality).index(modality)
+        return torch.device("cuda", place % torch.cuda.device_count())
 
 
 def wishes(query: Query, reply: Reply) -> list[Wish]:

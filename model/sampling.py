@@ -122,7 +122,7 @@ class Sampler:
             self._decoders[modality] = None  # what failed once is not tried again
             weight = self.model.new_input_rows.weight
             name = self.model.config.outputs[modality].decoder
-            self._decoders[modality] = Decoder(modality, name, device=weight.device, dtype=weight.dtype)
+            self._decoders[modality] = Decoder(modality, name, weight.device, self.model.config.decoders)
         return self._decoders[modality]
 
     def _tell(self, what: str, error: Exception) -> None:

@@ -81,7 +81,8 @@ def encode(decoded: Decoded) -> Media:
     modality, suffix, encoder = _ENCODERS[type(decoded)]
     buffer = io.BytesIO()
     encoder(decoded, buffer)
-    return Media(modality=modality, data=buffer.getvalue(), format=suffix)
+    note = decoded.note if isinstance(decoded, Image) else ""
+    return Media(modality=modality, data=buffer.getvalue(), format=suffix, note=note)
 
 
 def write_mp4(frames: Iterable[tuple[int, Frame]], fps: float, crf: int, buffer: io.BytesIO) -> None:

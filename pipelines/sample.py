@@ -47,18 +47,23 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """Encoded bytes of one medium; `format` is the file suffix without a dot (`jpg`, `mp4`, `wav`)."""
+    """Encoded bytes of one medium; `format` is the file suffix without a dot (`jpg`, `mp4`, `wav`).
+
+    `note` is what its reader must be told: of a picture that was withheld, say.
+    """
 
     modality: Modality
     data: bytes
     format: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A decoded image: uint8 (H, W, 3), RGB."""
+    """A decoded image: uint8 (H, W, 3), RGB; `note` as of `Media`."""
 
     pixels: npt.NDArray[np.uint8]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,26 @@
-"""What a GPU does: training steps of a 7B model and captions a second, as Markdown tables. Nothing is fetched.
+"""What a GPU does with a 7B model and its frozen parts, as Markdown tables. Nothing is fetched.
 
-The weights are random, in the shapes of Vicuna-7B and of the three decoders' text encoders. Each line of the training
-table is a process of its own; see `gpu_steps.py` for what is counted.
+The weights are random, in the shapes of Vicuna-7B, ImageBind huge and the three decoders. Nearly each line of a table
+is a process of its own; see `gpu_steps.py` for what is counted of a training step.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jobs.benchmarks import in_a_process_of_its_own, say, timed
+from jobs.benchmarks import gpu_decoders, gpu_encoder, gpu_small, in_a_process_of_its_own, say, timed
+from jobs.benchmarks.decoder_shapes import PUBLISHED
+from jobs.benchmarks.gpu_decoders import DecoderSizes
+from jobs.benchmarks.gpu_memory import gibibytes
+from jobs.benchmarks.gpu_small import SmallSizes
 from jobs.benchmarks.gpu_steps import Figures, measure, write_llm
 from jobs.benchmarks.text_encoders import SHAPES, draw_captions, load_encoders
 from jobs.settings import load_settings
+from model.imagebind import ImageBindConfig
 from model.precision import PRECISIONS
 from pipelines.sample import Modality
 
@@ -26,35 +31,52 @@ CAPTION_BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What is measured: a preset about an LLM and text encoders of given shapes, which micro-batches, and how much."""
+    """What is measured: a preset around parts of given shapes, which micro-batches and batches, and how much.
+
+    `batches` are pairs of a global batch and its micro-batch.
+    """
 
     preset: str
     llama: Mapping[str, Any]
     text_encoders: Mapping[Modality, Mapping[str, int]]
-    micro_batches: Sequence[int]
+    batches: Sequence[tuple[int, int]]
     num_steps: int
     num_captions: int
+    decoders: DecoderSizes
+    imagebind: ImageBindConfig
+    small: SmallSizes
 
 
+VICUNA = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
 FULL = Size(
     preset="nextgpt_7b",
-    llama={
-        "vocab_size": 32_000,
-        "hidden_size": 4096,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 4096,
-    },
+    llama=VICUNA,
     text_encoders=SHAPES,
-    micro_batches=(4, 8, 16, 32),
+    batches=((4, 4), (8, 8), (16, 16), (32, 32), (64, 8)),
     num_steps=10,
     num_captions=4096,
+    decoders=gpu_decoders.FULL,
+    imagebind=ImageBindConfig.huge(),
+    small=SmallSizes(
+        preset="nextgpt_7b_24gb",
+        llama=VICUNA,
+        imagebind=ImageBindConfig.huge(),
+        decoders=PUBLISHED,
+        micro_batches=(4, 8, 16),
+        num_steps=10,
+    ),
 )
 
 
-def run(device: str = "cuda", size: Size = FULL) -> Iterator[str]:
-    """Measures everything; yields the lines of the tables as they come.
+def run(device: str = "cuda", size: Size = FULL, only: Sequence[str] = ()) -> Iterator[str]:
+    """Measures everything, or the sections named; yields the lines of the tables as they come.
 
     Raises ValueError where there is no such device.
     """
@@ -62,9 +84,19 @@ def run(device: str = "cuda", size: Size = FULL) -> Iterator[str]:
         raise ValueError("bench.py gpu: needs a CUDA device, and this machine has none")
     name = torch.cuda.get_device_name() if device == "cuda" else device
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        yield from _training(Path(folder), device, name, size)
-        yield ""
-        yield from _captions(Path(folder), device, size)
+        sections: dict[str, Callable[[], Iterator[str]]] = {
+            "training": lambda: _training(Path(folder), device, name, size),
+            "captions": lambda: _captions(Path(folder), device, size),
+            "decoders": lambda: gpu_decoders.lines(Path(folder), device, size.decoders),
+            "encoder": lambda: gpu_encoder.lines(device, size.imagebind),
+            "small": lambda: gpu_small.lines(Path(folder), device, size.small),
+        }
+        yield f"{name}, torch {torch.__version__}, random weights:"
+        for section in only or sections:
+            yield ""
+            with timed() as watch:
+                yield from sections[section]()
+            say(f"gpu: {section} took {watch.seconds:.0f} s")
 
 
 def peak_flops(name: str) -> float | None:
@@ -75,20 +107,21 @@ def peak_flops(name: str) -> float | None:
 def _training(folder: Path, device: str, name: str, size: Size) -> Iterator[str]:
     settings = load_settings(3, size.preset)
     yield (
-        f"{name}, torch {torch.__version__}: stage 3 of `{size.preset}`, random weights, {settings.precision}, "
-        f"LoRA of rank {settings.model.lora.r}, samples of {settings.model.max_length} tokens, ZeRO-{settings.zero}"
+        f"Stage 3 of `{size.preset}`, {settings.precision}, LoRA of rank {settings.model.lora.r}, samples of "
+        f"{settings.model.max_length} tokens, ZeRO-{settings.zero}:"
     )
     yield ""
-    yield "| micro-batch | gradient checkpointing | samples/s | tokens/s | MFU | peak memory |"
-    yield "|---|---|---|---|---|---|"
+    yield "| batch | micro-batch | gradient checkpointing | samples/s | tokens/s | MFU | peak memory |"
+    yield "|---|---|---|---|---|---|---|"
     write_llm(folder / "llm", size.llama)
     for checkpointing in ("true", "false"):
-        for count in size.micro_batches:
-            say(f"gpu: micro-batch of {count}, gradient_checkpointing={checkpointing}")
-            overrides = (f"batch_size={count}", f"micro_batch_size={count}", f"gradient_checkpointing={checkpointing}")
+        for batch, micro in size.batches:
+            say(f"gpu: batch of {batch}, micro-batch of {micro}, gradient_checkpointing={checkpointing}")
+            overrides = (f"batch_size={batch}", f"micro_batch_size={micro}", f"gradient_checkpointing={checkpointing}")
             found = in_a_process_of_its_own(measure, folder / "llm", size.preset, overrides, device, size.num_steps)
             cells = ["", "", "", "out of memory"] if found is None else _cells(found, peak_flops(name))
-            yield "| " + " | ".join([str(count), "yes" if checkpointing == "true" else "no", *cells]) + " |"
+            told = "yes" if checkpointing == "true" else "no"
+            yield "| " + " | ".join([str(batch), str(micro), told, *cells]) + " |"
 
 
 def _cells(figures: Figures, peak: float | None) -> list[str]:
@@ -96,7 +129,7 @@ def _cells(figures: Figures, peak: float | None) -> list[str]:
         f"{figures.samples / figures.seconds:.3g}",
         f"{figures.tokens / figures.seconds:,.0f}",
         "" if peak is None else f"{figures.flops / figures.seconds / peak:.1%}",
-        f"{figures.peak_bytes / 2**30:.1f} GiB",
+        gibibytes(figures.peak_bytes),
     ]
 
 

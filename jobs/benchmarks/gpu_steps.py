@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from jobs.benchmarks import Stopwatch, timed
+from jobs.benchmarks.gpu_memory import limit, reserved, wait_for
 from jobs.benchmarks.training import held_bytes, llm_settings, process_group
 from jobs.settings import deepspeed_settings, load_settings
 from model.adapter import base_of, is_adapter_tensor
@@ -43,13 +44,17 @@ CAPTION_TOKENS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Steps of one configuration: seconds of one, its samples, tokens and FLOPs, and the peak of memory in bytes."""
+    """Steps of one configuration: seconds of one, its samples, tokens and FLOPs, and the peak of memory in bytes.
+
+    `reserved_bytes` is what PyTorch took of a GPU for it.
+    """
 
     seconds: float
     samples: int
     tokens: int
     flops: float
     peak_bytes: int
+    reserved_bytes: int
 
 
 class DrawnTrainer(Trainer):
@@ -80,17 +85,38 @@ def write_llm(folder: Path, llama: Mapping[str, Any]) -> None:
         transformers.AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm")).save_pretrained(folder)
 
 
-def measure(llm: Path, preset: str, overrides: Sequence[str], device: str, num_steps: int) -> Figures | None:
-    """Times steps of one micro-batch in this process; None where they do not fit into the device's memory."""
+def measure(
+    llm: Path,
+    preset: str,
+    overrides: Sequence[str],
+    device: str,
+    num_steps: int,
+    is_drawn: bool = True,
+    memory: int | None = None,
+) -> Figures | None:
+    """Times steps in this process; None where they do not fit into the device's memory, or into `memory` bytes of it.
+
+    The LLM's weights are drawn, or read from its folder.
+    """
+    if memory is not None:
+        limit(device, memory)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-run-") as folder, process_group(Path(folder) / "group"):
         try:
-            return _measure(make_trainer(llm, preset, overrides, device, Path(folder) / "run"), num_steps)
+            kind = DrawnTrainer if is_drawn else Trainer
+            return _measure(make_trainer(llm, preset, overrides, device, Path(folder) / "run", kind), num_steps)
         except torch.OutOfMemoryError:
             return None
 
 
-def make_trainer(llm: Path, preset: str, overrides: Sequence[str], device: str, run: Path) -> DrawnTrainer:
-    """A trainer of stage 3 on this process, about the LLM whose configuration a folder holds."""
+def make_trainer(
+    llm: Path,
+    preset: str,
+    overrides: Sequence[str],
+    device: str,
+    run: Path,
+    kind: type[Trainer] = DrawnTrainer,
+) -> Trainer:
+    """A trainer of stage 3 on this process, around the LLM whose configuration a folder holds."""
     settings = load_settings(3, preset, [*llm_settings(llm), *overrides])
     job = Job(
         settings=settings,
@@ -103,31 +129,33 @@ def make_trainer(llm: Path, preset: str, overrides: Sequence[str], device: str, 
         history={},
         card={},
     )
-    return DrawnTrainer(job, Rank(rank=0, world_size=1, device=device))
+    return kind(job, Rank(rank=0, world_size=1, device=device))
 
 
 def _measure(trainer: Trainer, num_steps: int) -> Figures:
     batch = make_batch(trainer)
-    for step in range(WARMUP_STEPS):
-        trainer.step(step, [batch])
-    watch = _time(trainer, batch, num_steps)
+    count = trainer.accumulation
+    # A global batch of many micro-batches settles within one step, and takes as many times longer.
+    warmup, num_steps = max(1, WARMUP_STEPS // count), max(2, num_steps // count)
+    for step in range(warmup):
+        trainer.step(step, [batch] * count)
+    watch = _time(trainer, [batch] * count, range(warmup, warmup + num_steps))
     return Figures(
         seconds=watch.seconds / num_steps,
-        samples=len(batch.keys),
-        tokens=int(batch.attention_mask_BT.sum()),
-        flops=model_flops(trainer.model, batch),
+        samples=count * len(batch.keys),
+        tokens=count * int(batch.attention_mask_BT.sum()),
+        flops=count * model_flops(trainer.model, batch),
         peak_bytes=held_bytes()[1],
+        reserved_bytes=reserved(trainer.rank.device),
     )
 
 
-def _time(trainer: Trainer, batch: Batch, num_steps: int) -> Stopwatch:
+def _time(trainer: Trainer, batches: Sequence[Batch], steps: range) -> Stopwatch:
     """Seconds until the device has done all steps."""
-    on_gpu = trainer.rank.device.startswith("cuda")
     with timed() as watch:
-        for step in range(WARMUP_STEPS, WARMUP_STEPS + num_steps):
-            trainer.step(step, [batch])
-        if on_gpu:
-            torch.cuda.synchronize()
+        for step in steps:
+            trainer.step(step, batches)
+        wait_for(trainer.rank.device)
     return watch
 
 

@@ -16,8 +16,11 @@ REPEATS = 3
 
 def run(scale: float, checkpoint: str) -> list[Row]:
     """One row a modality: the same wishes and steps on both sides."""
-    outputs = read_model_config(checkpoint).outputs
-    return [_row(Decoder(m, output.decoder, device=best_device()), scale) for m, output in outputs.items()]
+    config = read_model_config(checkpoint)
+    return [
+        _row(Decoder(modality, output.decoder, best_device(), config.decoders), scale)
+        for modality, output in config.outputs.items()
+    ]
 
 
 def _row(decoder: Decoder, scale: float) -> Row:

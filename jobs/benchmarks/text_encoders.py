@@ -62,18 +62,19 @@ def load_encoders(
     )
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        _text_encoder(modality, tokenizer, shape or SHAPES[modality]).save_pretrained(folder / "text_encoder")
+        draw_text_encoder(modality, tokenizer, shape or SHAPES[modality]).save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     return [CaptionEncoder(modality, str(folder), device, precision) for precision in precisions]
 
 
-def _text_encoder(modality: Modality, tokenizer: Any, shape: Mapping[str, int]) -> Any:
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+def draw_text_encoder(modality: Modality, tokenizer: Any, shape: Mapping[str, int]) -> Any:
+    """A text encoder with fresh weights; unless its shape says otherwise, it has a row for each token."""
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **shape}
     if modality is Modality.AUDIO:
         # RoBERTa numbers positions from the padding id on.
         positions = 512 + tokenizer.pad_token_id + 1
-        config = transformers.ClapTextConfig(**shape, **ids, max_position_embeddings=positions)
+        config = transformers.ClapTextConfig(**shape, max_position_embeddings=positions)
         return transformers.ClapTextModelWithProjection(config)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = transformers.CLIPTextConfig(**shape, **ids, **ends, max_position_embeddings=77)
+    config = transformers.CLIPTextConfig(**shape, **ends, max_position_embeddings=77)
     return transformers.CLIPTextModel(config)

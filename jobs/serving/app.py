@@ -102,7 +102,7 @@ def build(settings: Settings) -> Application:
     share = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
     renderers = {
         modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, share).bind(
-            config.outputs[modality].decoder, modality, settings.batch
+            config.outputs[modality].decoder, modality, config.decoders, settings.batch
         )
         for modality in model.settings
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.scheduler import needs_guides
-from model.config import ModelConfig
+from model.config import DecoderSettings, ModelConfig
 from model.generation import Reply
 from model.painter import Painter, Step
 from model.query import Query
@@ -69,7 +69,7 @@ class Language:
 class Renderer:
     """One decoder of a model: wishes in, encoded media out."""
 
-    def __init__(self, name: str, modality: Modality, at_once: int | None) -> None:
+    def __init__(self, name: str, modality: Modality, settings: DecoderSettings, at_once: int | None) -> None:
         import torch
 
         from jobs.cli import quiet
@@ -79,7 +79,9 @@ class Renderer:
         quiet()
         if best_device() == "cpu":
             torch.set_num_threads(1)  # The decoders share the cores, and small layers gain nothing from several.
-        self._painter = Painter(Decoder(modality, name, device=best_device()), at_once=at_once)
+        decoder = Decoder(modality, name, best_device(), settings)
+        # Other processes may hold the other decoders: all that this one can do is not to stay when it is idle.
+        self._painter = Painter(decoder, at_once=at_once, rests_on="cpu" if settings.on_device == "one" else None)
 
     async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
         """Yields the steps of a medium and at last its file; raises ValueError for settings the decoder lacks."""

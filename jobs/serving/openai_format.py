@@ -245,9 +245,9 @@ def data_uri(medium: Media) -> str:
 
 
 def part_of(medium: Media) -> dict[str, Any]:
-    """A medium as a content part."""
+    """A medium as a content part; `note` stands beside it where there is something to say of it."""
     kind = f"{medium.modality.value}_url"
-    return {"type": kind, kind: {"url": data_uri(medium)}}
+    return {"type": kind, kind: {"url": data_uri(medium)}} | ({"note": medium.note} if medium.note else {})
 
 
 def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:

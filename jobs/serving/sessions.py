@@ -40,12 +40,12 @@ class Session:
     plan: str = ""  # of the last reply, in words, if it had one
 
     def keep(self, medium: Media) -> Item:
-        """Writes a medium; returns the item that names it. Raises TooManyMedia."""
+        """Writes a medium; returns the item that names it, its note as the caption. Raises TooManyMedia."""
         if sum(file.stat().st_size for file in self.folder.iterdir()) + len(medium.data) > _MOST_BYTES:
             raise TooManyMedia
         name = f"{secrets.token_hex(8)}.{medium.format}"
         (self.folder / name).write_bytes(medium.data)
-        return Item(modality=medium.modality, name=name)
+        return Item(modality=medium.modality, name=name, caption=medium.note)
 
     def path(self, name: str) -> Path | None:
         """The file of a medium; None where this session has none of that name."""

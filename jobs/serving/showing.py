@@ -75,7 +75,8 @@ def _content(part: Part, note: str) -> Any:
     source = f"/media/{escape(part.name)}"
     match part.modality:
         case Modality.IMAGE:
-            return gr.HTML(f'<a href="{source}" download><img class="medium" src="{source}" alt="picture"></a>')
+            picture = f'<a href="{source}" download><img class="medium" src="{source}" alt="picture"></a>'
+            return gr.HTML(picture + (f"<p>{escape(part.caption)}</p>" if part.caption else ""))
         case Modality.VIDEO:
             return gr.HTML(f'<video class="medium" src="{source}" controls autoplay loop muted playsinline></video>')
         case Modality.AUDIO:

@@ -11,6 +11,7 @@ from decoder_cases import array_of, each_modality, name_of
 from safetensors.torch import load_file, save_file
 
 from model import families
+from model.config import DecoderSettings
 from model.decoders import CaptionEncoder, Decoder
 from model.families import caption_shape, default_settings
 from model.parts import resolve
@@ -253,7 +254,7 @@ def test_full_size_decoders_have_the_released_models_settings(monkeypatch: pytes
 
 @each_modality
 def test_half_precision_renders(modality: Modality) -> None:
-    decoder = Decoder(modality, name_of(modality), dtype=torch.bfloat16)
+    decoder = Decoder(modality, name_of(modality), settings=DecoderSettings(precision="bfloat16"))
     assert np.isfinite(array_of(decoder.generate(np.zeros(SHAPES[modality], np.float32), steps=1))).all()
 
 
