@@ -14,6 +14,9 @@ DESCRIPTION = (
 def add_arguments(parser: ArgumentParser) -> None:
     """What `jobs/bench.py real` takes."""
     parser.add_argument("--out", default="out/real", metavar="DIR", help="where parts and runs go; parts are kept")
+    parser.add_argument(
+        "--base", default="nextgpt_7b", metavar="PRESET", help="what the user's preset file is based on"
+    )
     parser.add_argument("--layers", type=int, metavar="N", help="of the LLM; without it, as many as fit, at most 32")
     parser.add_argument("--small", action="store_true", help="a cut that two cores rehearse in minutes")
     parser.add_argument("--disk", type=float, metavar="GB", help="cut the LLM's layers to fit on this much disk")
@@ -30,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--settings",
         nargs="+",
         metavar="KEY=VALUE",
-        default=["workers=1", "use_gpu=false", "batch_size=2", "micro_batch_size=1", "validation.fraction=0"],
-        help="of the training stages",
+        default=["workers=1", "batch_size=2", "micro_batch_size=1", "validation.fraction=0"],
+        help="of the training stages; use_gpu=false is added where there is no GPU",
     )
 
 

@@ -18,15 +18,15 @@ from jobs.benchmarks.real.llm import DELTA_FILE, LAYERS, VICUNA
 from jobs.benchmarks.real.vocabularies import fetch_vocabularies
 from model.config import ModelConfig, load_preset, parse_config
 
-BASE = "nextgpt_7b"
 _SMALL_OUTPUT = {"hidden": 64, "ffn": 128, "layers": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """The parts below `root`; `layers` of the LLM, and in the small cut narrow decoders and shallow encoders."""
+    """The parts of the preset `base` below `root`, cut to `layers` of the LLM; in the small cut narrow throughout."""
 
     root: Path
+    base: str = "nextgpt_7b"
     layers: int = LAYERS
     small: bool = False
 
@@ -54,11 +54,16 @@ class Hub:
         if self.small:
             base_llm["hidden_size"] = self.vicuna.documents["config.json"]["hidden_size"]
             outputs = {name: {**output, **_SMALL_OUTPUT} for name, output in outputs.items()}
-        return {"base": BASE, "llm": base_llm, "encoder": {"name": str(root / "imagebind" / FILE)}, "outputs": outputs}
+        return {
+            "base": self.base,
+            "llm": base_llm,
+            "encoder": {"name": str(root / "imagebind" / FILE)},
+            "outputs": outputs,
+        }
 
     def config(self) -> ModelConfig:
         """The model of this preset."""
-        values = _laid_over(load_preset(BASE).model_dump(mode="json"), self.preset(self.root))
+        values = _laid_over(load_preset(self.base).model_dump(mode="json"), self.preset(self.root))
         return parse_config({name: value for name, value in values.items() if name != "base"}, str(self.root))
 
     @cached_property

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from jobs import cli
 from jobs.benchmarks import say
 from jobs.benchmarks.real.budget import Budget, num_layers
@@ -13,6 +15,7 @@ from jobs.benchmarks.real.hub import Hub
 from jobs.benchmarks.real.measure import Measured, measure
 from jobs.benchmarks.real.samples import cut_samples
 from jobs.benchmarks.real.steps import DATA, PRESET, Amount, Step, all_steps, environment
+from model.config import load_preset
 from pipelines.files import remove_tree
 from pipelines.world.dataset import write_world
 
@@ -37,19 +40,23 @@ class Row:
 def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
     """Writes what is missing and runs the commands; yields the lines of the table as they come.
 
-    Raises UsageError where the parts do not fit the budget, and Failures where a command failed.
+    Raises UsageError where the arguments are wrong or the parts do not fit the budget, and Failures where a command
+    failed.
     """
+    _check(arguments)
+    data = cli.existing_folder(arguments.data) if arguments.data else None
     budget = Budget(disk=arguments.disk, memory=arguments.memory, steps=arguments.only)
     out = Path(arguments.out).absolute()
     layers = num_layers(budget, layers=arguments.layers, small=arguments.small)
-    hub = Hub(root=out / ("hub-small" if arguments.small else "hub"), layers=layers, small=arguments.small)
-    work = out / ("small" if arguments.small else f"{layers}-layers")
+    root = out / ("hub-small" if arguments.small else "hub")
+    hub = Hub(root=root, base=arguments.base, layers=layers, small=arguments.small)
+    work = out / f"{arguments.base}-{'small' if arguments.small else f'{layers}-layers'}"
     hub.write()
     hub.write_preset(work / PRESET)
-    _lay_data(arguments.data, work / DATA, arguments.samples)
+    _lay_data(data, work / DATA, arguments.samples)
     amount = Amount(
         max_steps=arguments.max_steps,
-        settings=arguments.settings,
+        settings=[*arguments.settings, *([] if torch.cuda.is_available() else ["use_gpu=false"])],
         media=arguments.media,
         denoising_steps=arguments.denoising_steps,
     )
@@ -67,6 +74,21 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
     if failed := [f"{row.name}: {row.note}" for row in rows if row.measured and row.failed]:
         raise cli.Failures("\n".join(failed))
+
+
+def _check(arguments: Namespace) -> None:
+    """Before gigabytes are written."""
+    counts = {"layers": arguments.layers, "samples": arguments.samples}
+    counts |= {"max-steps": arguments.max_steps, "denoising-steps": arguments.denoising_steps}
+    mistakes = [
+        f"--{name} {count}: must be at least 1" for name, count in counts.items() if count is not None and count < 1
+    ]
+    try:
+        load_preset(arguments.base)
+    except ValueError as error:
+        mistakes.append(f"--base: {error}")
+    if mistakes:
+        raise cli.UsageError("\n".join(mistakes))
 
 
 def _run(steps: Sequence[Step], work: Path, only: Collection[str]) -> Iterator[Row]:
@@ -103,13 +125,13 @@ def _measured(step: Step, work: Path) -> Row:
     return Row(name=step.name, measured=measured, written=_size(work) - before, note=note)
 
 
-def _lay_data(data: str | None, folder: Path, count: int) -> None:
-    if data is not None:
-        cut_samples(cli.existing_folder(data), folder, count)
-        return
+def _lay_data(data: Path | None, folder: Path, count: int) -> None:
     if folder.exists():
         remove_tree(folder)
-    write_world(folder, count=count)
+    if data is None:
+        write_world(folder, count=count)
+    else:
+        cut_samples(data, folder, count)
 
 
 def _line(row: Row) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, remove_tree, write_json
+from pipelines.files import read_json, write_json
 
 _PAIRS = "T-X_pair_data"
 _NAMES = tuple(f"{way}_{medium}" for way in ("input", "output") for medium in ("image", "video", "audio"))
@@ -20,8 +20,6 @@ def cut_samples(data: Path, out: Path, count: int) -> None:
     datasets = sorted(path.parent for path in (data / _PAIRS).glob("*/*.json") if path.stem == path.parent.name)
     if not datasets:
         raise FileNotFoundError(f"{data}: holds no {_PAIRS}/<dataset>/<dataset>.json of NExT-GPT")
-    if out.exists():
-        remove_tree(out)
     for folder in datasets:
         kept = dict.fromkeys(_media(read_json(folder / f"{folder.name}.json")[:count]))
         for path in folder.glob("*.json"):

@@ -50,6 +50,15 @@ def test_what_does_not_fit_is_said_with_what_it_takes() -> None:
         num_layers(Budget(disk=10, memory=None, steps=STEPS), layers=None, small=True)
 
 
+def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        bench.main(["real", "--out", str(tmp_path / "out"), "--layers", "0", "--samples", "-1", "--base", "nextgpt_8b"])
+
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["--layers 0", "--samples -1", "--base"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_commands_that_are_left_out_need_no_memory() -> None:
     training = Budget(disk=None, memory=20, steps=["stage-1", "stage-3"])
     assert num_layers(training, layers=None, small=False) > layers_for(memory=20)
