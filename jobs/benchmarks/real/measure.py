@@ -50,9 +50,7 @@ def measure(
     failure = ""
     with log.open("wb") as file:
         started = perf_counter()
-        process = subprocess.Popen(
-            command, cwd=folder, env=dict(environment), stdout=file, stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=file, stderr=file)
         watch = Watch(process.pid)
         watch.start()
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.benchmarks import free_port
 from jobs.benchmarks.real.hub import Hub
+from jobs.serving.guard import TOKEN
 
 ROOT = Path(__file__).resolve().parents[3]
 PRESET = "mine.yaml"
@@ -24,6 +25,7 @@ _STAGES = (1, 2, 3)
 _START_SECONDS = 3600.0
 _ANSWER_SECONDS = 3600.0
 _TOKENS = "16"
+_OF_OTHERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", TOKEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class Amount:
 
 def environment() -> dict[str, str]:
     """What the commands see: no cluster of somebody else's, and no hub."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY", "NEXTGPT_CHAT"))}
+    kept = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS}
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
