@@ -2,9 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from jobs import cli
 from jobs.architectures import ARCHITECTURES
@@ -75,25 +78,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     print("loading the model", flush=True)
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=arguments.port),
-        logging_config=quiet,
-    )
     try:
-        serve.run(build(settings), name="chat", logging_config=quiet)
+        application = build(settings)
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=host, port=arguments.port),
+            logging_config=quiet,
+        )
+        serve.run(application, name="chat", logging_config=quiet)
         print(f"chat page  http://127.0.0.1:{arguments.port}/" + ("?token=..." if token else ""))
         print(f"API        http://127.0.0.1:{arguments.port}/v1 (described at /docs)")
         print("Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("ending", flush=True)
+        if cli.owns_ray():
+            _end()
     finally:
-        serve.shutdown()
+        if not cli.owns_ray():
+            serve.shutdown()
 
 
 def _interrupt(*_: object) -> None:
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_DFL)  # whoever asks again does not wait
     raise KeyboardInterrupt
+
+
+def _end() -> NoReturn:
+    """Ends this process and its own Ray with all that runs there.
+
+    Serve's own end waits for every deployment in turn, and for replies in the making; nobody is left to hear them.
+    """
+    import psutil
+    import ray
+
+    from jobs.serving.sessions import remove_orphans
+
+    ours = psutil.Process().children(recursive=True)
+    ray.shutdown()
+    _, left = psutil.wait_procs(ours, timeout=1)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=0.2)
+    remove_orphans({process.pid for process in ours})
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter takes seconds to take torch and Ray's client apart
 
 
 def _check(arguments: Namespace, token: str | None) -> None:

@@ -18,6 +18,14 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # Loggers whose warnings tell a user of these commands nothing.
 CHATTER = ("ray._private.authentication", "ray.data", "ray.train", "torch.distributed.c10d_logger")
 
+# Ray Train's controller tells of every call of its own that took longer than a few seconds, as on a busy machine, by a
+# traceback; to the one at its end nobody listens, the others it makes again.
+_IMPATIENT = (
+    "ray.train.v2._internal.callbacks.placement_group_callback",
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client",
+    "ray.train.v2._internal.execution.scaling_policy.elastic",
+)
+
 FAILED = 1
 USAGE = 2
 
@@ -30,6 +38,16 @@ class UsageError(ValueError):
 
 class Failures(ValueError):
     """Several things failed, each on its own; one line a failure."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "GetTimeoutError"
+
+
+# Here, since the controller, a process of Ray's, imports this module before it does anything, but runs none of it.
+for _name in _IMPATIENT:
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 def parser(description: str) -> ArgumentParser:
@@ -52,6 +70,14 @@ def start_ray() -> None:
     quiet()
     ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     configure_ray_data()
+
+
+def owns_ray() -> bool:
+    """Whether this process started the Ray that it uses, and may end it."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and node.is_head()
 
 
 def configure_ray_data() -> None:

@@ -1,5 +1,6 @@
 """The LoRA adapter of stage 3, on the LLM and in PEFT's files (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
 
+import warnings
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -29,7 +30,10 @@ def add_adapter(llm: nn.Module, settings: LoraSettings, llm_name: str) -> PeftMo
         target_modules=list(settings.targets),
     )
     try:
-        wrapped = get_peft_model(llm, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # PEFT asks transformers by a name that goes with its next version.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            wrapped = get_peft_model(llm, config, autocast_adapter_dtype=False)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"lora.targets: {', '.join(settings.targets)} do not fit {llm_name}: {reason}") from None

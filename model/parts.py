@@ -26,8 +26,13 @@ _BUILDER_FILES = tuple(
     _HERE / name for name in ("tiny.py", "architectures.py", "imagebind.py", "presets/tiny_corpus.txt")
 )
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
-# They tell of deprecated pipelines (we pin diffusers) and of an absent torchvision (we do not use it).
-_IDLE_LOGGERS = ("diffusers.pipelines.pipeline_utils", "transformers.utils.import_utils")
+# They tell of deprecated pipelines (we pin diffusers), of an absent torchvision (we do not use it), and of how an LLM's
+# own file would have it sampled (whoever asks says that: `model.query.Sampling`).
+_IDLE_LOGGERS = (
+    "diffusers.pipelines.pipeline_utils",
+    "transformers.utils.import_utils",
+    "transformers.generation.configuration_utils",
+)
 
 
 def resolve(name: str) -> str:

@@ -11,6 +11,7 @@ from model.sentence_pieces import check_whole, merge_by_score
 from model.vocabulary import SignalVocabulary
 
 _FILLER = "<|filler_{}|>"
+_LEAST = 100  # embedding rows a token of a tokenizer that is not empty
 _CURE = "put the LLM's own tokenizer.json or tokenizer.model beside its weights"
 
 
@@ -51,7 +52,8 @@ def add_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> None:
             f"{name}: the tokenizer has {len(tokenizer)} tokens but the LLM {vocabulary.base_size} embedding rows; "
             "use the tokenizer that belongs to it"
         )
-    if gap > vocabulary.base_size // 2:  # transformers makes an empty one where it finds no file of a tokenizer
+    # transformers makes an empty one, of special tokens alone, where it finds no file of a tokenizer.
+    if len(tokenizer) < vocabulary.base_size // _LEAST:
         raise ValueError(
             f"{name}: no tokenizer for its {vocabulary.base_size} embedding rows (the files there give "
             f"{len(tokenizer)} tokens); {_CURE}"

@@ -37,7 +37,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         413: "The request is too large.",
         422: "The model found no plan for a reply; only where it plans.",
         429: "All places are taken; `Retry-After` says when to try again.",
-        503: "A part of the model was lost; try again.",
+        503: "The model is loading, or a part of it was lost; `Retry-After` says when to try again.",
     }.items()
 }
 
@@ -46,15 +46,15 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     """The routes of the API."""
     routes = APIRouter()
 
-    @routes.get("/healthz", summary="Whether the server is up")
+    @routes.get("/healthz", summary="Whether the model is loaded", responses={503: {"description": "Not yet"}})
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.get("/v1/models", summary="The model that is served", responses=_failures(401))
+    @routes.get("/v1/models", summary="The model that is served", responses=_failures(401, 503))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service)]}
 
-    @routes.get("/v1/models/{name}", summary="What a model can make", responses=_failures(401, 404))
+    @routes.get("/v1/models/{name}", summary="What a model can make", responses=_failures(401, 404, 503))
     async def model(name: str) -> Any:
         if name != service.about.name:
             return JSONResponse(wire.error(f"no model {name!r}; there is {service.about.name}", "not_found_error"), 404)

@@ -66,6 +66,7 @@ class Front:
         from jobs.serving.api import add_handlers, router
         from jobs.serving.guard import TOKEN, Guard
         from jobs.serving.handles import Handles
+        from jobs.serving.loading import Gate, Parts
         from jobs.serving.service import Service
 
         settings = self._settings
@@ -89,7 +90,9 @@ class Front:
             from jobs.serving.page import add_page
 
             self._page = add_page(app, service, sessions)
-        return Guard(self._page or app, settings.token or os.environ.get(TOKEN) or None)
+        parts = {"language model": self._language} | {f"{name} decoder": part for name, part in self._renderers.items()}
+        loading = Parts({name: part.is_loaded.remote for name, part in parts.items()})
+        return Guard(Gate(self._page or app, loading), settings.token or os.environ.get(TOKEN) or None)
 
 
 def build(settings: Settings) -> Application:

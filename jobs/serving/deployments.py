@@ -60,6 +60,10 @@ class Language:
             if not is_done:  # Whoever asked is gone.
                 self._speaker.drop(ticket)
 
+    async def is_loaded(self) -> bool:
+        """True: a replica that answers has its weights."""
+        return True
+
     def check_health(self) -> None:
         """Raises where the model's thread has ended: Serve then starts another replica."""
         if not self._speaker.is_alive:
@@ -92,6 +96,10 @@ class Renderer:
             yield event
             event = await told.get()
         yield await asyncio.to_thread(media_files.encode, event)
+
+    async def is_loaded(self) -> bool:
+        """True: a replica that answers has its weights."""
+        return True
 
     def check_health(self) -> None:
         """Raises where the decoder's thread has ended: Serve then starts another replica."""

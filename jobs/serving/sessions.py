@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Sessions:
     """All visitors of a server. Their files lie in one folder, which goes when this process ends."""
 
     def __init__(self, root: Path | None = None, *, idle_seconds: float = _IDLE_SECONDS) -> None:
-        _remove_orphans()
+        remove_orphans()
         self.root = root or Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._idle_seconds = idle_seconds
         self._sessions: dict[str, Session] = {}
@@ -117,11 +118,15 @@ class Sessions:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _remove_orphans() -> None:
-    """What servers that were killed have left behind."""
+def remove_orphans(ended: Collection[int] = ()) -> None:
+    """Removes what servers that were killed have left behind.
+
+    `ended` are processes that are known to have ended: until its parent has heard of it, one of them still has its id.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)) and folder.stat().st_uid == os.getuid():
+        has_ended = pid.isdigit() and (int(pid) in ended or not _is_running(int(pid)))
+        if has_ended and folder.stat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Commands: what a person is told when something is wrong, and what their shell is told."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -206,3 +207,14 @@ def test_paths_are_checked_and_made_absolute(tmp_path: Path, monkeypatch: pytest
             check(name)
     with pytest.raises(FileExistsError, match=r"^file: is a file; give a folder$"):
         cli.new_folder("file")
+
+
+def test_a_call_of_ray_train_that_took_too_long_is_no_news_but_one_that_failed_is() -> None:
+    from ray.exceptions import GetTimeoutError
+
+    for name in cli._IMPATIENT:
+        logger = logging.getLogger(name)
+        for error, is_told in ((GetTimeoutError("late"), False), (RuntimeError("broken"), True)):
+            failed = (type(error), error, None)
+            record = logger.makeRecord(name, logging.ERROR, "", 0, "a call failed", (), failed)
+            assert bool(logger.filter(record)) is is_told

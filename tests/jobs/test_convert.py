@@ -88,18 +88,19 @@ def test_all_mistakes_of_the_command_line_are_told_at_once(tmp_path: Path, capsy
     assert (code, lines[0][:33]) == (cli.USAGE, "error: --preset: no preset 'huge'")
 
 
-def test_a_tokenizer_that_is_missing_is_told_before_weights_are_loaded(
+def test_a_tokenizer_that_is_cut_short_is_told_before_weights_are_loaded(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(NextGPT, "from_config", lambda *_, **__: pytest.fail("weights are loaded"))
+    llm = tmp_path / "llm"
+    llm.mkdir()
     config = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2}
-    (tmp_path / "llm").mkdir()
-    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
-    command = ["--import", str(released), "--preset", "tiny", "--llm", str(tmp_path / "llm"), "--out"]
-    code, lines = told([*command, str(tmp_path / "out")], capsys)
-    assert code == cli.FAILED
-    cure = "put the LLM's own tokenizer.json or tokenizer.model beside its weights"
-    assert lines == [f"error: {tmp_path / 'llm'}: no tokenizer in its files; {cure}"]
+    (llm / "config.json").write_text(json.dumps(config))
+    (llm / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (llm / "pytorch_model.bin").touch()
+    command = ["--import", str(released), "--preset", "tiny", "--out", str(tmp_path / "out"), f"model.llm.name={llm}"]
+    why = "no SentencePiece model (43 bytes); fetch it again"
+    assert told(command, capsys) == (cli.FAILED, [f"error: {llm / 'tokenizer.model'}: {why}"])
 
 
 def test_a_file_that_does_not_fit_is_told_in_one_line(

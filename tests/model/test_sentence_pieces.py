@@ -2,15 +2,17 @@
 
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from model import checkpoint
 from model.answers import Detokenizer
@@ -149,17 +151,23 @@ def test_a_checkpoint_holds_a_tokenizer_that_encodes_alike(
         assert again.decode(ids) == published.tokenizer.decode(ids)
 
 
-def test_a_model_on_it_is_written_and_read(small: bytes, tiny: ModelConfig, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def test_a_model_on_it_is_written_and_read_without_a_word(
+    small: bytes, tiny: ModelConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = write_vicuna(tmp_path / "vicuna", small, legacy=False)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    llm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    inverse = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # as published; nobody reads it any more
+    torch.save(llm.state_dict() | inverse, folder / "pytorch_model.bin")
     config = on_llm(tiny, folder)
     config = config.model_copy(
         update={"llm": config.llm.model_copy(update={"hidden_size": 32, "vocab_size": VOCAB_SIZE, "num_layers": 2})}
     )
-    NextGPT.from_config(config).save_pretrained(tmp_path / "checkpoint")
-    model, tokenizer = checkpoint.from_pretrained(tmp_path / "checkpoint")
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        NextGPT.from_config(config, adapter=True, gradient_checkpointing=True).save_pretrained(tmp_path / "checkpoint")
+        model, tokenizer = checkpoint.from_pretrained(tmp_path / "checkpoint")
+    assert capfd.readouterr() == ("", "")
     assert model.vocabulary.begin_item == tokenizer.convert_tokens_to_ids("<Img>") == VOCAB_SIZE
     assert encode_text(tokenizer, "a  b") == encode_text(load_tokenizer(config), "a  b")
 

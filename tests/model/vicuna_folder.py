@@ -14,7 +14,7 @@ _FIRST_TEXT_ID = 259  # after <unk>, <s>, </s> and 256 bytes
 
 
 def write_vicuna(folder: Path, vocabulary: bytes, *, legacy: bool) -> Path:
-    """Writes the files that a tokenizer is read from, and a small Llama's config."""
+    """Writes the files that a tokenizer is read from, a small Llama's config, and how it would be sampled."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(vocabulary)
     special = {name: _token(text) for name, text in {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}.items()}
@@ -33,6 +33,7 @@ def write_vicuna(folder: Path, vocabulary: bytes, *, legacy: bool) -> Path:
     )
     named = {f"{name}_token": token for name, token in special.items()}
     _write(folder / "special_tokens_map.json", **named, pad_token="<unk>")
+    _write(folder / "generation_config.json", eos_token_id=2, max_length=4096, temperature=0.9, top_p=0.6)
     _write(
         folder / "config.json",
         architectures=["LlamaForCausalLM"],

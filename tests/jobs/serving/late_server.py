@@ -1,0 +1,24 @@
+"""The chat server, whose LLM waits for a file: `python -m tests.jobs.serving.late_server FILE ...`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs import chat, cli
+from jobs.serving import app, deployments
+
+
+class LateLanguage(deployments.Language):
+    """Takes as long to load as a test wants."""
+
+    def __init__(self, *arguments: Any) -> None:
+        while not Path(FILE).exists():
+            time.sleep(0.1)
+        super().__init__(*arguments)
+
+
+if __name__ == "__main__":
+    FILE, *options = sys.argv[1:]
+    app.Language = LateLanguage  # type: ignore[misc]
+    cli.run(lambda _: chat.main(options))
