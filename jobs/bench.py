@@ -1,6 +1,7 @@
 """Measures this project against what a user could run in its place, and what a GPU does with it.
 
-`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`.
+`jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`; `jobs/bench.py real`
+rehearses the preset nextgpt_7b.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from jobs.benchmarks import Row, cores, not_measured, say
+from jobs.benchmarks import Row, cores, not_measured, real, say
 from model.description import SHIPPED
 
 SUITES: Mapping[str, Mapping[str, str]] = {
@@ -56,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for suite, sections in SUITES.items():
         _add_suite(suites, suite, sections)
     _add_gpu(suites)
+    _add_real(suites)
     arguments = parser.parse_args(argv)
     cli.quiet()
+    if arguments.suite == "real":
+        for line in real.run(arguments, machine()):
+            print(line, flush=True)
+        return
     if arguments.suite == "gpu":
         from jobs.benchmarks import gpu
 
@@ -83,6 +89,16 @@ def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
         parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
     if suite == "chat":
         parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model that is asked")
+
+
+def _add_real(suites: Any) -> None:
+    parser = suites.add_parser(
+        "real",
+        help=real.DESCRIPTION,
+        description=f"Run {real.DESCRIPTION}.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    real.add_arguments(parser)
 
 
 def _add_gpu(suites: Any) -> None:

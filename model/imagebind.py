@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -283,9 +283,9 @@ def load_imagebind(
 ) -> ImageBind:
     """Loads a frozen ImageBind from what `save_pretrained` wrote, or from a file such as `imagebind_huge.pth`.
 
-    `config` is read from the directory, and is `ImageBindConfig.huge()` for a file, unless given. The tensors of other
-    modalities are ignored. Raises FileNotFoundError, and ValueError naming the tensor that is missing, unexpected or of
-    another shape.
+    `config` is read from the directory, and is `ImageBindConfig.huge()` for a file, with as many blocks as the file
+    has, unless given. The tensors of other modalities are ignored. Raises FileNotFoundError, and ValueError naming the
+    tensor that is missing, unexpected or of another shape.
     """
     path = Path(path)
     if path.is_dir():
@@ -295,13 +295,21 @@ def load_imagebind(
         raise FileNotFoundError(
             f"{path}: no such file; give imagebind_huge.pth or a directory with config.json and model.safetensors"
         )
-    config = config or ImageBindConfig.huge()
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if not _IGNORED.match(name)}
+    config = config or replace(
+        ImageBindConfig.huge(), vision_layers=_blocks(tensors, "vision"), audio_layers=_blocks(tensors, "audio")
+    )
     _check(path, tensors, tensor_shapes(config))
     with torch.device("meta"):
         model = ImageBind(config)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _blocks(tensors: Mapping[str, Tensor], tower: str) -> int:
+    """How many blocks a tower has in a file; one at least, so that what is missing is named."""
+    start = f"modality_trunks.{tower}.blocks."
+    return max(1, len({name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start)}))
 
 
 def _read_config(path: Path) -> ImageBindConfig:
