@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from jobs.cli import UsageError
 from model.config import ModelConfig, is_file, load_preset, preset_layers
-from model.hub import read_model_config
 from model.settings import TrainSettings
 from model.sources import find_parts
 from pipelines.catalog import load_catalog
@@ -81,6 +80,8 @@ def checkpoint_model(
     Raises:
         UsageError: all mistakes, one line each.
     """
+    from model.hub import read_model_config  # late: it imports torch, and most mistakes are told without
+
     return _found(_overridden(read_model_config(checkpoint), overrides, allowed=LOADING), needed)
 
 
