@@ -24,7 +24,7 @@ DATA = "data"
 _STAGES = (1, 2, 3)
 _START_SECONDS = 3600.0
 _ANSWER_SECONDS = 3600.0
-_TOKENS = "16"
+_TOKENS = "64"  # the signal tokens of three media take 36
 _OF_OTHERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", TOKEN)
 
 
