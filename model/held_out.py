@@ -1,6 +1,7 @@
 """Scores of the held-out samples while a stage trains, and replies to some of them to look at."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from model.engine import Rank
 from model.families import is_full_size
 from model.feed import Row
 from model.losses import Criterion, LossWeights
+from model.parts import BUILTIN
 from model.run_log import RunLog
 from model.sampling import Sampler
 from model.settings import TrainSettings
@@ -82,6 +84,8 @@ def makes_samples(settings: TrainSettings, device: str) -> bool:
 
 def _is_large(modality: Modality, name: str) -> bool:
     """Whether a decoder takes minutes a medium on a CPU; one that is out of reach counts as such."""
+    if not (name.startswith(BUILTIN) or Path(name).is_dir()):
+        return True  # of the hub, which is not asked for this
     try:
         return is_full_size(modality, name)
     except (OSError, ValueError):
