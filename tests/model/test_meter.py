@@ -33,7 +33,7 @@ def test_a_line_says_what_a_person_wants_to_know() -> None:
     assert meter.line(1, 1, figures | start) == (
         "stage 1 step 1/5000: loss 2.314, image_alignment 0.812 | padding 2.1 % | estimating"
     )
-    assert meter.line(1, 2, figures | meter.step(**sizes)).endswith("| about 25 m 13 s left")  # by a single step
+    assert meter.line(1, 2, figures | meter.step(**sizes)).endswith("| about 25 m 15 s left")  # by a single step
     for _ in range(4):
         meter.step(**sizes)
     assert meter.line(1, 4366, figures | meter.step(**sizes)) == (
