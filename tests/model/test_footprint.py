@@ -78,10 +78,9 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PROCESS.is_file(), reason="needs the process files of Linux")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "fp32" else pytest.mark.slow) for name in PROCESSES]
-)
+@pytest.mark.parametrize("name", PROCESSES)
 def test_peaks_of_processes_on_a_cpu_are_met_within_10_percent(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
