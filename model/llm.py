@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from model.config import LanguageModelConfig, ModelConfig
@@ -41,6 +43,8 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
             message = f"llm.attention: {settings.name} has no {settings.attention} in transformers; use eager"
             raise ValueError(message) from None
         raise
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise ValueError(f"{settings.name}: damaged weights ({error}); fetch them anew") from None
 
 
 def check_loadable(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.device) -> None:

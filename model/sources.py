@@ -116,7 +116,7 @@ def _absolute(name: str) -> str:
     if name.startswith(BUILTIN):
         return name
     path = Path(name).expanduser()
-    return str(path.absolute()) if looks_like_a_path(name) or path.exists() else name
+    return os.path.abspath(path) if looks_like_a_path(name) or path.exists() else name
 
 
 def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
         yield from (f"{part.name}: {missing} in {path}" for missing in _missing(part, path))
     elif looks_like_a_path(part.name) or part.key == ENCODER:
         what = "file or folder" if part.key == ENCODER else "folder"
-        yield f"{part.name}: no such {what}; looked for {path.absolute()}; set {part.key} to where it is"
+        yield f"{part.name}: no such {what}; looked for {os.path.abspath(path)}; set {part.key} to where it is"
     else:
         yield from _mistakes_on_hub(part, hub)
 

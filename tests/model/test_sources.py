@@ -72,7 +72,9 @@ def test_built_in_parts_are_there() -> None:
 def test_relative_paths_become_absolute_whether_they_are_needed_or_not(here: Path) -> None:
     llm(here / "models" / "vicuna")
     (here / "imagebind.pth").touch()
-    config, mistakes = find_parts(named(llm="models/vicuna", encoder="imagebind.pth", image="./sd"), [LLM])
+    (here / "other").mkdir()
+    named_here = named(llm="models/vicuna", encoder="other/../imagebind.pth", image="./sd")
+    config, mistakes = find_parts(named_here, [LLM])
     assert mistakes == []
     found = names_of(config)
     assert found[LLM] == str(here / "models" / "vicuna")
