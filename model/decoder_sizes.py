@@ -5,6 +5,7 @@ import struct
 from math import prod
 from pathlib import Path
 
+from model.families import MODELS
 from model.parts import resolve
 
 # Of the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker.
@@ -13,14 +14,13 @@ _PUBLISHED = {
     "zeroscope_v2_576w": 1_836_000_000,
     "audioldm-l-full": 975_000_000,
 }
-_MODELS = ("text_encoder", "unet", "vae", "vocoder")
 
 
 def decoder_weights(name: str) -> int | None:
     """The number of weights of a decoder, named as in a preset; None where neither its files nor its name tell."""
     folder = Path(resolve(name))
     if folder.is_dir():
-        counts = [_stored(folder / model) for model in _MODELS if (folder / model).is_dir()]
+        counts = [_stored(folder / model) for model in MODELS if (folder / model).is_dir()]
         return None if None in counts else sum(count for count in counts if count is not None)
     return _PUBLISHED.get(name.rpartition("/")[2])
 

@@ -18,6 +18,9 @@ FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder
 # What the decoders of model/foundations want: more steps or other guidance give them less right.
 _SMALL_STEPS = 5
 
+# What is loaded of a pipeline and has weights; a safety checker is loaded only where it is asked for.
+MODELS = ("text_encoder", "unet", "vae", "vocoder")
+
 Settings = dict[str, Any]
 Read = Callable[[str], dict[str, Any]]
 

@@ -1,8 +1,8 @@
 """What a training run will take of memory and disk, from its settings alone: no weights are read or allocated.
 
 The step itself is run on the meta device and counted (`meta_step.py`); what DeepSpeed 0.19 keeps beside it is
-arithmetic on the number of trained weights. Checked against the peaks of `jobs/bench.py gpu` and of processes on a CPU
-(tests/model/test_footprint.py). Bytes throughout.
+arithmetic on the number of trained weights. Checked against the peaks of `jobs/bench.py gpu`; what a process on a CPU
+takes was fitted to four runs, and slow tests alone hold it to others (tests/model/test_footprint.py). In bytes.
 """
 
 from collections.abc import Iterator, Mapping

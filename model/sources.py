@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
-from model.families import FAMILIES
+from model.families import FAMILIES, MODELS
 from model.parts import BUILTIN, is_builtin
 from pipelines.sample import Modality
 
@@ -23,8 +23,6 @@ HUB_SECONDS = 10.0
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
-# What is loaded of a pipeline; a safety checker is loaded only where it is asked for.
-_MODELS = ("text_encoder", "unet", "vae", "vocoder")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -166,10 +164,10 @@ def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
     if index.get("_class_name") != wanted:
         yield f"a {index.get('_class_name')}, where {modality} needs a {wanted},"
         return
-    for component in sorted({"tokenizer", "scheduler", *_MODELS} & index.keys()):
+    for component in sorted({"tokenizer", "scheduler", *MODELS} & index.keys()):
         if not (folder / component).is_dir():
             yield f"no {component}"
-        elif component in _MODELS:
+        elif component in MODELS:
             yield from _missing_weights(folder, f"{component}/")
 
 
