@@ -7,8 +7,9 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Workers share the driver's environment already; Ray's own hook would rebuild one with `uv run` in each of them.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -25,6 +26,9 @@ _IMPATIENT = (
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client",
     "ray.train.v2._internal.execution.scaling_policy.elastic",
 )
+
+# Ray's core warns of an actor that Ray Train itself makes, once in every run.
+_NO_NEWS = re.compile(r" core_worker\.cc:\d+: Actor with class name: .* constructor arguments in the object store")
 
 FAILED = 1
 USAGE = 2
@@ -43,6 +47,10 @@ class Failures(ValueError):
 def _is_news(record: logging.LogRecord) -> bool:
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or kind.__name__ != "GetTimeoutError"
+
+
+def _leave_out_what_is_none(log: Mapping[str, Any]) -> None:
+    log["lines"][:] = [line for line in log["lines"] if not _NO_NEWS.search(line)]
 
 
 # Here, since the controller, a process of Ray's, imports this module before it does anything, but runs none of it.
@@ -64,10 +72,13 @@ def start_ray() -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
     import ray
     import ray.data  # it sets up its loggers when it is imported: before they are told to be quiet
+    from ray._private import ray_logging
 
     if ray.is_initialized():
         return
     quiet()
+    # Ray has no public filter of what it shows of its processes; what is registered before it starts sees it first.
+    ray_logging.global_worker_stdstream_dispatcher.add_handler("news", _leave_out_what_is_none)
     ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     configure_ray_data()
 
@@ -92,12 +103,12 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
 
 
-def quiet() -> None:
-    """Silences what tells a user of these commands nothing, in the driver or a worker."""
+def quiet(level: int = logging.ERROR) -> None:
+    """Silences what tells a user of these commands nothing, in the driver or a worker: Ray's log below this level."""
     # Some of Ray Train's loggers are named after their file, so they are no children of `ray.train`.
     by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
     for name in (*CHATTER, *by_file):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,10 @@ def work(config: dict[str, Any]) -> None:
     try:
         _work(config)
     except (*_LASTING, torch.OutOfMemoryError) as error:
-        write_json(run / STOPPED, {"reason": describe(root_cause(error))})
+        cause = root_cause(error)
+        write_json(run / STOPPED, {"reason": describe(cause)})
+        if isinstance(cause, ValueError | OSError):  # the driver's one line says it all; Ray would add a traceback
+            quiet(logging.CRITICAL)
         raise
 
 

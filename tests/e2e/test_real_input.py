@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -29,6 +30,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 PAIRS = {"cc3m": 14, "webvid": 11, "audiocap": 14}
 EPOCHS = {1: "12", 2: "8", 3: "6"}
 HELD_OUT = {1: "0", 2: "0", 3: "0.15"}
+# What the job server's client says around each command.
+SUBMISSION = (
+    r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING) "
+    r"(cli|job_manager|working_dir|packaging|dashboard_sdk|sdk)\.py:\d+ -- |Running entrypoint for job "
+)
+STAGE = (
+    r"stage \d(, configuration \w+$| step \d+/\d+: )|held out, after step |\d+ samples an epoch of "
+    r"|note: (not prepared, |untrained )|[\w.{},]+ +[\dx]+  x\d+ +[\d,]+$|[\d,]+ of [\d,]+ weights train "
+    r"|trained \d+ steps; |  [\w ]+: |checkpoint: |best by "
+)
+# Every line that a command prints when all is well.
+EXPECTED = {
+    "prepare": r"\w+: \d+ in = \d+ out \+ 0 rejected|reports: ",
+    # Ray's core, in the driver itself, on an actor of Ray Data's: nothing there lets us leave it out.
+    "embed": r"(look at encoders|embed): \d+ of |\w+: \d+ \w+ embeddings of |note: untrained |\[.* core_worker\.cc:",
+    **dict.fromkeys(("stage-1", "stage-2", "stage-3"), STAGE),
+    "generate": r"reply: |  \S+/\d-\w+\.\w+$|note: untrained ",
+}
 KINDS = ("image", "video", "audio", "encoder")
 
 
@@ -326,3 +345,9 @@ def test_what_would_fail_again_is_tried_once(way: Way, cluster: Cluster, tmp_pat
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/llm: damaged weights (")
     assert "stopped.json" in {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_no_command_prints_what_nobody_can_act_on(way: Way) -> None:
+    for name, log in way.logs.items():
+        lines = filter(str.strip, log.splitlines())
+        assert [line for line in lines if not re.match(f"{SUBMISSION}|{EXPECTED[name]}", line)] == [], name

@@ -74,6 +74,8 @@ def test_it_says_that_it_loads_then_answers_and_ends_at_once_in_the_middle_of_a_
     assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"] == "world"
     assert "gradio" in httpx.get(url, timeout=60).text
     assert list(tmp_path.glob("nextgpt-chat-*"))
+    while READY not in (tmp_path / "log").read_text():  # the command looks whether it is loaded once in a while
+        time.sleep(0.1)
 
     ours = psutil.Process(process.pid).children(recursive=True)
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG, timeout=120) as reply:
