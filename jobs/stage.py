@@ -155,6 +155,7 @@ def train(
         "views": plan.views,
         "init": init,
         "run": run,
+        "threads": workers.threads,
         "history": {"configuration": name, "data": _data(plan)},
         "card": {"untrained": plan.untrained},
         "tracked": {"name": run.name, "settings": settings.model_dump(mode="json")},

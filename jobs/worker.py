@@ -47,11 +47,13 @@ def work(config: dict[str, Any]) -> None:
 def _work(config: dict[str, Any]) -> None:
     """This worker's share of every step, rank 0 writing the log."""
     import ray.train
+    import torch
 
     from model.devices import best_device
 
     quiet()
-    best_device()
+    if best_device() == "cpu":
+        torch.set_num_threads(config["threads"])
     from model.divergence import Diverged
     from model.engine import Rank
     from model.run_log import RunLog

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from model.config import LanguageModelConfig, ModelConfig
 from model.parts import quiet, resolve
 from model.weights import weights_hash
+from model.wide_products import widen_products
 
 # What some families multiply their logits by after the head (Granite, Cohere, Falcon-H1): ours would lack it.
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
@@ -30,7 +31,7 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
     )
     try:
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(
+            llm = AutoModelForCausalLM.from_pretrained(
                 resolve(settings.name),
                 dtype=dtype,
                 attn_implementation=settings.attention,
@@ -45,6 +46,8 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
         raise
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise ValueError(f"{settings.name}: damaged weights ({error}); fetch them anew") from None
+    widen_products(llm)
+    return llm
 
 
 def check_loadable(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.device) -> None:
