@@ -18,8 +18,8 @@ from jobs.architectures import Architecture, respond_batch
 from model.config import ModelConfig
 from model.query import Query, Sampling
 from pipelines import media as media_files
-from pipelines.catalog import Entry
 from pipelines.embed import Pool, map_rows, plan_pool
+from pipelines.entry import Entry
 from pipelines.files import atomic_path, read_json, remove_tree, write_json
 from pipelines.media_folder import load_rows
 from pipelines.progress import track

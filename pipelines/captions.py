@@ -6,8 +6,8 @@ from typing import Any
 
 import ray.data
 
-from pipelines.catalog import Entry
 from pipelines.embed import Pool
+from pipelines.entry import Entry
 from pipelines.files import atomic_path
 from pipelines.progress import track
 from pipelines.readers import READERS

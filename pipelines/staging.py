@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from pipelines.catalog import Entry
 from pipelines.containers import SUFFIXES
+from pipelines.entry import Entry
 from pipelines.files import atomic_path, is_local, remove_tree, stamp, stamps_below
 from pipelines.media_policy import MediaPolicy
 from pipelines.progress import Progress

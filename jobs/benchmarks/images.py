@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from jobs import cli
 from jobs.benchmarks import Row, compare, cores, not_measured, say, timed
 from jobs.benchmarks.peers import image_server, img2dataset
-from pipelines.catalog import Entry
+from pipelines.entry import Entry
 from pipelines.files import remove_tree
 from pipelines.media_folder import load_rows
 from pipelines.media_policy import ImagePolicy, MediaPolicy

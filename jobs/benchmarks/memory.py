@@ -21,7 +21,7 @@ import PIL.Image
 
 from jobs import cli
 from jobs.benchmarks import Row, compare, not_measured, say
-from pipelines.catalog import Entry
+from pipelines.entry import Entry
 from pipelines.files import remove_tree
 from pipelines.preprocess import prepare
 from pipelines.sample import Modality

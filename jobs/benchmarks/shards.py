@@ -22,7 +22,7 @@ import ray.data
 
 from jobs import cli
 from jobs.benchmarks import Row, compare, say, timed
-from pipelines.catalog import Entry, View
+from pipelines.entry import Entry, View
 from pipelines.files import remove_tree
 from pipelines.parts import Piece, write_part
 from pipelines.preprocess import assemble_shards

@@ -6,15 +6,12 @@ rows it cannot use. It opens no media: an item's name is a file below the entry'
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.entry import Entry
 from pipelines.readers import alpaca, chats, conversations, mosit, pairs, t2x, videochat
 from pipelines.sample import Reject, Sample
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
-
-Reader = Callable[["Entry", Path], Iterator[Sample | Reject]]
+Reader = Callable[[Entry, Path], Iterator[Sample | Reject]]
 
 READERS: dict[str, Reader] = {
     "pairs": pairs.read,

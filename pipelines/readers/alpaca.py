@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
 from pipelines.sample import Reject, Sample
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
-
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each instruction with its input as one exchange; tags such as `<video>` in it are HTML and stay text."""
     return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
 

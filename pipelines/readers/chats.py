@@ -5,18 +5,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.dialogue import Pool
 from pipelines.readers.keys import row_key
 from pipelines.sample import Item, Modality, Part, Reject, Role, Sample
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
-
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each chat. Content is text or a list of parts; a medium is a file name under any usual spelling.
 
     Parts and placeholders such as `<image>` that name no file take the row's `images`, `videos` and `audios` in order;
@@ -27,7 +25,7 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
 
 
-def read_prompts(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read_prompts(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each chat as `read` does, but of those that end in a user's turn: they wait for their answer."""
     return rows.read(entry, path, lambda row, index: row_key(index), _prompt)
 

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import make_key, row_key, stem_of
 from pipelines.sample import Item, Reject, Sample
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
-
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each conversation; placeholders such as `<image>` become the items the row names.
 
     A row's input media are in `input_image` (newer files), `image` (LLaVA) or `image_name` (LLaVA as NExT-GPT's older

@@ -4,16 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
 from pipelines.readers.raw import Raw
 from pipelines.readers.text_rows import text_lines
 from pipelines.sample import Item, Modality, Part, Reject, Sample
-
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
 _TAG = re.compile(r"<(image|video|audio)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _LOOSE_TAG = re.compile(r"</?(image|video|audio)>", re.IGNORECASE)
@@ -21,7 +19,7 @@ _FILE_NAME = re.compile(r"\S+\.(jpe?g|png|webp|gif|mp4|webm|wav|mp3|flac)", re.I
 _SPEAKER = re.compile(r"(Human|GPT)[:\uff1a]\s*(.*)", re.DOTALL)  # Some colons in the public files are full-width.
 
 
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each dialogue: `<Image>...</Image>` is an input in a user's turn and to be generated in an assistant's.
 
     A tag holds the caption of its item, or (older JSON) the name of a medium in `image_list`; newer JSON has

@@ -6,14 +6,11 @@ NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.entry import Entry
 from pipelines.readers import rows
 from pipelines.readers.keys import make_key, row_key, stem_of
 from pipelines.sample import Item, Modality, Reject, Sample, Turn
-
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
@@ -26,7 +23,7 @@ _SUFFIXES = {
 }
 
 
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each pair as one exchange, user: the item with its caption, assistant: the caption.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
@@ -35,7 +32,7 @@ def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
     return rows.read(entry, path, partial(_key, entry), partial(_dialogue, entry))
 
 
-def _key(entry: "Entry", row: rows.Row, index: int) -> str:
+def _key(entry: Entry, row: rows.Row, index: int) -> str:
     value = rows.optional(row, *_spelled(entry, _IDS))
     if value is None:
         stem = stem_of(_name(entry, row))
@@ -45,7 +42,7 @@ def _key(entry: "Entry", row: rows.Row, index: int) -> str:
     return make_key(str(value))
 
 
-def _dialogue(entry: "Entry", row: rows.Row) -> rows.Dialogue:
+def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     assert entry.modality is not None
     spellings = ("caption",) if "caption" in entry.fields else _CAPTIONS
     value = rows.optional(row, *spellings)
@@ -54,7 +51,7 @@ def _dialogue(entry: "Entry", row: rows.Row) -> rows.Dialogue:
     return rows.Dialogue((Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(caption,))))
 
 
-def _name(entry: "Entry", row: rows.Row) -> str:
+def _name(entry: Entry, row: rows.Row) -> str:
     assert entry.modality is not None
     mapped = "name" in entry.fields
     spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *_SUFFIXES[entry.modality])
@@ -65,5 +62,5 @@ def _name(entry: "Entry", row: rows.Row) -> str:
     return rows.name(rows.field(row, what) if value is None else value, what)
 
 
-def _spelled(entry: "Entry", spellings: tuple[str, ...]) -> tuple[str, ...]:
+def _spelled(entry: Entry, spellings: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(spelling.format(entry.modality) for spelling in spellings)

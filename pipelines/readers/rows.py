@@ -3,15 +3,13 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from pipelines.entry import Entry
 from pipelines.readers import formats
 from pipelines.readers.keys import row_key
 from pipelines.readers.raw import Parser, Raw
 from pipelines.sample import Reject, Sample, Turn
-
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
 Row = Mapping[str, Any]
 
@@ -34,7 +32,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://|(data):", re.IGNORECASE)
 
 
 def read(
-    entry: "Entry", path: Path, to_key: ToKey, to_dialogue: ToDialogue, parsers: Mapping[str, Parser] | None = None
+    entry: Entry, path: Path, to_key: ToKey, to_dialogue: ToDialogue, parsers: Mapping[str, Parser] | None = None
 ) -> Iterator[Sample | Reject]:
     """Yields a sample for every good row of a file or folder and a reject for every bad one, in order.
 
@@ -125,7 +123,7 @@ def _sound(text: str, what: str, limit: int) -> str:
     return text
 
 
-def _sample(entry: "Entry", raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDialogue) -> Sample | Reject:
+def _sample(entry: Entry, raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDialogue) -> Sample | Reject:
     key = row_key(index) if raw.key is None else raw.key
     try:
         if raw.error:
@@ -140,6 +138,6 @@ def _sample(entry: "Entry", raw: Raw, index: int, to_key: ToKey, to_dialogue: To
         return Reject(source=raw.source, key=key, stage="read", reason=str(error))
 
 
-def _translated(entry: "Entry", row: Row) -> Row:
+def _translated(entry: Entry, row: Row) -> Row:
     """The row with its columns under the names that readers know; the columns' own names stay too."""
     return {**row, **{name: optional(row, *columns) for name, columns in entry.fields.items()}}

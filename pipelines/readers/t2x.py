@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key
 from pipelines.sample import Item, Modality, Reject, Sample
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
-
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each conversation; items to generate stand where `<audio>` does, or at the end of the answer.
 
     Newer files list the captions in `audio_captions` and have placeholders in the text; older ones give `caption` and

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.entry import Entry
 from pipelines.readers import dialogue, rows
 from pipelines.readers.keys import row_key, stem_of
 from pipelines.sample import Item, Part, Reject, Role, Sample, Turn
 
-if TYPE_CHECKING:
-    from pipelines.catalog import Entry
 
-
-def read(entry: "Entry", path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each row as one dialogue: the medium, then its questions and answers in order."""
     return rows.read(entry, path, _key, _dialogue)
 

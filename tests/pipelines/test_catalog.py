@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipelines.catalog import Entry, View, load_catalog
+from pipelines.catalog import load_catalog
+from pipelines.entry import Entry, View
 from pipelines.files import to_path
 from pipelines.readers import READERS
 from pipelines.sample import Modality, Sample

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import state
-from pipelines.catalog import Entry
+from pipelines.entry import Entry
 from pipelines.files import read_rows
 from pipelines.ledger import TooManyRejected
 from pipelines.media import decode

@@ -9,8 +9,9 @@ import datasets  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 
-from pipelines.catalog import Catalog, Entry
+from pipelines.catalog import Catalog
 from pipelines.containers import read_member, split
+from pipelines.entry import Entry
 from pipelines.sample import Reject, Sample
 
 ReadPath = Callable[..., list[Any]]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.catalog import Entry, load_catalog
+from pipelines.catalog import load_catalog
+from pipelines.entry import Entry
 from pipelines.readers import READERS, dialogue, rows
 from pipelines.readers.keys import row_key
 from pipelines.sample import Item, Modality, Reject, Sample

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog import Entry
+from pipelines.entry import Entry
 from pipelines.readers import READERS
 from pipelines.sample import Modality, Reject, Sample
 
