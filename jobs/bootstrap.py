@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jobs.foundation_scores import score
     from jobs.foundations import TRAINERS
-    from model.parts import quiet
+    from model.library_logs import quiet_libraries
     from pipelines.world.bank import SEED
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     out = Path(cli.new_folder(arguments.out))
     for part in arguments.parts:
-        with quiet():
+        with quiet_libraries():
             TRAINERS[part](out, arguments.scale)
         scores = score(part, out / part)
         command = f"python jobs/bootstrap.py --parts {part} --scale {arguments.scale:g}"

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _import(arguments: Namespace) -> str:
     from jobs.settings import load_model
+    from model.checkpoint import save_pretrained
     from model.legacy import load_legacy
     from model.nextgpt import NextGPT
     from model.sources import LLM
@@ -46,11 +47,13 @@ def _import(arguments: Namespace) -> str:
     config = load_model(arguments.preset, arguments.overrides, [LLM])
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
-    load_tokenizer(config)  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
+    tokenizer = load_tokenizer(
+        config
+    )  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
         load_legacy(model, file)
-    model.save_pretrained(out)
+    save_pretrained(model, out, tokenizer)
     stages = ", ".join(str(stage["stage"]) for stage in model.stages)
     return f"imported stage {stages} onto {config.llm.name}\ncheckpoint: {out}"
 
@@ -71,15 +74,15 @@ def _exact_dtype(llm: str, files: list[Path]) -> Any:
 
 def _export(arguments: Namespace) -> str:
     from jobs.settings import checkpoint_model
+    from model.checkpoint import from_pretrained
     from model.legacy import export_legacy
-    from model.nextgpt import NextGPT
     from model.sources import LLM
 
     out = Path(arguments.out)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: is a folder; name the file to write")
     config = checkpoint_model(arguments.checkpoint, arguments.overrides, [LLM])
-    model = NextGPT.from_pretrained(arguments.checkpoint, config=config)
+    model, _ = from_pretrained(arguments.checkpoint, config=config)
     shapes = export_legacy(model, out, stage=arguments.stage)
     return f"exported stage {arguments.stage}: {len(shapes)} tensors in float16\nfile: {out}"
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from jobs.architectures import side_by_side
-from model.query import Query, Sampling, TooLong
+from model.query import Query, Sampling, TooLong, side_by_side
 from pipelines.plan_prompts import Asking, media_names
 from pipelines.plans import Step, from_json, problem, schema, to_json
 from pipelines.sample import Item, Part, Turn

@@ -22,11 +22,9 @@ The trained parts of a NExT-GPT (Wu et al. 2023, https://arxiv.org/abs/2309.0551
 below. With nextgpt-ray installed:
 
 ```python
-from model.nextgpt import NextGPT
-from model.tokenizer import load_tokenizer
+from model.checkpoint import from_pretrained
 
-model = NextGPT.from_pretrained("{name}")
-tokenizer = load_tokenizer(model.config)
+model, tokenizer = from_pretrained("{name}")
 ```"""
 
 

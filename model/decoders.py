@@ -31,7 +31,7 @@ from model.families import (
     latent_shape,
     locate,
 )
-from model.parts import quiet
+from model.library_logs import quiet_libraries
 from model.precision import Precision, use_bfloat16
 from model.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
@@ -371,7 +371,7 @@ def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
 
 def loading(path: str) -> Any:
     """Loads a part without idle lines; a download keeps its progress bar."""
-    return quiet(keep_bars=not Path(path).is_dir())
+    return quiet_libraries(keep_bars=not Path(path).is_dir())
 
 
 def readable(name: str) -> str:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from model.config import LanguageModelConfig, ModelConfig
-from model.parts import quiet, resolve
+from model.library_logs import quiet_libraries
+from model.parts import resolve
 from model.weights import weights_hash
 from model.wide_products import widen_products
 
@@ -30,7 +31,7 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
         else None
     )
     try:
-        with quiet():
+        with quiet_libraries():
             llm = AutoModelForCausalLM.from_pretrained(
                 resolve(settings.name),
                 dtype=dtype,

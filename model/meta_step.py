@@ -17,9 +17,10 @@ from model.batch import Batch, Targets
 from model.config import ModelConfig
 from model.denoising import Denoiser
 from model.engine import DTYPES
+from model.library_logs import quiet_libraries
 from model.losses import TERMS, Criterion, total
 from model.nextgpt import NextGPT
-from model.parts import quiet, resolve
+from model.parts import resolve
 from model.settings import TrainSettings
 from pipelines.sample import Modality
 
@@ -36,7 +37,7 @@ def meta_model(
     """
     described = AutoConfig.from_pretrained(resolve(config.llm.name), local_files_only=local_files_only)
     attention = "sdpa" if config.llm.attention == "flash_attention_2" else config.llm.attention
-    with torch.device("meta"), quiet():
+    with torch.device("meta"), quiet_libraries():
         llm = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation=attention)
         model = NextGPT(config, llm)
         for name, part in model.named_children():

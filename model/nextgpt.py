@@ -5,7 +5,6 @@ signal group, L and D length and width of a condition, P learned positions, V vo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -261,35 +260,3 @@ class NextGPT(nn.Module):
             states_MGH = signal_states(hidden_BTH, embeds_BTH, group.rows_M, group.positions_M, group.group_length)
             conditions[modality] = self.output_projections[modality.value](states_MGH)
         return conditions
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-        config: ModelConfig | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> "NextGPT":
-        """Loads a checkpoint onto its base LLM, ready to generate; see `model.checkpoint.from_pretrained`."""
-        from model.checkpoint import from_pretrained  # late: it imports this module
-
-        model, _ = from_pretrained(
-            name_or_path, dtype=dtype, device=device, config=config, revision=revision, token=token
-        )
-        return model
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes a checkpoint with the base LLM's tokenizer, and the stages and the card that the model came with."""
-        from model.checkpoint import save_pretrained
-        from model.tokenizer import load_tokenizer
-
-        save_pretrained(self, directory, load_tokenizer(self.config))
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads a checkpoint to the Hugging Face hub, made where it is absent; returns the commit's URL."""
-        from model.checkpoint import push_to_hub
-
-        return push_to_hub(self, repo_id, private=private, token=token)

@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
+
+from model.library_logs import quiet_libraries
 
 BUILTIN = "builtin:"
 PREFIX = "builtin:tiny/"
 SHIPPED = "builtin:world/"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
 MARKER = "untrained.json"
+_NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
 
 # Threads of one process share torch's random state, which a build seeds.
 _BUILD_LOCK = Lock()
@@ -26,19 +26,6 @@ _BUILDER_FILES = tuple(
     _HERE / name for name in ("tiny.py", "architectures.py", "imagebind.py", "presets/tiny_corpus.txt")
 )
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
-# They tell of deprecated pipelines (we pin diffusers), of an absent torchvision (we do not use it), and of how an LLM's
-# own file would have it sampled (whoever asks says that: `model.query.Sampling`).
-_IDLE_LOGGERS = (
-    "diffusers.pipelines.pipeline_utils",
-    "transformers.utils.import_utils",
-    "transformers.generation.configuration_utils",
-)
-# These also say what matters: only such lines of theirs are dropped.
-_IDLE_LINES = {
-    # Of a .bin where there is no .safetensors: it is read without running code in it, and raises where it is absent.
-    "diffusers.models.modeling_utils": ("unsafe serialization", "trying to fetch", "kept in float32: []"),
-    "transformers.configuration_utils": ("`hifigan`",),  # the type that every published vocoder has
-}
 
 
 def resolve(name: str) -> str:
@@ -84,44 +71,6 @@ def is_untrained(name: str) -> bool:
     return marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["trained"]
 
 
-class _Without(logging.Filter):
-    """Drops the lines that hold one of some texts."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        super().__init__()
-        self._texts = texts
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(text in record.getMessage() for text in self._texts)
-
-
-@contextmanager
-def quiet(*, keep_bars: bool = False) -> Iterator[None]:
-    """Keeps progress bars and notices that nobody can act on off the log while a part loads or is written."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = () if keep_bars else (diffusers_logging, transformers_logging)
-    bars = [library for library in libraries if library.is_progress_bar_enabled()]
-    levels = {name: logging.getLogger(name).level for name in _IDLE_LOGGERS}
-    filters = {name: _Without(texts) for name, texts in _IDLE_LINES.items()}
-    try:
-        for name, line_filter in filters.items():
-            logging.getLogger(name).addFilter(line_filter)
-        for library in bars:
-            library.disable_progress_bar()
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-    finally:
-        for library in bars:
-            library.enable_progress_bar()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        for name, line_filter in filters.items():
-            logging.getLogger(name).removeFilter(line_filter)
-
-
 def cache_root() -> Path:
     """The folder of what this machine can do without: `$NEXTGPT_CACHE`, or `~/.cache/nextgpt-ray`."""
     cache = os.environ.get("NEXTGPT_CACHE")
@@ -149,7 +98,9 @@ def _build(part: str, directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{part}-", dir=directory.parent) as scratch:
         staged = Path(scratch) / part
-        build(part, staged)
+        with quiet_libraries():
+            build(part, staged)
+        (staged / MARKER).write_text(json.dumps({"trained": False, "note": _NOTE}, indent=2) + "\n", encoding="utf-8")
         try:
             staged.rename(directory)
         except OSError:

@@ -1,10 +1,12 @@
 """What a model is asked: a dialogue with its media, and how to answer it. Needs no deep learning library."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.sample import Decoded, Modality, Turn
+
+T = TypeVar("T")
 
 
 class TooLong(ValueError):
@@ -48,3 +50,13 @@ class Query:
     require: Sequence[Modality] = ()
     sampling: Sampling = field(default_factory=Sampling)
     settings: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def side_by_side(answer: Callable[[Sequence[Query]], Sequence[T]], queries: Sequence[Query]) -> list[T | ValueError]:
+    """What `answer` gives for all at once; where one of them cannot be answered, one by one, to tell which."""
+    try:
+        return list(answer(queries))
+    except ValueError as error:
+        if len(queries) == 1:
+            return [error]
+    return [found for query in queries for found in side_by_side(answer, [query])]

@@ -1,6 +1,5 @@
 """Builds the tiny parts: the real architectures at toy size, with seeded random weights and small tokenizers."""
 
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,23 +9,19 @@ from typing import Any
 import torch
 
 from model import architectures
-from model.parts import MARKER, quiet
 
 CORPUS = Path(__file__).parent / "presets" / "tiny_corpus.txt"
 LLM_VOCAB_SIZE = 512
 NUM_MERGES = 256
 UNET_CHANNELS = (16, 32)
 VAE_WIDTHS = (8, 16, 16)
-NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
 
 
 def build(part: str, directory: Path) -> None:
     """Writes one tiny part into a new directory; the caller's random state stays as it was."""
     directory.mkdir()
-    with _seeded(part), quiet():
+    with _seeded(part):
         _BUILDERS[part](directory)
-    marker = json.dumps({"trained": False, "note": NOTE}, indent=2)
-    (directory / MARKER).write_text(marker + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 
 from jobs.benchmarks.text_encoders import SHAPES, draw_text_encoder
 from model.devices import best_device
-from model.parts import quiet, resolve
+from model.library_logs import quiet_libraries
+from model.parts import resolve
 from pipelines.sample import Modality
 
 
@@ -117,7 +118,7 @@ def write_decoder(modality: Modality, shape: DecoderShape, folder: Path, device:
     from model.families import FAMILIES
 
     family = FAMILIES[modality]
-    with quiet():
+    with quiet_libraries():
         tokenizer = getattr(transformers, family.tokenizer).from_pretrained(
             resolve(f"builtin:tiny/{modality}_decoder"), subfolder="tokenizer"
         )

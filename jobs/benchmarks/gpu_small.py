@@ -21,7 +21,7 @@ from jobs.benchmarks.gpu_memory import GIB, gibibytes, limit, reserved
 from jobs.benchmarks.gpu_steps import measure, write_llm
 from model.config import ModelConfig, load_preset
 from model.imagebind import ImageBind, ImageBindConfig
-from model.parts import quiet
+from model.library_logs import quiet_libraries
 from pipelines.sample import Image, Item, Modality, Turn
 
 CARD = 23 * GIB  # of 24, CUDA itself takes some
@@ -94,7 +94,7 @@ class _Parts:
 
 def _write_llm(folder: Path, llama: Mapping[str, Any], device: str) -> None:
     write_llm(folder, llama)
-    with quiet(), torch.device(device):
+    with quiet_libraries(), torch.device(device):
         config = transformers.AutoConfig.from_pretrained(folder)
         transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 

@@ -31,8 +31,9 @@ from model.batch import Batch, collate
 from model.dialogue import IGNORE
 from model.engine import DTYPES, Rank
 from model.feed import Row
+from model.library_logs import quiet_libraries
 from model.nextgpt import NextGPT
-from model.parts import quiet, resolve
+from model.parts import resolve
 from model.settings import Stage
 from model.training import Job, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json
@@ -83,7 +84,7 @@ class DrawnTrainer(Trainer):
 def write_llm(folder: Path, llama: Mapping[str, Any]) -> None:
     """Writes an LLM's configuration, without weights, and the tiny tokenizer."""
     transformers.LlamaConfig(**llama).save_pretrained(folder)
-    with quiet():
+    with quiet_libraries():
         transformers.AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm")).save_pretrained(folder)
 
 

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from model.devices import best_device
-from model.parts import quiet, resolve
+from model.library_logs import quiet_libraries
+from model.parts import resolve
 from model.precision import Precision
 from pipelines.sample import Modality
 from pipelines.world.captions import caption
@@ -60,7 +61,7 @@ def load_encoders(
     tokenizer = kind.from_pretrained(folder, subfolder="tokenizer").train_new_from_iterator(
         [captions], VOCABULARY, show_progress=False
     )
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         draw_text_encoder(modality, tokenizer, shape or SHAPES[modality]).save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")

@@ -25,9 +25,10 @@ from model.batch import Batch
 from model.devices import best_device
 from model.engine import Rank
 from model.feed import Row, micro_batches
+from model.library_logs import quiet_libraries
 from model.losses import Criterion, LossWeights, total
 from model.nextgpt import NextGPT
-from model.parts import quiet, resolve
+from model.parts import resolve
 from model.settings import TrainSettings
 from model.training import Job, Trainer
 from pipelines.planned import ReadSteps
@@ -115,7 +116,7 @@ def write_llm(folder: Path) -> tuple[str, ...]:
     best_device()  # said before transformers imports DeepSpeed, which else searches for an accelerator
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_libraries(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(folder)
         AutoTokenizer.from_pretrained(resolve("builtin:tiny/llm")).save_pretrained(folder)

@@ -165,7 +165,8 @@ def test_a_model_on_it_is_written_and_read_without_a_word(
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        NextGPT.from_config(config, adapter=True, gradient_checkpointing=True).save_pretrained(tmp_path / "checkpoint")
+        made = NextGPT.from_config(config, adapter=True, gradient_checkpointing=True)
+        checkpoint.save_pretrained(made, tmp_path / "checkpoint", load_tokenizer(config))
         model, tokenizer = checkpoint.from_pretrained(tmp_path / "checkpoint")
     assert capfd.readouterr() == ("", "")
     assert model.vocabulary.begin_item == tokenizer.convert_tokens_to_ids("<Img>") == VOCAB_SIZE
