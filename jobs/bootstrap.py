@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import cli
-from model.parts import PARTS
-from pipelines.files import read_json, write_json
-from pipelines.shards import hash_file
+from jobs.common import cli
+from model.parts.builtin import PARTS
+from pipelines.storage.files import read_json, write_json
+from pipelines.storage.shards import hash_file
 
 MANIFEST = "manifest.json"
 
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from jobs.foundation_scores import score
-    from jobs.foundations import TRAINERS
-    from model.library_logs import quiet_libraries
+    from jobs.foundations.foundation_scores import score
+    from jobs.foundations.recipes import TRAINERS
+    from model.parts.library_logs import quiet_libraries
     from pipelines.world.bank import SEED
 
     if arguments.threads:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from jobs import cli
-from jobs.architectures import ARCHITECTURES
-from jobs.serving.guard import TOKEN
-from model.description import SHIPPED
+from jobs.common import cli
+from jobs.replies.respond import ARCHITECTURES
+from jobs.serving.requests.guard import TOKEN
+from model.checkpoints.description import SHIPPED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.schema import LoggingConfig
 
+    from jobs.common.settings import checkpoint_model
     from jobs.serving.app import Settings, build
-    from jobs.settings import checkpoint_model
-    from model.hub import find_checkpoint
+    from model.checkpoints.hub import find_checkpoint
 
     checkpoint = find_checkpoint(arguments.checkpoint)
     checkpoint_model(checkpoint, arguments.overrides)  # now, before Ray starts: what is missing is told at once
@@ -113,7 +113,7 @@ def _end() -> NoReturn:
     import psutil
     import ray
 
-    from jobs.serving.sessions import remove_orphans
+    from jobs.serving.requests.sessions import remove_orphans
 
     ours = psutil.Process().children(recursive=True)
     ray.shutdown()

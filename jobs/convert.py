@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import cli
+from jobs.common import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,19 +37,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _import(arguments: Namespace) -> str:
-    from jobs.settings import load_model
-    from model.checkpoint import save_pretrained
-    from model.legacy import load_legacy
-    from model.nextgpt import NextGPT
-    from model.sources import LLM
-    from model.tokenizer import load_tokenizer
+    from jobs.common.settings import load_model
+    from model.checkpoints.checkpoint import save_pretrained
+    from model.checkpoints.released import load_legacy
+    from model.core.nextgpt import NextGPT
+    from model.core.tokenizer import load_tokenizer
+    from model.parts.sources import LLM
 
     config = load_model(arguments.preset, arguments.overrides, [LLM])
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
-    tokenizer = load_tokenizer(
-        config
-    )  # a checkpoint takes it along: what is wrong with it is said before weights are loaded
+    # Before the weights are loaded: what is wrong with it is told at once.
+    tokenizer = load_tokenizer(config)
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
         load_legacy(model, file)
@@ -65,18 +64,18 @@ def _exact_dtype(llm: str, files: list[Path]) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from model.legacy import legacy_dtype
-    from model.parts import resolve
+    from model.checkpoints.released import legacy_dtype
+    from model.parts.builtin import resolve
 
     stored = AutoConfig.from_pretrained(resolve(llm)).get_text_config().dtype or torch.float32
     return reduce(torch.promote_types, map(legacy_dtype, files), stored)
 
 
 def _export(arguments: Namespace) -> str:
-    from jobs.settings import checkpoint_model
-    from model.checkpoint import from_pretrained
-    from model.legacy import export_legacy
-    from model.sources import LLM
+    from jobs.common.settings import checkpoint_model
+    from model.checkpoints.checkpoint import from_pretrained
+    from model.checkpoints.released import export_legacy
+    from model.parts.sources import LLM
 
     out = Path(arguments.out)
     if out.is_dir():

@@ -4,22 +4,22 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs import cli
+from jobs.common import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.config import ModelConfig
-    from pipelines.embed import Embedded
-    from pipelines.shard_embedder import EmbedTask
+    from model.parts.config import ModelConfig
+    from pipelines.embed.embedding import Embedded
+    from pipelines.embed.shard_embedder import EmbedTask
 
 MEDIA_BATCH = 8
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Embeds every prepared dataset that has items of the modalities asked for, or one captions file."""
-    from pipelines.sidecars import ENCODER, KINDS
-    from pipelines.storage import DTYPES
+    from pipelines.storage.precision import DTYPES
+    from pipelines.storage.sidecars import ENCODER, KINDS
 
     parser = cli.parser(
         "Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; "
@@ -95,10 +95,10 @@ def _check(arguments: Namespace) -> None:
 
 def _model(arguments: Namespace) -> "ModelConfig":
     """The model whose encoders are to embed, those that will be used found."""
-    from jobs.settings import load_model
-    from model.sources import ENCODER as ENCODER_KEY
-    from model.sources import decoder_key
-    from pipelines.sidecars import output_modality
+    from jobs.common.settings import load_model
+    from model.parts.sources import ENCODER as ENCODER_KEY
+    from model.parts.sources import decoder_key
+    from pipelines.storage.sidecars import output_modality
 
     modalities = {kind: output_modality(kind) for kind in arguments.modality}
     keys = [decoder_key(m) if m else ENCODER_KEY for m in modalities.values()]
@@ -107,7 +107,7 @@ def _model(arguments: Namespace) -> "ModelConfig":
 
 
 def _embed_shards(arguments: Namespace) -> None:
-    from pipelines.embed import embed, plan_pool
+    from pipelines.embed.embedding import embed, plan_pool
 
     directories = _datasets(arguments)
     kinds = [f"{modality}_latents" for modality in arguments.modality] if arguments.latents else arguments.modality
@@ -118,7 +118,7 @@ def _embed_shards(arguments: Namespace) -> None:
 
 
 def _import(arguments: Namespace) -> None:
-    from pipelines.legacy_embeddings import import_embeddings
+    from pipelines.embed.legacy_embeddings import import_embeddings
 
     directories, source = _datasets(arguments), cli.existing_folder(arguments.imported)
     (kind,) = arguments.modality
@@ -128,7 +128,7 @@ def _import(arguments: Namespace) -> None:
 
 
 def _datasets(arguments: Namespace) -> "list[Path]":
-    from pipelines.shards import list_datasets
+    from pipelines.storage.shards import list_datasets
 
     shards = cli.existing_folder(arguments.shards)
     datasets = list_datasets(shards)
@@ -150,9 +150,9 @@ def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> N
 
 
 def _task(arguments: Namespace, kind: str) -> "EmbedTask":
-    from jobs.encoders import encoder_factory
-    from pipelines.shard_embedder import EmbedTask
-    from pipelines.sidecars import ENCODER, takes_media
+    from jobs.common.encoders import encoder_factory
+    from pipelines.embed.shard_embedder import EmbedTask
+    from pipelines.storage.sidecars import ENCODER, takes_media
 
     # Features are small and media large: the former are kept exact, the latter encoded few at a time.
     dtype = "float32" if kind == ENCODER else arguments.dtype
@@ -162,8 +162,8 @@ def _task(arguments: Namespace, kind: str) -> "EmbedTask":
 
 
 def _embed_captions(arguments: Namespace) -> None:
-    from pipelines.captions import embed_captions
-    from pipelines.embed import plan_pool
+    from pipelines.embed.caption_files import embed_captions
+    from pipelines.embed.embedding import plan_pool
 
     source, out = cli.existing_file(arguments.captions), cli.new_folder(arguments.out)
     (kind,) = arguments.modality

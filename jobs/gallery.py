@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs import cli
+from jobs.common import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -13,9 +13,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", metavar="FILE.png", help="also a picture of the best examples, for a README")
     arguments = parser.parse_args(argv)
 
-    from pipelines.files import to_path
-    from pipelines.gallery import write_gallery
-    from pipelines.gallery_picture import write_picture
+    from pipelines.inspect.gallery_page import write_gallery
+    from pipelines.inspect.gallery_picture import write_picture
+    from pipelines.storage.files import to_path
 
     runs = [cli.existing_folder(run) for run in arguments.runs]
     write_gallery(runs, to_path(arguments.out))

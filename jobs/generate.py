@@ -4,15 +4,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs import cli
-from jobs.architectures import ARCHITECTURES
-from model.description import SHIPPED
+from jobs.common import cli
+from jobs.replies.respond import ARCHITECTURES
+from model.checkpoints.description import SHIPPED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.config import ModelConfig
-    from model.query import Sampling
+    from model.inference.query import Sampling
+    from model.parts.config import ModelConfig
     from pipelines.sample import Modality
 
 MODALITIES = ("image", "video", "audio")
@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    from jobs.settings import checkpoint_model
-    from model.hub import find_checkpoint
-    from model.query import Sampling
+    from jobs.common.settings import checkpoint_model
+    from model.checkpoints.hub import find_checkpoint
+    from model.inference.query import Sampling
     from pipelines.sample import Modality
 
     checkpoint = find_checkpoint(arguments.checkpoint)
@@ -111,11 +111,11 @@ def _answer_file(
     sampling: "Sampling",
     out: "Path",
 ) -> None:
-    from jobs.batch_replies import REJECTS, REPLIES, Plan, answer_file
+    from jobs.replies.batch_replies import REJECTS, REPLIES, BatchSettings, answer_file
 
     conversations = cli.existing_file(arguments.conversations)
     media = cli.existing_folder(arguments.media) if arguments.media else conversations.parent
-    plan = Plan(
+    plan = BatchSettings(
         checkpoint=checkpoint,
         config=config,
         architecture=arguments.architecture,
@@ -142,17 +142,17 @@ def _answer_prompt(
     sampling: "Sampling",
     out: "Path",
 ) -> None:
-    from jobs.reply import Request, answer
-    from pipelines import media as media_files
-    from pipelines.files import write_json
+    from jobs.replies.reply import Request, answer
+    from pipelines.media import codecs
     from pipelines.sample import Modality
+    from pipelines.storage.files import write_json
 
     inputs = []
     for modality in Modality:
         for name in getattr(arguments, modality.value):
-            medium = media_files.load(cli.existing_file(name), modality)
+            medium = codecs.load(cli.existing_file(name), modality)
             try:
-                media_files.decode(medium, fps=1.0)
+                codecs.decode(medium, fps=1.0)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             inputs.append(medium)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import cli
+from jobs.common import cli
 
 if TYPE_CHECKING:
-    from pipelines.preprocess import Prepared
-    from pipelines.shards import Manifest
-    from pipelines.staging import Source
+    from pipelines.prepare.preprocess import Prepared
+    from pipelines.prepare.staging import Source
+    from pipelines.storage.shards import Manifest
 
 DESCRIPTION = """Turn raw datasets (those of NExT-GPT, or your own by a catalog file) into WebDataset tar shards.
 `prepare.py verify SHARDS` reads all shards and embeddings and says what is damaged;
@@ -42,15 +42,15 @@ def _arguments(argv: Sequence[str]) -> Namespace:
         "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail above this share of rows"
     )
     parser.add_argument("--retry-rejected", action="store_true", help="try rejected rows again, as after a bad disk")
-    parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media_policy.py")
+    parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media/policy.py")
     parser.add_argument("--media", nargs="+", default=[], metavar="KEY=VALUE", help="over it: image.short_side=256 ...")
     return parser.parse_args(argv)
 
 
 def _prepare(arguments: Namespace) -> None:
-    from pipelines.files import remove_tree
-    from pipelines.ledger import TooManyRejected, check_rejected
-    from pipelines.state import finished
+    from pipelines.prepare.ledger import TooManyRejected, check_rejected
+    from pipelines.prepare.state import finished
+    from pipelines.storage.files import remove_tree
 
     sources, out = _sources(arguments), cli.new_folder(arguments.out)
     totals, failures = [0, 0, 0], dict[str, str]()
@@ -64,7 +64,7 @@ def _prepare(arguments: Namespace) -> None:
                 state = "  (was up to date)"
             else:
                 cli.start_ray()
-                from pipelines.preprocess import prepare
+                from pipelines.prepare.preprocess import prepare
 
                 prepared = prepare(source, arguments.max_rejected, arguments.retry_rejected)
                 _report(source, prepared)
@@ -83,9 +83,9 @@ def _prepare(arguments: Namespace) -> None:
 
 def _sources(arguments: Namespace) -> "list[Source]":
     """What is to be prepared, in the catalog's order."""
-    from jobs.settings import load_media_policy
-    from pipelines.catalog import load_catalog
-    from pipelines.staging import Source
+    from jobs.common.settings import load_media_policy
+    from pipelines.prepare.staging import Source
+    from pipelines.sources.catalog import load_catalog
 
     mistakes = []
     if arguments.samples_per_shard < 1:
@@ -128,7 +128,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
 
 def _report(source: "Source", prepared: "Prepared") -> None:
     """Writes the dataset's page, beside the datasets' folders: it tells of this run, and is no part of the data."""
-    from pipelines.report import RunFigures, write_report
+    from pipelines.inspect.report import RunFigures, write_report
 
     figures = RunFigures(rows=prepared.rows, seconds=prepared.seconds, bytes=prepared.bytes)
     page = source.directory.parent / "reports" / f"{source.entry.name}.html"
@@ -140,7 +140,7 @@ def _verify(argv: Sequence[str]) -> None:
     parser.add_argument("shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
     arguments = parser.parse_args(argv)
 
-    from pipelines.verify import print_problems
+    from pipelines.inspect.verify import print_problems
 
     problems = print_problems(cli.existing_folder(arguments.shards))
     if problems:
@@ -153,7 +153,7 @@ def _lineage(argv: Sequence[str]) -> None:
     parser.add_argument("names", nargs="+", metavar="KEY_OR_ROW", help="a sample's key, or a row such as cc3m.json#17")
     arguments = parser.parse_args(argv)
 
-    from pipelines.lineage import print_origins
+    from pipelines.inspect.lineage import print_origins
 
     unknown = print_origins(cli.existing_folder(arguments.shards), arguments.names)
     if unknown:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import cli, embed, gallery, generate, prepare, score, train_stage
+from jobs import embed, gallery, generate, prepare, score, train_stage
+from jobs.common import cli
 
 WORLD_SEED = 0
 PRESET = "world"  # the one whose foundations are trained, and which sits the world's exam

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import cli
+from jobs.common import cli
 from jobs.train_stage import SETTINGS
 
 WORLDS = ("builtin:world/", "builtin:tiny/")
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
 
-    from jobs.settings import checkpoint_model
-    from model.description import latest_checkpoint
+    from jobs.common.settings import checkpoint_model
+    from model.checkpoints.description import latest_checkpoint
 
     run = cli.existing_folder(arguments.checkpoint)
     checkpoint = latest_checkpoint(run)
@@ -74,19 +74,19 @@ def _check(arguments: Namespace, known: Sequence[str], encoder: str) -> None:
 
 
 def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
-    from model.devices import best_device
+    from model.parts.devices import best_device
 
     device = best_device()
-    from jobs.scoring import Plan, sit
-    from jobs.scoring_report import EXAMPLES, grade_row, score_row, table, write_examples
-    from model.description import latest_checkpoint, read_config
+    from jobs.scoring.exam_report import EXAMPLES, grade_row, score_row, table, write_examples
+    from jobs.scoring.exam_run import ExamSettings, sit
+    from model.checkpoints.description import latest_checkpoint, read_config
     from pipelines.world.exam import ROWS
 
     started = time.monotonic()
     chosen = [row for row in ROWS.values() if row.name in (arguments.rows or ROWS)]
     if [stage["stage"] for stage in read_config(checkpoint)["stages"]] == [1]:
         chosen = [replace(row, target=row.stage_1_target) for row in chosen]
-    plan = Plan(
+    plan = ExamSettings(
         rows=[row for row in chosen if row.kinds] or [row for row in ROWS.values() if row.kinds],
         count=arguments.n,
         controls=arguments.controls_n,
@@ -107,12 +107,12 @@ def _exam(arguments: Namespace, run: Path, checkpoint: Path) -> None:
 
 
 def _compare(arguments: Namespace, run: Path, checkpoint: Path) -> None:
-    from model.devices import best_device
+    from model.parts.devices import best_device
 
     device = best_device()
-    from jobs.comparison import compare, table
-    from model.responder import Responder
-    from pipelines.files import write_json
+    from jobs.scoring.comparison import compare, table
+    from model.inference.responder import Responder
+    from pipelines.storage.files import write_json
     from pipelines.world.exam import ROWS
 
     chosen = [
@@ -128,12 +128,12 @@ def _compare(arguments: Namespace, run: Path, checkpoint: Path) -> None:
 
 
 def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
-    from model.devices import best_device
+    from model.parts.devices import best_device
 
     device = best_device()
-    from jobs.scoring_report import table
-    from jobs.scoring_shards import score_shards
-    from pipelines.shards import list_datasets
+    from jobs.scoring.exam_report import table
+    from jobs.scoring.held_out_replies import score_shards
+    from pipelines.storage.shards import list_datasets
 
     started = time.monotonic()
     shards = cli.existing_folder(arguments.shards)
@@ -152,15 +152,15 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
 
 def _fraction(run: Path) -> float:
     """The share that training held out, as its settings beside the checkpoint say."""
-    from model.settings import ValidationSettings
-    from pipelines.files import read_json
+    from model.training.train_settings import ValidationSettings
+    from pipelines.storage.files import read_json
 
     found = next((folder / SETTINGS for folder in (run, run.parent) if (folder / SETTINGS).is_file()), None)
     return float(read_json(found)["settings"]["validation"]["fraction"]) if found else ValidationSettings().fraction
 
 
 def _write(run: Path, checkpoint: Path, arguments: Namespace, seconds: float, rows: list[dict[str, Any]]) -> None:
-    from pipelines.files import write_json
+    from pipelines.storage.files import write_json
 
     document = {
         "checkpoint": str(checkpoint),

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import cli
-from pipelines.files import read_json, remove_tree, to_path, write_json
+from jobs.common import cli
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json, remove_tree, to_path, write_json
 
 if TYPE_CHECKING:
-    from model.settings import TrainSettings
+    from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
 # What may change when a run goes on: how it is run and watched, not what it computes.
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
     arguments = parser.parse_args(argv)
 
-    from jobs.dry_run import cpu_notes
-    from jobs.settings import deepspeed_settings, load_settings, settings_hash
-    from jobs.stage import order_samples, plan_stage, prepared_views, train
-    from jobs.workers import choose_workers
-    from model.description import latest_checkpoint
+    from jobs.common.settings import deepspeed_settings, load_settings, settings_hash
+    from jobs.training.dry_run import cpu_notes
+    from jobs.training.stage import order_samples, plan_stage, prepared_views, train
+    from jobs.training.workers import choose_workers
+    from model.checkpoints.description import latest_checkpoint
 
     views = prepared_views(arguments.shards)
     settings = load_settings(arguments.stage, arguments.preset, arguments.overrides, views)
@@ -117,9 +117,9 @@ def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[st
     Raises:
         Failures: it does not fit, or would be refused; a line for each reason.
     """
-    from jobs.dry_run import DryRun, machine_for
-    from jobs.stage import plan_stage
-    from model.description import latest_checkpoint
+    from jobs.training.dry_run import DryRun, machine_for
+    from jobs.training.stage import plan_stage
+    from model.checkpoints.description import latest_checkpoint
 
     faults: list[str] = []
     try:
@@ -140,7 +140,7 @@ def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[st
 
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
     """How many steps of this very run are done; what is not a run of ours is never removed."""
-    from model.run_state import first_step
+    from model.runs.run_state import first_step
 
     if not run.exists() or not any(run.iterdir()):
         return 0
@@ -177,8 +177,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _resume_notes(run: Path) -> Iterator[str]:
-    from jobs.preflight import notes
-    from model.run_state import resumable
+    from jobs.training.preflight import notes
+    from model.runs.run_state import resumable
 
     checkpoint = resumable(run)
     if checkpoint is not None:

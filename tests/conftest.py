@@ -15,8 +15,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import jobs.cli  # Sets what Ray reads from the environment when it is first imported.
-from jobs.benchmarks import free_port
+import jobs.common.cli  # Sets what Ray reads from the environment when it is first imported.
+from tests.benchmarks import free_port
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("project", deadline=None)
@@ -55,7 +55,7 @@ def local_ray() -> Iterator[None]:
             patch.setenv(name, os.environ.get(name, ""))
             patch.delenv(name)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        jobs.cli.configure_ray_data()
+        jobs.common.cli.configure_ray_data()
         yield
         ray.shutdown()
 

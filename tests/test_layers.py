@@ -1,13 +1,17 @@
 """The floors of the house: imports run downward only."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RAY_STEPS = {"preprocess", "embed", "captions", "handover", "metrics", "survey"}
+PACKAGES = ("pipelines", "model", "jobs")
+MOST_MODULES = 13
+RAY_STEPS = {"preprocess", "embedding", "caption_files", "handover", "metrics", "survey"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -46,6 +50,38 @@ def test_model_takes_nothing_of_pipelines_but_the_sample_and_needs_no_ray(path: 
         "pipelines.sample",
         *(f"pipelines.sample.{name}" for name in _names_of_sample()),
     }
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def graph() -> dict[str, set[str]]:
+    """What each module imports of this project, at its top, within functions, and for types alone."""
+    modules = {module_of(path): path for package in PACKAGES for path in files(package)}
+    return {name: {found for found in imports(path) if found in modules} - {name} for name, path in modules.items()}
+
+
+def folder_of(module: str) -> str:
+    return module.rpartition(".")[0] if not (ROOT / module.replace(".", "/")).is_dir() else module
+
+
+def test_no_module_is_imported_by_what_it_imports() -> None:
+    assert tuple(TopologicalSorter(graph()).static_order())  # CycleError names the circle
+
+
+def test_no_folder_is_imported_by_what_it_imports() -> None:
+    folders: dict[str, set[str]] = {}
+    for module, imported in graph().items():
+        folder = folder_of(module)
+        folders.setdefault(folder, set()).update({folder_of(name) for name in imported} - {folder})
+    assert tuple(TopologicalSorter(folders).static_order())
+
+
+def test_no_folder_has_more_modules_than_one_takes_in_at_a_glance() -> None:
+    counts = Counter(path.parent for package in PACKAGES for path in files(package) if path.stem != "__init__")
+    assert {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
 @pytest.mark.parametrize("path", files("pipelines"), ids=str)

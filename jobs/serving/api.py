@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from jobs.scheduler import NoPlan
-from jobs.serving import openai_format as wire
-from jobs.serving.events import Event, Finished, Full, Lost, Made, Planned, Said
+from jobs.replies.scheduler import NoPlan
+from jobs.serving.requests import openai_format as wire
+from jobs.serving.requests.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.serving.service import Service
-from model.query import Query, TooLong
+from model.inference.query import Query, TooLong
 
 _ERROR = {
     "type": "object",

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from jobs.architectures import Architecture
+from jobs.common.settings import checkpoint_model
+from jobs.replies.respond import Architecture
 from jobs.serving.deployments import About, Language, Renderer, about
-from jobs.settings import checkpoint_model
-from model.speaker import AT_ONCE
+from model.inference.speaker import AT_ONCE
 from pipelines.sample import Modality
 
 Fraction = Annotated[float, Field(ge=0, le=64)]
@@ -62,11 +62,12 @@ class Front:
     def __serve_build_asgi_app__(self) -> Any:
         from fastapi import FastAPI
 
-        from jobs.serving import joint, scheduler
+        from jobs.serving import joint
+        from jobs.serving import scheduled as scheduler
         from jobs.serving.api import add_handlers, router
-        from jobs.serving.guard import TOKEN, Guard
         from jobs.serving.handles import Handles
-        from jobs.serving.loading import Gate, Parts
+        from jobs.serving.requests.guard import TOKEN, Guard
+        from jobs.serving.requests.loading import Gate, Parts
         from jobs.serving.service import Service
 
         settings = self._settings
@@ -83,7 +84,7 @@ class Front:
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)
         if settings.page:
-            from jobs.serving.sessions import Sessions
+            from jobs.serving.requests.sessions import Sessions
 
             sessions = Sessions()
             os.environ["GRADIO_TEMP_DIR"] = str(sessions.root / "uploads")  # read when Gradio is imported

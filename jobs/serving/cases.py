@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Item, Media
 from pipelines.world.conversations import converse
 from pipelines.world.render import render

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.scheduler import needs_guides
-from model.config import DecoderSettings, ModelConfig
-from model.generation import Reply
-from model.painter import Painter, Step
-from model.query import Query
-from model.rendering import Wish
-from model.speaker import Speaker
-from pipelines import media as media_files
+from jobs.replies.scheduler import needs_guides
+from model.decoders.rendering import Wish
+from model.inference.generation import Reply
+from model.inference.painter import Painter, Step
+from model.inference.query import Query
+from model.inference.speaker import Speaker
+from model.parts.config import DecoderSettings, ModelConfig
+from pipelines.media import codecs
 from pipelines.sample import Media, Modality, Part
 
 
@@ -34,9 +34,9 @@ class Language:
     """The LLM of a checkpoint with its encoder: queries in, replies out, piece by piece."""
 
     def __init__(self, checkpoint: str, config: ModelConfig, at_once: int) -> None:
-        from jobs.cli import quiet
-        from model.devices import best_device
-        from model.responder import Responder
+        from jobs.common.cli import quiet
+        from model.inference.responder import Responder
+        from model.parts.devices import best_device
 
         quiet()
         responder = Responder.from_pretrained(checkpoint, device=best_device(), config=config)
@@ -45,7 +45,7 @@ class Language:
         self._speaker = Speaker(responder, at_once=at_once)
 
     async def reply(self, query: Query) -> AsyncIterator[Part | Reply]:
-        """Yields parts as `model.generation.generate_batch` tells them, and at last the reply.
+        """Yields parts as `model.inference.generation.generate_batch` tells them, and at last the reply.
 
         Raises ValueError for a query that cannot be answered.
         """
@@ -76,9 +76,9 @@ class Renderer:
     def __init__(self, name: str, modality: Modality, settings: DecoderSettings, at_once: int | None) -> None:
         import torch
 
-        from jobs.cli import quiet
-        from model.decoders import Decoder
-        from model.devices import best_device
+        from jobs.common.cli import quiet
+        from model.decoders.decoder import Decoder
+        from model.parts.devices import best_device
 
         quiet()
         if best_device() == "cpu":
@@ -95,7 +95,7 @@ class Renderer:
         while isinstance(event, Step):
             yield event
             event = await told.get()
-        yield await asyncio.to_thread(media_files.encode, event)
+        yield await asyncio.to_thread(codecs.encode, event)
 
     async def is_loaded(self) -> bool:
         """True: a replica that answers has its weights."""
@@ -109,10 +109,10 @@ class Renderer:
 
 def about(checkpoint: str, config: ModelConfig) -> About:
     """What the model of a checkpoint can do, without loading it."""
-    from model.description import read_config
-    from model.families import default_settings
-    from model.hub import local_checkpoint
-    from model.parts import is_untrained
+    from model.checkpoints.description import read_config
+    from model.checkpoints.hub import local_checkpoint
+    from model.parts.builtin import is_untrained
+    from model.parts.families import default_settings
 
     with local_checkpoint(checkpoint) as folder:
         stages = read_config(folder)["stages"]

@@ -8,11 +8,11 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.serving.events import Lost, Made, Progress
-from model.generation import Reply
-from model.painter import Step
-from model.query import Query
-from model.rendering import Wish
+from jobs.serving.requests.events import Lost, Made, Progress
+from model.decoders.rendering import Wish
+from model.inference.generation import Reply
+from model.inference.painter import Step
+from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
 _TRIES = 3  # for a medium: whoever makes it anew makes the same

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncGenerator
 
-from jobs.serving.events import Begun, Event, Finished, Made, Said
 from jobs.serving.handles import Handles
-from model.generation import Reply
-from model.query import Query
-from model.responder import wishes
+from jobs.serving.requests.events import Begun, Event, Finished, Made, Said
+from model.inference.generation import Reply
+from model.inference.query import Query
+from model.inference.responder import wishes
 from pipelines.sample import Item, Media
 
 

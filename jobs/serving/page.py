@@ -15,17 +15,17 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from jobs.serving import uploads
 from jobs.serving.cases import CASES, drawn
-from jobs.serving.events import Finished, Full, Lost, Made
-from jobs.serving.openai_format import MIME, alternating, error
+from jobs.serving.requests import uploads
+from jobs.serving.requests.events import Finished, Full, Lost, Made
+from jobs.serving.requests.openai_format import MIME, alternating, error
+from jobs.serving.requests.sessions import COOKIE, Session, Sessions
+from jobs.serving.requests.visitors import Visitors
 from jobs.serving.service import Service
-from jobs.serving.sessions import COOKIE, Session, Sessions
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
-from jobs.serving.visitors import Visitors
-from model.description import SHIPPED
-from model.query import Query, Sampling
-from pipelines.media_policy import Refused
+from model.checkpoints.description import SHIPPED
+from model.inference.query import Query, Sampling
+from pipelines.media.policy import Refused
 from pipelines.sample import Item, Modality, Part, Turn, turns_document
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")

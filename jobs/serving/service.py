@@ -4,10 +4,10 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from jobs.architectures import Architecture
+from jobs.replies.respond import Architecture
 from jobs.serving.deployments import About
-from jobs.serving.events import Event, Full
-from model.query import Query
+from jobs.serving.requests.events import Event, Full
+from model.inference.query import Query
 
 Answer = Callable[[Query], AsyncGenerator[Event, None]]
 _LEAST_WAIT = 1

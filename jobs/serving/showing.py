@@ -7,10 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.serving.events import Begun, Event, Finished, Made, Planned, Progress, Said
-from jobs.serving.sessions import Session
-from pipelines.plans import from_json
+from jobs.serving.requests.events import Begun, Event, Finished, Made, Planned, Progress, Said
+from jobs.serving.requests.sessions import Session
 from pipelines.sample import Item, Modality, Part
+from pipelines.scheduling.tool_plans import from_json
 from pipelines.world.captions import NOUNS
 
 

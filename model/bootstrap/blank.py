@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from model import architectures
-from model.imagebind import ImageBind, ImageBindConfig
-from model.imagebind_text import TextTower
+from model.architectures import fresh
+from model.architectures.imagebind import ImageBind, ImageBindConfig
+from model.architectures.imagebind_text import TextTower
 
 MAX_LENGTH = 32  # tokens of a caption
 _MERGES = 400
@@ -15,8 +15,8 @@ _EMBED_DIM = 64
 
 def image_pipeline(corpus: Iterable[str]) -> Any:
     """Stable Diffusion: 32 x 32 pixels."""
-    return architectures.image_pipeline(
-        architectures.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
+    return fresh.image_pipeline(
+        fresh.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(48, 96),
         attends=(True, True),
         vae_widths=_VAE_WIDTHS,
@@ -25,8 +25,8 @@ def image_pipeline(corpus: Iterable[str]) -> Any:
 
 def video_pipeline(corpus: Iterable[str]) -> Any:
     """Text to video: 8 frames of 32 x 32 pixels."""
-    return architectures.video_pipeline(
-        architectures.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
+    return fresh.video_pipeline(
+        fresh.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(32, 56),
         attends=(False, True),  # where there are fewest positions: attention is most of what a step costs
         head_width=8,
@@ -36,8 +36,8 @@ def video_pipeline(corpus: Iterable[str]) -> Any:
 
 def audio_pipeline(corpus: Iterable[str]) -> Any:
     """AudioLDM: 32 frames of 64 bands, 1.28 s at 16 kHz."""
-    pipe = architectures.audio_pipeline(
-        architectures.roberta_tokenizer(corpus, MAX_LENGTH, _MERGES),
+    pipe = fresh.audio_pipeline(
+        fresh.roberta_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(32, 64),
         frames=32,
         initializer_factor=1.0,
@@ -58,8 +58,8 @@ def audio_pipeline(corpus: Iterable[str]) -> Any:
 
 def llama(corpus: Iterable[str]) -> tuple[Any, Any]:
     """A Llama of a million weights, and its tokenizer."""
-    tokenizer = architectures.llm_tokenizer(corpus, 864)
-    return architectures.llama(tokenizer, width=128, feed_forward=352, layers=4), tokenizer
+    tokenizer = fresh.llm_tokenizer(corpus, 864)
+    return fresh.llama(tokenizer, width=128, feed_forward=352, layers=4), tokenizer
 
 
 def imagebind(corpus: Iterable[str]) -> tuple[ImageBind, TextTower, Any]:
@@ -77,7 +77,7 @@ def imagebind(corpus: Iterable[str]) -> tuple[ImageBind, TextTower, Any]:
         audio_patch_size=16,
         audio_stride=16,
     )
-    tokenizer = architectures.clip_tokenizer(corpus, MAX_LENGTH, _MERGES)
+    tokenizer = fresh.clip_tokenizer(corpus, MAX_LENGTH, _MERGES)
     text = TextTower(
         vocab_size=len(tokenizer), length=MAX_LENGTH, width=64, layers=2, num_heads=4, embed_dim=_EMBED_DIM
     )

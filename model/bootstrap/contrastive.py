@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.architectures.imagebind import ImageBind
+from model.architectures.imagebind_text import TextTower, text_ids
 from model.bootstrap.loop import train, worded
-from model.imagebind import ImageBind
-from model.imagebind_text import TextTower, text_ids
 
 _ASPECT_SCALE = 15.0
 _NOISE = 0.15  # deviations, on inputs: what decoders make is not as clean as what the world draws

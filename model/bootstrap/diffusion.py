@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.bootstrap.loop import train, worded
-from model.families import FAMILIES
+from model.parts.families import FAMILIES
 from pipelines.sample import Modality
 
 _KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)

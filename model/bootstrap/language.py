@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.bootstrap.loop import train
-from model.dialogue import encode_dialogue
-from model.tokenizer import encode_text
-from model.vocabulary import SignalVocabulary
+from model.core.dialogue import encode_dialogue
+from model.core.tokenizer import encode_text
+from model.core.vocabulary import SignalVocabulary
 from pipelines.sample import Item, Modality, Part, Turn
 
 _IN_ONE = 0.7  # share of items that stand in one vector, not in words

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, write_json
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json, write_json
 from pipelines.world import wording
 from pipelines.world.captions import NOUNS, caption, choose
 from pipelines.world.instructions import INSTRUCTION_SETS, InstructionSet

@@ -10,7 +10,7 @@ from itertools import chain
 from math import prod
 from typing import Literal
 
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Decoded, Item, Media, Modality, Part
 from pipelines.world.captions import NOUNS
 from pipelines.world.conversations import Answer, Conversation, converse

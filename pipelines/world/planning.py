@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipelines.plan_prompts import Asking, media_names
-from pipelines.plans import Step, problem, to_json
 from pipelines.sample import Item, Turn
+from pipelines.scheduling.plan_prompts import Asking, media_names
+from pipelines.scheduling.tool_plans import Step, problem, to_json
 from pipelines.world.captions import caption, where
 from pipelines.world.conversations import Conversation, converse_by_turns, words
 from pipelines.world.scenes import Motion, Scene, Subject, modality_of

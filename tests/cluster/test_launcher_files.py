@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from jobs.serving.app import Settings
-from jobs.serving.guard import TOKEN
+from jobs.serving.requests.guard import TOKEN
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -13,17 +13,18 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from jobs.benchmarks import free_port
-from pipelines.files import is_sound
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Audio, Image
-from pipelines.shards import STATE, hash_file
+from pipelines.storage.files import is_sound
+from pipelines.storage.shards import STATE, hash_file
+from tests.benchmarks import free_port
 from tests.conftest import BIN, ROOT, Cluster
 
 ROWS = 240
@@ -205,7 +206,9 @@ def test_embedding_that_was_stopped_within_a_shard_goes_on_there_and_gives_the_s
     subprocess.run(prepare, cwd=ROOT, env=cluster.driver_environment, check=True, timeout=200)
     embed = [sys.executable, "jobs/embed.py", "--shards", str(shards), "--preset", "tiny", "--modality", "encoder"]
     embed += ["--datasets", "cc3m"]
-    driver = subprocess.Popen(embed, cwd=ROOT, env=cluster.driver_environment)
+    # As from a terminal: what a shell starts in the background has Ctrl-C ignored, and so has what that starts.
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    driver = subprocess.Popen(embed, cwd=ROOT, env=cluster.driver_environment, preexec_fn=interruptible)
     deadline = time.monotonic() + 200
     while not (kept := set(shards.rglob("*.npy"))) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -19,10 +19,10 @@ import soundfile
 import webdataset
 from safetensors import safe_open
 
-from model.checkpoint import from_pretrained, latest_checkpoint
-from model.parts import resolve
-from model.run_log import read_log
-from pipelines.shards import Manifest, hash_file
+from model.checkpoints.checkpoint import from_pretrained, latest_checkpoint
+from model.parts.builtin import resolve
+from model.runs.run_log import read_log
+from pipelines.storage.shards import Manifest, hash_file
 from tests.conftest import ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
@@ -30,10 +30,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 PAIRS = {"cc3m": 14, "webvid": 11, "audiocap": 14}
 EPOCHS = {1: "12", 2: "8", 3: "6"}
 HELD_OUT = {1: "0", 2: "0", 3: "0.15"}
-# What the job server's client says around each command.
+# What the job server's client says around each command, and how far a command is where it takes seconds.
 SUBMISSION = (
     r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING) "
     r"(cli|job_manager|working_dir|packaging|dashboard_sdk|sdk)\.py:\d+ -- |Running entrypoint for job "
+    r"|(\w+: )?[\w ]+: \d+ of \d+ \w+"
 )
 STAGE = (
     r"stage \d(, configuration \w+$| step \d+/\d+: )|held out, after step |\d+ samples an epoch of "
@@ -44,7 +45,7 @@ STAGE = (
 EXPECTED = {
     "prepare": r"\w+: \d+ in = \d+ out \+ 0 rejected|reports: ",
     # Ray's core, in the driver itself, on an actor of Ray Data's: nothing there lets us leave it out.
-    "embed": r"(look at encoders|embed): \d+ of |\w+: \d+ \w+ embeddings of |note: untrained |\[.* core_worker\.cc:",
+    "embed": r"\w+: \d+ \w+ embeddings of |note: untrained |\[.* core_worker\.cc:",
     **dict.fromkeys(("stage-1", "stage-2", "stage-3"), STAGE),
     "generate": r"reply: |  \S+/\d-\w+\.\w+$|note: untrained ",
 }

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from upath import UPath
 
-from model.description import latest_checkpoint
-from model.run_log import TIMES, read_log
-from model.run_state import TrainState
+from model.checkpoints.description import latest_checkpoint
+from model.runs.run_log import TIMES, read_log
+from model.runs.run_state import TrainState
 from tests.conftest import ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]

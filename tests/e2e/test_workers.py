@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.shards import STATE, hash_file
+from pipelines.storage.shards import STATE, hash_file
 from pipelines.world.dataset import write_world
 from tests.conftest import ROOT
 

@@ -10,10 +10,9 @@ import PIL.Image
 import pytest
 import torch
 
-from jobs import bench
-from jobs.benchmarks import Row, compare, images, memory, not_measured
-from pipelines.media_folder import load_rows
+from pipelines.media.folder import load_rows
 from pipelines.sample import Sample
+from tests.benchmarks import Row, compare, images, memory, not_measured, suites
 
 FAST = Row(name="fast", ours=2500.0, peer=1000.0, ratio=2.5, target=2.0, unit="rows/s", note="the same rows")
 BIG = Row(name="big", ours=120.0, peer=100.0, ratio=1.2, target=1.15, unit="MB", at_most=True)
@@ -29,7 +28,7 @@ def test_a_target_is_met_from_its_own_side() -> None:
 
 
 def test_the_table_is_aligned_and_keeps_the_notes() -> None:
-    header, fast, note, big, told, absent, reason = bench.table([FAST, BIG, TOLD, ABSENT])
+    header, fast, note, big, told, absent, reason = suites.table([FAST, BIG, TOLD, ABSENT])
 
     assert header.split() == ["what", "ours", "peer", "unit", "ratio", "target"]
     assert fast.split() == ["fast", "2,500", "1,000", "rows/s", "2.50", ">=", "2", "met"]
@@ -64,27 +63,27 @@ def test_a_section_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(memory, "run", lambda scale: [FAST])
     out = tmp_path / "figures.json"
 
-    bench.main(["pipelines", "--only", "images", "memory", "--json", str(out)])
+    suites.main(["pipelines", "--only", "images", "memory", "--json", str(out)])
 
     assert "not measured" in capsys.readouterr().out
     broken_row, row = json.loads(out.read_text())["rows"]
     assert (broken_row["ratio"], broken_row["note"]) == (None, "RuntimeError: out of disk")
     assert (row["name"], row["verdict"]) == ("fast", "met")
     with pytest.raises(ValueError, match="1 of 2 targets"):
-        bench.main(["pipelines", "--only", "images", "memory", "--strict"])
+        suites.main(["pipelines", "--only", "images", "memory", "--strict"])
 
 
 def test_a_scale_of_nothing_is_refused() -> None:
     for scale in ("0", "-1", str(nan)):
         with pytest.raises(ValueError, match="must be above 0"):
-            bench.main(["pipelines", "--scale", scale])
+            suites.main(["pipelines", "--scale", scale])
 
 
 def test_without_a_gpu_the_suite_for_one_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        bench.main(["gpu"])
+        suites.main(["gpu"])
 
 
 def test_both_sides_of_the_image_section_make_the_same_pictures(tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_the_peak_of_memory_is_seen() -> None:
 
 @pytest.mark.ray
 def test_the_section_of_shards_runs(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.benchmarks import shards
+    from tests.benchmarks import shards
 
     monkeypatch.setattr(shards, "SHARDS", 2)
     monkeypatch.setattr(shards, "REPEATS", 1)

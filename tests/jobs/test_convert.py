@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs import cli, convert
-from model.checkpoint import from_pretrained, load_weights
-from model.config import load_preset
-from model.description import check_compatible
-from model.legacy import legacy_delta_shapes
-from model.nextgpt import NextGPT
+from jobs import convert
+from jobs.common import cli
+from model.checkpoints.checkpoint import from_pretrained, load_weights
+from model.checkpoints.description import check_compatible
+from model.checkpoints.released import legacy_delta_shapes
+from model.core.nextgpt import NextGPT
+from model.parts.config import load_preset
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.benchmarks import gpu, gpu_decoders, gpu_encoder, gpu_small, gpu_steps, training
-from jobs.benchmarks.decoder_shapes import PUBLISHED, DecoderShape
-from jobs.benchmarks.gpu_decoders import DecoderSizes
-from jobs.benchmarks.gpu_small import SmallSizes
-from model.imagebind import ImageBindConfig
+from model.architectures.imagebind import ImageBindConfig
 from pipelines.sample import Modality
+from tests.benchmarks import gpu, gpu_decoders, gpu_encoder, gpu_small, gpu_steps, training
+from tests.benchmarks.decoder_shapes import PUBLISHED, DecoderShape
+from tests.benchmarks.gpu_decoders import DecoderSizes
+from tests.benchmarks.gpu_small import SmallSizes
 
 LLAMA = {
     "vocab_size": 512,

@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 
 from jobs import embed, prepare
-from jobs.cli import UsageError
-from model.latents import LatentEncoder
-from pipelines.planned import SampleReader, plan_view, sidecar_of
+from jobs.common.cli import UsageError
+from model.decoders.latents import LatentEncoder
+from pipelines.handover.stage_samples import SampleReader, plan_view, sidecar_of
 from pipelines.sample import Image, Modality, turns_from_json
-from pipelines.sidecars import from_npy
+from pipelines.storage.sidecars import from_npy
 
 
 def mistakes(*arguments: str) -> list[str]:

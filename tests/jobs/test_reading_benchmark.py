@@ -1,6 +1,6 @@
 """The reading benchmark: both sides read every sample of what it writes; how fast they do is not for a test to say."""
 
-from jobs.benchmarks.reading import run
+from tests.benchmarks.reading import run
 
 
 def test_both_comparisons_are_measured() -> None:

@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import cli, score
-from jobs.scoring_report import Scored, table
-from model.config import load_preset
-from model.nextgpt import NextGPT
-from pipelines.files import read_json, write_json, write_rows
-from pipelines.media import decode, encode
+from jobs import score
+from jobs.common import cli
+from jobs.scoring.exam_report import Scored, table
+from model.checkpoints.checkpoint import save_pretrained
+from model.core.nextgpt import NextGPT
+from model.parts.config import load_preset
+from pipelines.handover.survey import hash_key, held_out
+from pipelines.media.codecs import decode, encode
 from pipelines.sample import Item, Media, Modality, Sample, Turn
-from pipelines.shards import (
+from pipelines.storage.files import read_json, write_json, write_rows
+from pipelines.storage.shards import (
     INDEX_SCHEMA,
     Manifest,
     Shard,
@@ -23,7 +26,6 @@ from pipelines.shards import (
     members,
     shard_name,
 )
-from pipelines.survey import hash_key, held_out
 from pipelines.views import Kind
 from pipelines.world.captions import caption
 from pipelines.world.render import render
@@ -34,7 +36,7 @@ from pipelines.world.scenes import draw
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose only checkpoint has learnt nothing, of the tiny preset."""
     run = tmp_path_factory.mktemp("run")
-    NextGPT.from_config(load_preset("tiny"), adapter=True).save_pretrained(run / "checkpoint-1")
+    save_pretrained(NextGPT.from_config(load_preset("tiny"), adapter=True), run / "checkpoint-1")
     write_json(run / "settings.json", {"settings": {"validation": {"fraction": 0.5}}})
     return run
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from jobs import workers as subject
-from jobs.cli import UsageError
-from jobs.settings import load_settings
-from jobs.workers import choose_workers
+from jobs.common.cli import UsageError
+from jobs.common.settings import load_settings
+from jobs.training import workers as subject
+from jobs.training.workers import choose_workers
 
 Cluster = Callable[..., None]
 

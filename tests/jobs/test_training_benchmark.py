@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs import bench
-from jobs.benchmarks import features, logits, step, training, waiting
-from jobs.benchmarks.training import BareLoop, Ground, batches_of, reader, rows_of
-from model.nextgpt import NextGPT
+from model.core.nextgpt import NextGPT
+from tests.benchmarks import features, logits, step, suites, training, waiting
+from tests.benchmarks.training import BareLoop, Ground, batches_of, reader, rows_of
 
 SMALLEST = 0.01
 
@@ -62,4 +61,4 @@ def test_the_wait_for_data_is_read_from_the_log_of_a_run(ground: Ground) -> None
     (row,) = waiting.run(SMALLEST, ground)
     assert row.measured
     assert "3 steps of stage 3 after the first" in row.note
-    assert bench.table([row])[1].startswith("data wait / step")
+    assert suites.table([row])[1].startswith("data wait / step")

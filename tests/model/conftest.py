@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.config import ModelConfig, load_preset
-from model.nextgpt import NextGPT
-from model.tokenizer import load_tokenizer
+from model.core.nextgpt import NextGPT
+from model.core.tokenizer import load_tokenizer
+from model.parts.config import ModelConfig, load_preset
 
 torch.set_num_threads(1)
 

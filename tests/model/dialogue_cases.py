@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.batch import Batch, Example
-from model.dialogue import encode_dialogue
-from model.losses import Criterion, total
-from model.nextgpt import NextGPT
+from model.core.batch import Batch, Example
+from model.core.dialogue import encode_dialogue
+from model.core.losses import Criterion, total
+from model.core.nextgpt import NextGPT
 from pipelines.sample import Item, Modality, Turn
 
 

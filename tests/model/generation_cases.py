@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue
 
-from model.generation import Prompt
-from model.query import Sampling
+from model.inference.generation import Prompt
+from model.inference.query import Sampling
 from pipelines.sample import Item, Modality
 
 ASK = dialogue(("show me a dog",))

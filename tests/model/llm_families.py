@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from model.config import ModelConfig
+from model.parts.config import ModelConfig
 
 _SHAPE = {
     "vocab_size": 512,

@@ -15,13 +15,16 @@ from decoder_cases import array_of, each_modality, name_of
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file
 
-from model import decoder_pool, decoders, families
-from model.config import DecoderSettings, load_preset
-from model.decoder_pool import DecoderPool
-from model.decoders import WITHHELD, CaptionEncoder, Decoder, NotFinite
-from model.painter import Painter
-from model.parts import resolve
-from model.rendering import Wish
+from model.decoders import decoder as decoders
+from model.decoders import decoder_pool, text_encoders
+from model.decoders.decoder import WITHHELD, Decoder, NotFinite
+from model.decoders.decoder_pool import DecoderPool
+from model.decoders.rendering import Wish
+from model.decoders.text_encoders import CaptionEncoder
+from model.inference.painter import Painter
+from model.parts import families
+from model.parts.builtin import resolve
+from model.parts.config import DecoderSettings, load_preset
 from pipelines.sample import Decoded, Image, Modality
 
 HALVES = ("float16", "bfloat16")
@@ -91,7 +94,7 @@ def test_half_precision_renders_nearly_what_float32_renders(modality: Modality) 
 
 
 def test_rendering_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoders, "weights_hash", lambda tensors: pytest.fail("hashed"))
+    monkeypatch.setattr(text_encoders, "weights_hash", lambda tensors: pytest.fail("hashed"))
     assert isinstance(load(Modality.IMAGE).generate(np.zeros((77, 64), np.float32), steps=1), Image)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from trainer_process import NUM_STEPS
 
-from jobs.benchmarks import free_port
-from model.run_log import TIMES, read_log
-from model.run_state import TrainState, finished, first_step
+from model.runs.run_log import TIMES, read_log
+from model.runs.run_state import TrainState, finished, first_step
+from tests.benchmarks import free_port
 
 HERE = Path(__file__).parent
 EVERY = "checkpoint_every=3"

@@ -10,13 +10,14 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 
-from model.config import load_preset
-from model.decoders import CaptionEncoder, Decoder
-from model.families import caption_shape
-from model.imagebind import load_imagebind
-from model.imagebind_inputs import ImageBindEncoder
-from model.imagebind_text import TextEncoder
-from model.parts import FOUNDATIONS, PARTS, SHIPPED, is_untrained, resolve
+from model.architectures.imagebind import load_imagebind
+from model.architectures.imagebind_text import TextEncoder
+from model.decoders.decoder import Decoder
+from model.decoders.text_encoders import CaptionEncoder
+from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.parts.builtin import FOUNDATIONS, PARTS, SHIPPED, is_untrained, resolve
+from model.parts.config import load_preset
+from model.parts.families import caption_shape
 from pipelines.sample import Audio, Image, Modality, Video
 from pipelines.world.captions import caption
 from pipelines.world.oracles import grade, read

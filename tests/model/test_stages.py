@@ -5,11 +5,11 @@ import torch
 from dialogue_cases import base_logits, dialogue, item, loss_of, make_example, moved, snapshot
 from transformers import AutoModelForCausalLM
 
-from model.adapter import base_of
-from model.batch import collate
-from model.config import load_preset
-from model.nextgpt import NextGPT
-from model.parts import resolve
+from model.core.adapter import base_of
+from model.core.batch import collate
+from model.core.nextgpt import NextGPT
+from model.parts.builtin import resolve
+from model.parts.config import load_preset
 from pipelines.sample import Modality
 
 EVERYTHING = dialogue(

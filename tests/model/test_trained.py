@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from model.description import SHIPPED, as_path, latest_checkpoint, read_config
-from model.parts import FOUNDATIONS
-from model.query import Query, Sampling
-from model.responder import Responder
-from pipelines.media import decode
+from model.checkpoints.description import SHIPPED, as_path, latest_checkpoint, read_config
+from model.inference.query import Query, Sampling
+from model.inference.responder import Responder
+from model.parts.builtin import FOUNDATIONS
+from pipelines.media.codecs import decode
 from pipelines.world import exam
 
 

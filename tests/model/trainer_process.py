@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from training_cases import make_rows, make_trainer
 
-from model.engine import Rank
-from model.feed import Row
-from model.run_log import RunLog
+from model.runs.run_log import RunLog
+from model.training.engine import Rank
+from model.training.feed import Row
 
 NUM_STEPS = 9
 

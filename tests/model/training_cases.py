@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.settings import deepspeed_settings, load_settings
-from model.engine import Rank
-from model.feed import Row
-from model.training import Job, Trainer
+from jobs.common.settings import deepspeed_settings, load_settings
+from model.training.engine import Rank
+from model.training.feed import Row
+from model.training.trainer import Job, Trainer
 from pipelines.sample import Item, Modality, Turn, turns_to_json
 
 STEPS = 4

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed import Embedded, Sidecar
-from pipelines.files import write_rows
-from pipelines.identities import EncoderIdentity
-from pipelines.media import encode
+from pipelines.embed.embedding import Embedded, Sidecar
+from pipelines.embed.identities import EncoderIdentity
+from pipelines.embed.shard_embedder import EmbedTask, Piece, ShardEmbedder, shard_items
+from pipelines.embed.sidecar_shards import assemble_shard
+from pipelines.media.codecs import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
-from pipelines.shard_embedder import EmbedTask, Piece, ShardEmbedder, shard_items
-from pipelines.shards import (
+from pipelines.storage.files import write_rows
+from pipelines.storage.shards import (
     INDEX_SCHEMA,
     STATE,
     Manifest,
@@ -29,7 +30,6 @@ from pipelines.shards import (
     members,
     shard_name,
 )
-from pipelines.sidecar_shards import assemble_shard
 from pipelines.views import Kind, sidecar_items
 
 PAIR_VIEWS: dict[str, Kind] = {"pictures_enc": "caption", "pictures_dec": "generate"}

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipelines.files import write_json
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Video
+from pipelines.storage.files import write_json
 from pipelines.world.conversations import KINDS, Conversation, converse
 from pipelines.world.exam import ROWS
 from pipelines.world.render import render
@@ -121,7 +121,7 @@ def _write_training(run: Path, stage: int, steps: int = 240) -> None:
 
 
 def _log(stage: int, steps: int) -> Iterator[Mapping[str, Any]]:
-    """Lines as model/run_log.py writes them."""
+    """Lines as model/runs/run_log.py writes them."""
     rng = np.random.default_rng(stage)
     for step in range(1, steps + 1):
         gone = step / steps
@@ -169,8 +169,8 @@ def _write_scores(run: Path, names: list[str], *, controls: bool) -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.gallery import write_gallery
-    from pipelines.gallery_picture import write_picture
+    from pipelines.inspect.gallery_page import write_gallery
+    from pipelines.inspect.gallery_picture import write_picture
 
     target = Path(sys.argv[1])
     written = write_runs(target)

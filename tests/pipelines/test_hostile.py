@@ -17,11 +17,11 @@ import PIL.Image
 import pytest
 import soundfile
 
-from pipelines.media import encode
-from pipelines.media_folder import load_rows
-from pipelines.media_policy import MediaPolicy
+from pipelines.media.codecs import encode
+from pipelines.media.folder import load_rows
+from pipelines.media.policy import MediaPolicy
 from pipelines.sample import Image, Item, Modality, Reject, Sample, Turn, Video
-from pipelines.sidecars import from_npy
+from pipelines.storage.sidecars import from_npy
 
 ROOT = Path(__file__).parents[2]
 IMAGE, VIDEO, AUDIO = Modality.IMAGE, Modality.VIDEO, Modality.AUDIO
@@ -169,10 +169,10 @@ def test_every_hostile_medium_is_refused_for_its_reason_and_the_good_ones_are_ta
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from pipelines.media_folder import load_rows
-from pipelines.media_policy import MediaPolicy
+from pipelines.media.folder import load_rows
+from pipelines.media.policy import MediaPolicy
 from pipelines.sample import Item, Modality, Reject, Sample, Turn
-import pipelines.media_process
+import pipelines.media.process
 
 def peak(who): return resource.getrusage(who).ru_maxrss * 1024
 def row(name, modality):
@@ -181,7 +181,7 @@ def row(name, modality):
 
 before = peak(resource.RUSAGE_SELF)
 results = list(load_rows([row(*want) for want in json.loads(sys.argv[2])], Path(sys.argv[1]), MediaPolicy()))
-while pipelines.media_process._idle: pipelines.media_process._idle.pop().close()
+while pipelines.media.process._idle: pipelines.media.process._idle.pop().close()
 print(json.dumps([len(results), peak(resource.RUSAGE_SELF) - before, peak(resource.RUSAGE_CHILDREN)]))
 """
 

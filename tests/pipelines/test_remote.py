@@ -12,15 +12,15 @@ from dataset_cases import picture, task, tree
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
-from pipelines.catalog import load_catalog
-from pipelines.embed import Pool, embed
-from pipelines.files import is_local, stamp, to_path
-from pipelines.planned import SampleReader, plan_view
-from pipelines.preprocess import prepare
-from pipelines.shards import iterate_samples, list_datasets
-from pipelines.staging import Source
-from pipelines.state import finished
-from pipelines.verify import verify
+from pipelines.embed.embedding import Pool, embed
+from pipelines.handover.stage_samples import SampleReader, plan_view
+from pipelines.inspect.verify import verify
+from pipelines.prepare.preprocess import prepare
+from pipelines.prepare.staging import Source
+from pipelines.prepare.state import finished
+from pipelines.sources.catalog import load_catalog
+from pipelines.storage.files import is_local, stamp, to_path
+from pipelines.storage.shards import iterate_samples, list_datasets
 
 ray.cloudpickle.register_pickle_by_value(dataset_cases)
 

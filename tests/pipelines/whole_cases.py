@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.files import write_rows
 from pipelines.sample import Reject, Sample
-from pipelines.shards import (
+from pipelines.storage.files import write_rows
+from pipelines.storage.shards import (
     INDEX_SCHEMA,
     REJECT_SCHEMA,
     REJECTS,
@@ -26,7 +26,7 @@ from pipelines.shards import (
     members,
     shard_name,
 )
-from pipelines.sidecars import SIDECAR_SCHEMA, SidecarManifest, sidecar_folder, to_npy
+from pipelines.storage.sidecars import SIDECAR_SCHEMA, SidecarManifest, sidecar_folder, to_npy
 from pipelines.views import Kind
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.benchmarks.real.hub import Hub
+from tests.benchmarks.real.hub import Hub
 
 
 @pytest.fixture(scope="session")

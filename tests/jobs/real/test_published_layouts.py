@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CLIPTokenizer, RobertaTokenizer
 
-from jobs.benchmarks.real import hub as hub_module
-from jobs.benchmarks.real.decoders import FOLDERS, decoder
-from jobs.benchmarks.real.hub import Hub
-from jobs.benchmarks.real.imagebind import FILE, imagebind
-from jobs.benchmarks.real.llm import DELTA_FILE, delta, vicuna
-from jobs.benchmarks.real.weights import Weights, write_weights
-from model.config import load_preset
-from model.decoders import Decoder
-from model.imagebind import load_imagebind
-from model.imagebind_text import TextEncoder
-from model.legacy import legacy_delta_shapes
-from model.sources import find_parts
-from model.tokenizer import encode_text, load_tokenizer
+from model.architectures.imagebind import load_imagebind
+from model.architectures.imagebind_text import TextEncoder
+from model.checkpoints.released import legacy_delta_shapes
+from model.core.tokenizer import encode_text, load_tokenizer
+from model.decoders.decoder import Decoder
+from model.parts.config import load_preset
+from model.parts.sources import find_parts
 from pipelines.sample import Modality
+from tests.benchmarks.real import hub as hub_module
+from tests.benchmarks.real.decoders import FOLDERS, decoder
+from tests.benchmarks.real.hub import Hub
+from tests.benchmarks.real.imagebind import FILE, imagebind
+from tests.benchmarks.real.llm import DELTA_FILE, delta, vicuna
+from tests.benchmarks.real.weights import Weights, write_weights
 
 # What the model cards and papers of the parts say, or the sizes of their files.
 UNET, VAE, CLIP_L, CLIP_H, LLAMA = 859_520_964, 83_653_863, 123_060_480, 340_387_840, 6_738_415_616

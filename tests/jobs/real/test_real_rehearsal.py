@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import bench
-from jobs.benchmarks.real import STEPS, rehearsal, vocabularies
-from jobs.benchmarks.real.budget import Budget, num_layers
-from jobs.benchmarks.real.hub import Hub
-from jobs.benchmarks.real.measure import Watch, measure
-from jobs.benchmarks.real.samples import cut_samples
-from jobs.benchmarks.real.steps import Amount, Step, all_steps, environment, same_tensors
-from jobs.cli import UsageError
+from jobs.common.cli import UsageError
+from tests.benchmarks import suites
+from tests.benchmarks.real import STEPS, rehearsal, vocabularies
+from tests.benchmarks.real.budget import Budget, num_layers
+from tests.benchmarks.real.hub import Hub
+from tests.benchmarks.real.measure import Watch, measure
+from tests.benchmarks.real.samples import cut_samples
+from tests.benchmarks.real.steps import Amount, Step, all_steps, environment, same_tensors
 
 ROOT = Path(__file__).resolve().parents[3]
 AMOUNT = Amount(max_steps=2, settings=["workers=1"], media=["image"], denoising_steps=2)
@@ -53,7 +53,9 @@ def test_what_does_not_fit_is_said_with_what_it_takes() -> None:
 
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        bench.main(["real", "--out", str(tmp_path / "out"), "--layers", "0", "--samples", "-1", "--base", "nextgpt_8b"])
+        suites.main(
+            ["real", "--out", str(tmp_path / "out"), "--layers", "0", "--samples", "-1", "--base", "nextgpt_8b"]
+        )
 
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["--layers 0", "--samples -1", "--base"]
@@ -212,6 +214,6 @@ def test_every_command_works_at_full_width(sample_root: Path, tmp_path: Path) ->
     disk, memory = shutil.disk_usage(tmp_path).free / 1e9, psutil.virtual_memory().available / 1e9
     room = ["--disk", f"{disk:.0f}", "--memory", f"{memory:.0f}"]
     try:
-        bench.main(["real", *room, "--out", str(tmp_path), "--data", str(sample_root)])
+        suites.main(["real", *room, "--out", str(tmp_path), "--data", str(sample_root)])
     except UsageError as error:
         pytest.skip(str(error))

@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from jobs.benchmarks.chat_server import ChatServer, chat_server
+from tests.benchmarks.chat_server import ChatServer, chat_server
 
 
 @pytest.fixture(scope="session")

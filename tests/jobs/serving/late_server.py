@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import chat, cli
+from jobs import chat
+from jobs.common import cli
 from jobs.serving import app, deployments
 
 

@@ -19,13 +19,13 @@ import openai
 import PIL.Image
 import pytest
 
-from jobs.benchmarks.chat_server import ChatServer
-from jobs.serving import openai_format as wire
-from pipelines.media import decode, encode
+from jobs.serving.requests import openai_format as wire
+from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
 from pipelines.world.conversations import converse
 from pipelines.world.oracles import read
 from pipelines.world.render import render
+from tests.benchmarks.chat_server import ChatServer
 from tests.conftest import BIN, ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

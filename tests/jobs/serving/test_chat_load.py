@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from jobs.benchmarks.chat_server import ChatServer
-from jobs.benchmarks.load import press
+from tests.benchmarks.chat_server import ChatServer
+from tests.benchmarks.load import press
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

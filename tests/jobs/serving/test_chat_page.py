@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from jobs.benchmarks.chat_server import ChatServer
 from jobs.serving.cases import CASES
-from pipelines.media import encode
+from pipelines.media.codecs import encode
 from pipelines.sample import Image, Modality
 from pipelines.world.conversations import converse
 from pipelines.world.render import render
+from tests.benchmarks.chat_server import ChatServer
 from tests.pipelines.browsing import chromium
 
 pytestmark = [pytest.mark.ray, pytest.mark.browser, pytest.mark.timeout(900)]

@@ -9,12 +9,12 @@ import openai
 import pytest
 from playwright.sync_api import expect
 
-from jobs.benchmarks.chat_server import ChatServer, cases, chat_server
 from jobs.serving.cases import CASES
-from pipelines.media import decode
-from pipelines.plans import TOOLS, Step, problem
+from pipelines.media.codecs import decode
 from pipelines.sample import Media, Modality
+from pipelines.scheduling.tool_plans import TOOLS, Step, problem
 from pipelines.world.oracles import read
+from tests.benchmarks.chat_server import ChatServer, cases, chat_server
 from tests.pipelines.browsing import chromium
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

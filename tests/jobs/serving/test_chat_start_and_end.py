@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from jobs.benchmarks import free_port
+from tests.benchmarks import free_port
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from jobs.benchmarks import free_port
+from tests.benchmarks import free_port
 from tests.conftest import BIN, ROOT, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

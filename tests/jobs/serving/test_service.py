@@ -8,12 +8,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from jobs.scheduler import NoPlan
+from jobs.replies.scheduler import NoPlan
 from jobs.serving.api import add_handlers, router
 from jobs.serving.deployments import About
-from jobs.serving.events import Event, Finished, Lost, Said
+from jobs.serving.requests.events import Event, Finished, Lost, Said
 from jobs.serving.service import Service
-from model.query import Query
+from model.inference.query import Query
 from pipelines.sample import Modality
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)

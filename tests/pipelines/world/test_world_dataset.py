@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.catalog import load_catalog
-from pipelines.media import decode, load
-from pipelines.readers import READERS
+from pipelines.media.codecs import decode, load
 from pipelines.sample import Item, Modality, Part, Sample, Turn
+from pipelines.sources.catalog import load_catalog
+from pipelines.sources.readers import READERS
 from pipelines.world.captions import CAPTIONS, caption
 from pipelines.world.conversations import KINDS
 from pipelines.world.dataset import write_world

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.media import decode, encode
+from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 from pipelines.world.captions import caption
 from pipelines.world.oracles import fundamental, grade, read, read_text

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from pipelines.plan_prompts import media_names
-from pipelines.plans import from_json, problem
 from pipelines.sample import Item
+from pipelines.scheduling.plan_prompts import media_names
+from pipelines.scheduling.tool_plans import from_json, problem
 from pipelines.world.conversations import KINDS, converse
 from pipelines.world.oracles import read_text
 from pipelines.world.planning import converse_in_plans, right_steps

@@ -1,0 +1,172 @@
+"""Makes the frozen encoders inside the actors that use them: model parts behind the `Encoder` of pipelines.
+
+Torch and what needs it are imported where an encoder is loaded: to know which one it is may need none of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.parts.builtin import cache_root, is_untrained, resolve
+from model.parts.config import ModelConfig
+from pipelines.embed.shard_embedder import Embeddings, Encoder
+from pipelines.sample import Modality
+from pipelines.storage.files import stamp
+from pipelines.storage.sidecars import ENCODER, LATENTS, output_modality
+
+if TYPE_CHECKING:
+    from model.parts.mixed_precision import Precision
+
+_ROOT = Path(__file__).parents[2]
+# What an encoder's id depends on beside its own files and settings.
+_PROGRAM = (
+    "jobs/common/encoders.py",
+    "model/architectures/imagebind.py",
+    "model/decoders/latents.py",
+    "model/decoders/text_encoders.py",
+    "model/encoders/imagebind_encoder.py",
+    "model/parts/families.py",
+    "model/parts/weights.py",
+)
+_LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderFactory:
+    """Makes an encoder of a class of this module by its part's name and what else the class takes."""
+
+    make: Callable[..., Encoder]
+    name: str
+    settings: tuple[str, ...] = ()
+
+    def __call__(self) -> Encoder:
+        """Loads it."""
+        return self.make(self.name, *self.settings)
+
+    def memory(self) -> Path | None:
+        """The file in which this machine remembers the encoder's id; None where its files are not here yet.
+
+        Its name is a hash of the stamps of all files of the part, of the settings, and of this program and its
+        libraries where the id depends on them: whatever may change the id gives another file. No file is opened.
+        """
+        files = _part_files(self.name)
+        if not files:
+            return None
+        stamps = {str(path): stamp(path) for path in files}
+        versions = {library: _version(library) for library in _LIBRARIES}
+        facts = [self.make.__name__, self.name, self.settings, stamps, versions, _program()]
+        return cache_root() / "encoders" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
+
+
+def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "float32") -> EncoderFactory:
+    """What makes the encoder of a sidecar kind; `precision` is for captions alone."""
+    modality = output_modality(kind)
+    if modality is None:
+        return EncoderFactory(make=FeatureEncoder, name=config.encoder.name)
+    name = config.outputs[modality].decoder
+    if kind in LATENTS:
+        return EncoderFactory(make=MediumEncoder, name=name, settings=(modality.value,))
+    return EncoderFactory(make=CaptionTextEncoder, name=name, settings=(modality.value, precision))
+
+
+def _part_files(name: str) -> list[Path]:
+    """The files of a part: one file, a folder, or what the hub's cache holds of a repository as it is there now."""
+    place = Path(resolve(name))
+    if place.is_file():
+        return [place.resolve()]
+    if not place.is_dir():
+        folder = _snapshot(name)
+        if folder is None:
+            return []
+        place = folder
+    return sorted(path for path in place.resolve().rglob("*") if path.is_file())
+
+
+def _snapshot(repo_id: str) -> Path | None:
+    """The folder of a repository's newest commit in the hub's cache; of the last one seen without a connection."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, "model_index.json")).parent
+    except (OSError, ValueError):  # loading the encoder says what is wrong, in words
+        return None
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
+def _program() -> str:
+    digest = hashlib.sha256()
+    for name in _PROGRAM:
+        digest.update((_ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+class CaptionTextEncoder:
+    """A decoder's own text encoder; see model.decoders.text_encoders.CaptionEncoder."""
+
+    def __init__(self, name: str, modality: str, precision: "Precision" = "float32") -> None:
+        from model.parts.devices import best_device
+
+        device = best_device()  # before transformers is imported
+        from model.decoders.text_encoders import CaptionEncoder
+
+        self._encoder = CaptionEncoder(Modality(modality), name, device=device, precision=precision)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{modality}-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Caption embeddings (N, L, D) and how many of the L positions are each caption's own."""
+        result = self._encoder(inputs)
+        return result.embeddings, result.lengths
+
+
+class MediumEncoder:
+    """A decoder's own VAE on decoded media; see model.decoders.latents.LatentEncoder."""
+
+    def __init__(self, name: str, modality: str) -> None:
+        from model.parts.devices import best_device
+
+        device = best_device()
+        from model.decoders.latents import LatentEncoder
+
+        self._encoder = LatentEncoder(Modality(modality), name, device=device)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{modality}_latents-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Latents (N, C, ...), which have no positions."""
+        latents = self._encoder(inputs)
+        return latents, np.ones(len(latents), np.int32)
+
+
+class FeatureEncoder:
+    """ImageBind on decoded media; see model.encoders.imagebind_encoder.ImageBindEncoder."""
+
+    def __init__(self, name: str) -> None:
+        from model.parts.devices import best_device
+
+        device = best_device()
+        from model.encoders.imagebind_encoder import ImageBindEncoder
+
+        self._encoder = ImageBindEncoder(name, device=device)
+        self.name = name
+        self.untrained = is_untrained(name)
+        self.id = f"{ENCODER}-{self._encoder.id}"
+
+    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+        """Features (N, E); a feature has no positions."""
+        features = self._encoder(inputs)
+        return features, np.ones(len(features), np.int32)

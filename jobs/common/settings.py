@@ -1,0 +1,223 @@
+"""Reads settings; key=value comes last.
+
+A stage's are in base.yaml, PRESET.yaml, stage_N.yaml and PRESET_stage_N.yaml, those of media in a file of the user's.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from jobs.common.cli import UsageError
+from model.parts.config import ModelConfig, is_file, load_preset, preset_layers
+from model.parts.sources import find_parts
+from model.training.train_settings import TrainSettings
+from pipelines.media.policy import MediaPolicy
+from pipelines.sample import Modality
+from pipelines.sources.catalog import load_catalog
+from pipelines.storage.files import read_json
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ENGINES = CONFIGS / "deepspeed"
+_PRESET = "model.preset"
+# What of a checkpoint's model says whence and how its frozen parts are loaded; the rest was trained as it is.
+LOADING = (
+    "model.llm.name",
+    "model.llm.attention",
+    "model.llm.load_in_4bit",
+    "model.encoder.name",
+    *(f"model.outputs.{modality}.decoder" for modality in Modality),
+    "model.decoders.",
+)
+
+
+def load_settings(
+    stage: int, preset: str, overrides: Sequence[str] = (), own_views: Iterable[str] = ()
+) -> TrainSettings:
+    """The effective settings of a stage; `own_views` are those of prepared datasets that no built-in catalog has.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    mistakes: list[str] = []
+    values: dict[str, Any] = {"stage": stage, "model": _preset(preset).model_dump(mode="json")}
+    presets = [layer for layer in preset_layers(preset) if not is_file(layer)]
+    layers = ["base", *presets, f"stage_{stage}", *(f"{name}_stage_{stage}" for name in presets)]
+    for layer in (CONFIGS / f"{name}.yaml" for name in layers):
+        if layer.is_file():
+            values = _merged(values, yaml.safe_load(layer.read_text(encoding="utf-8")))
+    own = [text for text in overrides if text.startswith(("stage=", _PRESET))]
+    mistakes += [f"{text}: is set by --{text.partition('=')[0].rpartition('.')[2]}" for text in own]
+    values, faults = override(values, [text for text in overrides if text not in own])
+    mistakes += [*faults, *_unknown_names(values, own_views)]
+    try:
+        settings = TrainSettings.model_validate(values)
+    except ValidationError as error:
+        mistakes += explain(error)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return settings
+
+
+def load_model(preset: str, overrides: Sequence[str] = (), needed: Collection[str] | None = None) -> ModelConfig:
+    """The model of a preset, changed by `model.KEY=VALUE`, its parts found; see `model.parts.sources.find_parts`.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    return _found(_overridden(_preset(preset), overrides, allowed=("model.",)), needed)
+
+
+def checkpoint_model(
+    checkpoint: Path | str, overrides: Sequence[str] = (), needed: Collection[str] | None = None
+) -> ModelConfig:
+    """The model of a checkpoint, of which `model.KEY=VALUE` changes how and whence its frozen parts are loaded.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    from model.checkpoints.hub import read_model_config  # late: it imports torch, and most mistakes are told without
+
+    return _found(_overridden(read_model_config(checkpoint), overrides, allowed=LOADING), needed)
+
+
+def _preset(name: str) -> ModelConfig:
+    try:
+        return load_preset(name)
+    except ValueError as error:
+        raise UsageError(f"--preset: {error}") from None
+
+
+def _overridden(config: ModelConfig, overrides: Sequence[str], allowed: Sequence[str]) -> ModelConfig:
+    """A model with `model.KEY=VALUE` laid over it, of which only keys that begin as `allowed` says may change."""
+    fixed = [text for text in overrides if not text.startswith(tuple(allowed)) or text.startswith(_PRESET)]
+    values, mistakes = override(
+        {"model": config.model_dump(mode="json")}, [text for text in overrides if text not in fixed]
+    )
+    mistakes += [f"{text}: cannot be set here; what can is {', '.join(allowed)}..." for text in fixed]
+    try:
+        config = ModelConfig.model_validate(values["model"])
+    except ValidationError as error:
+        mistakes += [f"model.{line}" for line in explain(error)]
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return config
+
+
+def _found(config: ModelConfig, needed: Collection[str] | None) -> ModelConfig:
+    found, mistakes = find_parts(config, needed)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return found
+
+
+def load_media_policy(path: Path | None, overrides: Sequence[str] = ()) -> MediaPolicy:
+    """How media are stored: the defaults, then a YAML file, then key=value.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--media-policy {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--media-policy {path}: must map image, video, audio ... to their settings")
+    values, mistakes = override(values, overrides)
+    try:
+        policy = MediaPolicy.model_validate(values)
+    except ValidationError as error:
+        mistakes += explain(error)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return policy
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings with `key=value` laid over them (`a.b=c` goes into a), and the mistakes found, a line each."""
+    mistakes = []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            mistakes.append(f"{text}: not of the form key=value")
+            continue
+        try:
+            values = _merged(values, _nested(key.split("."), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            mistakes.append(f"{text}: the value is not valid YAML")
+    return values, mistakes
+
+
+def explain(error: ValidationError) -> list[str]:
+    """What is wrong with settings, a line a mistake."""
+    return [f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors()]
+
+
+def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path.
+
+    Raises:
+        UsageError: it says something else than the settings that stand above it.
+    """
+    values: dict[str, Any] = read_json(_deepspeed_file(settings.deepspeed))
+    zero = values.get("zero_optimization", {})
+    mistakes = []
+    if zero.get("stage", settings.zero) != settings.zero:
+        mistakes.append(f"ZeRO stage {zero['stage']}, but zero is {settings.zero}; set zero={zero['stage']}")
+    if "offload_optimizer" in zero and not settings.offload_optimizer:
+        mistakes.append("offloads the optimizer; set offload_optimizer=true")
+    if mistakes:
+        raise UsageError("\n".join(f"deepspeed: {settings.deepspeed}: {mistake}" for mistake in mistakes))
+    return values
+
+
+def _deepspeed_file(name: str) -> Path:
+    path = ENGINES / name
+    return path if path.is_file() else Path(name)
+
+
+def _unknown_names(values: Mapping[str, Any], own_views: Iterable[str]) -> list[str]:
+    """Names in the settings that lead nowhere."""
+    mistakes = []
+    datasets, views = values.get("datasets"), dict.fromkeys([*load_catalog().views, *own_views])
+    if isinstance(datasets, str):
+        datasets = [] if datasets == "auto" else [name.strip() for name in datasets.split(",")]
+    unknown = [str(name) for name in datasets or () if name not in views]
+    if unknown:
+        mistakes.append(f"datasets: {', '.join(unknown)} not in the catalog; it has {', '.join(views)}")
+    name = str(values.get("deepspeed"))
+    if not _deepspeed_file(name).is_file():
+        known = ", ".join(sorted(file.name for file in ENGINES.glob("*.json")))
+        mistakes.append(f"deepspeed: {name}: no such file; use one of {known} or a path")
+    return mistakes
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name a configuration."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
+def _message(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "no such setting"
+    return f"{fault['msg']} (got {fault['input']!r})" if fault["type"] != "missing" else "must be set"
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides key by key; `datasets` is one value, not merged, so that naming some drops the others."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        merge = isinstance(old, dict) and isinstance(value, Mapping) and key != "datasets"
+        result[key] = _merged(old, value) if merge else value  # type: ignore[arg-type]
+    return result
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value

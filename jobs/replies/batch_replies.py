@@ -1,0 +1,225 @@
+"""Answers a JSON-lines file of conversations in batches on Ray Data: who is asked what, and what becomes of it.
+
+The file is laid out in chunks of rows, as a dataset's is; an actor answers a chunk at a time and writes it down, so a
+run that was cut off goes on behind what it had finished. Which rows are answered together depends on the file alone, so
+neither the number of actors nor a restart changes a reply.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.data
+
+from jobs.replies.respond import Architecture, respond_batch
+from model.inference.query import Query, Sampling
+from model.parts.config import ModelConfig
+from pipelines.embed.embedding import Pool, map_rows, plan_pool
+from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.media import codecs
+from pipelines.media.folder import load_rows
+from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
+from pipelines.progress import track
+from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
+from pipelines.sources.chats import read_prompts
+from pipelines.sources.entry import Entry
+from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json
+from pipelines.storage.shards import hash_strings
+
+if TYPE_CHECKING:
+    from model.inference.responder import Responder, Response
+
+ROWS_AT_ONCE = 16  # answered side by side, and the least that a cut-off run answers again
+REPLIES = "replies.jsonl"
+REJECTS = "rejects.jsonl"
+MEDIA = "media"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place.
+
+    `config` is the checkpoint's model with its parts found.
+    """
+
+    checkpoint: str | Path
+    config: ModelConfig
+    architecture: Architecture
+    require: Sequence[Modality]
+    sampling: Sampling
+    steps: int | None
+
+    def query(self, sample: Sample, place: int) -> Query:
+        """A row with its media decoded."""
+        named = {item.name for item in sample.items("user") if item.name}
+        asked = asdict(self.sampling) | {"seed": self.sampling.seed + place}
+        return Query(
+            turns=sample.turns,
+            media={name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named},
+            require=self.require,
+            sampling=Sampling(**asked),
+            settings={modality: {"steps": self.steps} for modality in Modality} if self.steps else {},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How many conversations there were and what became of them; `before` were answered by an earlier run."""
+
+    rows: int
+    replies: int
+    rejects: int
+    before: int
+    untrained: tuple[str, ...]
+
+
+def answer_file(
+    conversations: Path, media: Path, out: Path, settings: BatchSettings, *, gpus: int | None = None
+) -> Summary:
+    """Answers each conversation of a file into `out`: `replies.jsonl`, `rejects.jsonl`, and the media they name.
+
+    Rows are chats (`pipelines.sources.chats`) that end in a user's turn; their media lie below the folder `media`. What
+    cannot be read or answered stands in `rejects.jsonl` with its reason. Needs a running Ray.
+    """
+    source = Source(
+        entry=Entry(name="conversations", reader="chats", paths=[conversations.name]),
+        path=conversations,
+        media=media,
+        directory=out,
+        samples_per_shard=ROWS_AT_ONCE,
+    )
+    with track("read", None, "conversations") as bar:
+        staged = stage_rows(source, bar, read_prompts)
+    fingerprints = [_fingerprint(chunk, settings) for chunk in staged.chunks]
+    todo = [number for number, wanted in enumerate(fingerprints) if not _is_done(source, number, wanted)]
+    _answer(source, settings, {number: fingerprints[number] for number in todo}, staged.chunks, plan_pool(gpus))
+    records = [read_json(_record(source, number)) for number in range(len(staged.chunks))]
+    rejects = [*map(asdict, staged.rejects), *(reject for record in records for reject in record["rejects"])]
+    _write_lines(out / REPLIES, (reply for record in records for reply in record["replies"]))
+    _write_lines(out / REJECTS, sorted(rejects, key=lambda reject: str(reject["key"])))
+    _remove_others(out / MEDIA, {name for record in records for name in record["files"]})
+    remove_tree(source.work / "rows")
+    return Summary(
+        rows=len(staged.rejects) + sum(chunk.rows for chunk in staged.chunks),
+        replies=sum(len(record["replies"]) for record in records),
+        rejects=len(rejects),
+        before=sum(len(r["replies"]) for number, r in enumerate(records) if number not in todo),
+        untrained=tuple(dict.fromkeys(name for record in records for name in record["untrained"])),
+    )
+
+
+def _fingerprint(chunk: Chunk, settings: BatchSettings) -> str:
+    """A hash of all that the replies of a chunk depend on."""
+    weights = source_stamp(settings.checkpoint) if isinstance(settings.checkpoint, Path) else settings.checkpoint
+    shown = {"checkpoint": str(settings.checkpoint), "config": settings.config.model_dump(mode="json")}
+    asked = json.dumps(asdict(settings) | shown, sort_keys=True)
+    return hash_strings([chunk.fingerprint, asked, weights])
+
+
+def _record(source: Source, chunk: int) -> Path:
+    return source.work / "replies" / f"{chunk:06d}.json"
+
+
+def _is_done(source: Source, chunk: int, fingerprint: str) -> bool:
+    try:
+        record = read_json(_record(source, chunk))
+    except (OSError, ValueError):
+        return False
+    files = [source.directory / MEDIA / name for name in record["files"]]
+    return record["fingerprint"] == fingerprint and all(file.is_file() for file in files)
+
+
+def _answer(
+    source: Source, settings: BatchSettings, todo: Mapping[int, str], chunks: Sequence[Chunk], pool: Pool
+) -> None:
+    rows = [{"chunk": number, "fingerprint": fingerprint} for number, fingerprint in todo.items()]
+    actors = {
+        "fn_constructor_args": (source, settings),
+        "compute": ray.data.ActorPoolStrategy(size=max(1, min(pool.actors, len(rows)))),
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus,
+    }
+    with track("answer", sum(chunks[number].rows for number in todo), "conversations") as bar:
+        for row in map_rows(rows, Answerer, **actors):
+            bar.advance(chunks[row["chunk"]].rows, rejected=row["rejected"])
+
+
+class Answerer:
+    """The actor: answers the rows of one chunk at a time, and writes replies and media."""
+
+    def __init__(self, source: Source, settings: BatchSettings) -> None:
+        self._source, self._settings = source, settings
+
+    @cached_property
+    def _responder(self) -> "Responder":
+        from jobs.common.cli import quiet
+        from model.inference.responder import Responder
+        from model.parts.devices import best_device
+
+        quiet()
+        return Responder.from_pretrained(self._settings.checkpoint, device=best_device(), config=self._settings.config)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answers the chunk that a row names; returns how many of its conversations were rejected."""
+        source, number = self._source, row["chunk"]
+        results = list(load_rows(staged_rows(source, number), source.media, source.policy))
+        rejects = [result for result in results if isinstance(result, Reject)]
+        asked = {
+            sample.key: (sample, self._settings.query(sample, number * ROWS_AT_ONCE + place))
+            for place, sample in enumerate(results)
+            if isinstance(sample, Sample)
+        }
+        replies, files, untrained = [], list[str](), dict[str, None]()
+        queries = [query for _, query in asked.values()]
+        responses = respond_batch(self._settings.architecture, self._responder, queries)
+        for key, response in zip(asked, responses, strict=True):
+            sample = asked[key][0]
+            if isinstance(response, ValueError):
+                rejects.append(Reject(source=sample.source, key=key, stage="answer", reason=str(response)))
+                continue
+            media = [codecs.encode(medium) for medium in response.media]
+            names = self._write(key, media)
+            message = _message(response, names, [medium.note for medium in media])
+            replies.append({"key": key, "source": sample.source, "text": response.text, **message})
+            files += names
+            untrained |= dict.fromkeys(response.untrained)
+        content = {"replies": replies, "rejects": [asdict(reject) for reject in rejects], "files": files}
+        # Last, since it says that all of it is there.
+        write_json(_record(source, number), {**row, **content, "untrained": list(untrained)})
+        return {"chunk": number, "rejected": len(rejects)}
+
+    def _write(self, key: str, media: Sequence[Media]) -> list[str]:
+        names = []
+        for number, medium in enumerate(media, start=1):
+            names.append(f"{key}-{number}.{medium.format}")
+            with atomic_path(self._source.directory / MEDIA / names[-1]) as temporary:
+                temporary.write_bytes(medium.data)
+        return names
+
+
+def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
+    """A reply as the turn of a chat; a medium's note stands beside it, if it has one."""
+    left = iter(zip(names, notes, strict=True))
+
+    def content(part: Part) -> dict[str, str]:
+        if isinstance(part, Item):
+            name, note = next(left)
+            shown = {"type": part.modality.value, part.modality.value: f"{MEDIA}/{name}"}
+            return shown | ({"note": note} if note else {})
+        return {"type": "text", "text": part}
+
+    return {"message": {"role": "assistant", "content": [content(part) for part in response.parts]}}
+
+
+def _write_lines(path: Path, rows: Any) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name not in kept:
+            file.unlink()

@@ -1,0 +1,244 @@
+"""The other architecture of the tutorial: the LLM writes a plan of tool calls, and all that is told is text.
+
+The tools are the same model's parts: its encoder and LLM describe a medium, its decoders make one from words by their
+own text encoders. Nothing here runs them: `prepare` asks for replies, and whoever drives it finds them.
+"""
+
+import json
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING, Any
+
+from model.inference.query import Query, Sampling, TooLong, side_by_side
+from pipelines.sample import Item, Part, Turn
+from pipelines.scheduling.plan_prompts import Asking, media_names
+from pipelines.scheduling.tool_plans import Step, from_json, problem, schema, to_json
+from pipelines.views import CAPTION_PROMPT
+
+if TYPE_CHECKING:
+    from model.decoders.rendering import Wish
+    from model.inference.generation import Reply
+    from model.inference.responder import Responder, Response
+
+DATASET = "plan_instruction"  # of the catalog: who was trained on it knows what is wanted
+_PLAN_TOKENS = 384
+_WORDS_TOKENS = 64  # of a description, and of what is to be made
+
+
+class NoPlan(ValueError):
+    """The LLM has found no plan that holds, even when it was told what is wrong."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__(f"the model found no plan: {wrong}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All but the last words of a reply: the plan that was carried out, the media to make, how to ask for the words.
+
+    `prompt_tokens` and `tokens` are those of the LLM so far.
+    """
+
+    steps: tuple[Step, ...]
+    wishes: "tuple[Wish, ...]"
+    query: Query
+    prompt_tokens: int
+    tokens: int
+
+    @property
+    def plan(self) -> str:
+        """The plan in JSON, as it was carried out: what is made is told in its final words."""
+        return to_json(self.steps)
+
+    def parts(self, text: str) -> tuple[Part, ...]:
+        """The reply in parts: the words first, then what was made."""
+        items = (Item(modality=wish.modality) for wish in self.wishes)
+        return (text, *items) if text else tuple(items)
+
+
+Asks = Generator[Sequence[Query], "Sequence[Reply]", Prepared]
+
+
+def needs_guides(stages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an LLM is to be told what a plan is: unless a stage of its history has trained it on plans."""
+    return not any(DATASET in stage.get("data", ()) for stage in stages)
+
+
+def prepare(query: Query, *, guides: bool) -> Asks:
+    """Plans a reply and carries the plan out, up to the media and the last words.
+
+    Yields queries that may be answered side by side, and is sent their replies. A plan that does not hold is mended
+    once. Media that the query requires and no step makes get a step of their own.
+
+    Raises NoPlan.
+    """
+    return (yield from _Scheduler(query, guides).run())
+
+
+class _Scheduler:
+    """One reply on its way."""
+
+    def __init__(self, query: Query, guides: bool) -> None:
+        self._query = query
+        self._asking = Asking(query.turns, media_names(query.turns), guides)
+        self._prompt_tokens = self._tokens = 0
+
+    def run(self) -> Asks:
+        from model.decoders.rendering import Wish
+
+        steps, added = yield from self._plan()
+        results = yield from self._carry_out(steps, added)
+        made = [step for step in steps if step.verb == "make"]
+        seed, settings = self._query.sampling.seed, self._query.settings
+        words = replace(self._query.sampling, max_items=0)
+        return Prepared(
+            steps=tuple(replace(step, input=results[step.id]) if step in made else step for step in steps),
+            wishes=tuple(
+                Wish(step.modality, results[step.id], seed + number, settings.get(step.modality, {}))
+                for number, step in enumerate(made)
+            ),
+            query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
+            prompt_tokens=self._prompt_tokens,
+            tokens=self._tokens,
+        )
+
+    def _ask(self, queries: Sequence[Query]) -> Generator[Sequence[Query], "Sequence[Reply]", list[str]]:
+        replies = yield queries
+        self._prompt_tokens += sum(reply.prompt_tokens for reply in replies)
+        self._tokens += sum(reply.tokens for reply in replies)
+        return [reply.text for reply in replies]
+
+    def _plan(self) -> Generator[Sequence[Query], "Sequence[Reply]", tuple[list[Step], set[int]]]:
+        """The steps, and which of them were added because the query requires their media."""
+        while True:
+            try:
+                [written] = yield from self._ask([self._plan_query(self._asking.plan())])
+                break
+            except TooLong:  # The oldest exchanges are left out, as in any dialogue.
+                turns = self._asking.turns[2:]
+                if not turns:
+                    raise
+                self._asking = replace(self._asking, turns=turns)
+        steps, wrong = self._read(written)
+        if wrong:
+            [written] = yield from self._ask([self._plan_query(self._asking.mend(written, wrong))])
+            steps, wrong = self._read(written)
+        if wrong:
+            raise NoPlan(wrong)
+        return self._with_required(steps)
+
+    def _plan_query(self, asked: str) -> Query:
+        shown = schema(name for item, name in self._asking.names.items() if item in self._query.media)
+        return _words_query(asked, Sampling(max_new_tokens=_PLAN_TOKENS, schema=json.dumps(shown)))
+
+    def _read(self, written: str) -> tuple[list[Step], str | None]:
+        try:
+            steps = list(from_json(written))
+        except ValueError as error:
+            return [], str(error)
+        return steps, problem(steps, self._asking.names.values(), self._query.sampling.max_items)
+
+    def _with_required(self, steps: list[Step]) -> tuple[list[Step], set[int]]:
+        made = [step.modality for step in steps if step.verb == "make"]
+        missing = [modality for modality in self._query.require if modality not in made]
+        first = max((step.id for step in steps), default=0) + 1
+        needs = tuple(step.id for step in steps if step.verb == "describe")
+        said = " ".join(part for part in self._query.turns[-1].parts if isinstance(part, str))
+        added = [
+            Step(id=number, tool=f"make_{modality}", needs=needs, input=said)
+            for number, modality in enumerate(missing, start=first)
+        ]
+        return steps + added, {step.id for step in added}
+
+    def _carry_out(
+        self, steps: Sequence[Step], added: set[int]
+    ) -> Generator[Sequence[Query], "Sequence[Reply]", dict[int, str]]:
+        """What each step finds or makes, by its number; steps that are ready at a time are asked for side by side."""
+        by_number = {step.id: step for step in steps}
+        results = {step.id: step.input for step in steps if step.verb == "make"}
+        sorter = TopologicalSorter({step.id: step.needs for step in steps})
+        sorter.prepare()
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready())
+            asked: dict[int, Query] = {}
+            for step in map(by_number.__getitem__, ready):
+                if step.verb == "describe":
+                    asked[step.id] = self._describing(step)
+                elif step.needs or step.id in added:
+                    needed = [(by_number[need], results[need]) for need in step.needs]
+                    asked[step.id] = _words_query(self._asking.words(step, needed), _WORDS)
+            if asked:
+                texts = [text.strip('" ') for text in (yield from self._ask(list(asked.values())))]
+                results |= {number: text or results.get(number, "-") for number, text in zip(asked, texts, strict=True)}
+            sorter.done(*ready)
+        return results
+
+    def _describing(self, step: Step) -> Query:
+        name = next(item for item, name in self._asking.names.items() if name == step.input)
+        parts = (Item(modality=step.modality, name=name), CAPTION_PROMPT)
+        media = {name: self._query.media[name]}
+        return Query(turns=[Turn(role="user", parts=parts)], media=media, sampling=_WORDS)
+
+
+_WORDS = Sampling(max_new_tokens=_WORDS_TOKENS, max_items=0)
+
+
+def _words_query(asked: str, sampling: Sampling) -> Query:
+    return Query(turns=[Turn(role="user", parts=(asked,))], sampling=sampling)
+
+
+def respond_batch(responder: "Responder", queries: Sequence[Query]) -> "list[Response | ValueError]":
+    """Answers dialogues side by side, each as `Responder.respond` would, or says why it cannot be answered."""
+    from model.inference.responder import Response
+
+    guides = needs_guides(responder.model.stages)
+    prepared = _drive(responder, [prepare(query, guides=guides) for query in queries])
+    good = [found for found in prepared if isinstance(found, Prepared)]
+    replies = iter(side_by_side(responder.reply_batch, [found.query for found in good]))
+    media = iter(responder.render([wish for found in good for wish in found.wishes]))
+    responses: list[Response | ValueError] = []
+    for query, found in zip(queries, prepared, strict=True):
+        if isinstance(found, ValueError):
+            responses.append(found)
+            continue
+        reply, of_reply = next(replies), tuple(next(media) for _ in found.wishes)
+        if isinstance(reply, ValueError):
+            responses.append(reply)
+            continue
+        responses.append(
+            Response(
+                text=reply.text,
+                parts=found.parts(reply.text),
+                media=of_reply,
+                prompt_tokens=found.prompt_tokens + reply.prompt_tokens,
+                tokens=found.tokens + reply.tokens,
+                untrained=responder.untrained(bool(query.media), [wish.modality for wish in found.wishes]),
+            )
+        )
+    return responses
+
+
+def _drive(responder: "Responder", asks: Sequence[Asks]) -> list[Prepared | ValueError]:
+    """Lets all go on side by side until each is prepared or has failed."""
+    done: dict[int, Prepared | ValueError] = {}
+    waiting: dict[int, Sequence[Query]] = {}
+
+    def go_on(number: int, replies: "Sequence[Reply | ValueError]") -> None:
+        failed = next((reply for reply in replies if isinstance(reply, ValueError)), None)
+        try:
+            waiting[number] = asks[number].throw(failed) if failed else asks[number].send(replies or None)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            done[number] = stop.value
+        except ValueError as error:
+            done[number] = error
+
+    for number in range(len(asks)):
+        go_on(number, ())
+    while waiting:
+        asked, waiting = waiting, {}
+        all_asked = [query for queries in asked.values() for query in queries]
+        replies = iter(side_by_side(responder.reply_batch, all_asked))
+        for number, queries in asked.items():
+            go_on(number, [next(replies) for _ in queries])
+    return [done[number] for number in range(len(asks))]

@@ -1,0 +1,185 @@
+"""The architectures side by side on the world's exam: the same conversations, one at a time, and what each costs.
+
+A third arm feeds the decoders with the true captions: what an LLM that made no mistake could get from them as text.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from jobs.replies.respond import ARCHITECTURES, Architecture, respond_batch
+from jobs.scoring.exam_run import MAX_ITEMS, noise
+from jobs.scoring.figures import wilson
+from model.decoders.rendering import Wish
+from model.inference.query import Query, Sampling
+from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.media import codecs
+from pipelines.progress import track
+from pipelines.sample import Decoded, Item, Modality, Turn
+from pipelines.world.exam import Case, Response, Row, cases, grade, score, shown
+
+if TYPE_CHECKING:
+    from model.inference.responder import Responder
+
+CAPTIONS = "captions"
+_WARM_UP = 2  # conversations of a row that are held before any is timed
+_LONGEST_ANSWER = 128  # tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One arm on one row: the share that is right with its 95 % interval, and what a reply costs.
+
+    `seconds` and `seconds_p95` are the median and the 95th percentile of a whole reply; `read` and `written` the LLM's
+    tokens a reply in the mean. `failures` are replies that could not be given; they count as wrong.
+    """
+
+    row: str
+    title: str
+    arm: str
+    value: float
+    low: float
+    high: float
+    n: int
+    replies: int
+    seconds: float
+    seconds_p95: float
+    read: float
+    written: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A reply: what is graded, its seconds, the tokens read and written, and whether it failed."""
+
+    response: Response
+    seconds: float
+    read: int = 0
+    written: int = 0
+    failed: bool = False
+
+
+_Hold = Callable[[Case, Mapping[str, Decoded]], list[_Held]]
+
+
+def compare(responder: "Responder", rows: Sequence[Row], count: int, seed: int, steps: int | None) -> list[Compared]:
+    """Holds the first `count` conversations of each row in each arm, by turns, so that a busy machine slows all."""
+    compared = []
+    with track("compare", len(rows) * count, "conversations") as bar:
+        for row in rows:
+            chosen = cases(row, count, seed)
+            arms = _arms(chosen, responder, steps)
+            for case in chosen[:_WARM_UP]:
+                for hold in arms.values():
+                    hold(case, _shown(case))
+            held: dict[str, list[list[_Held]]] = {arm: [] for arm in arms}
+            for case in chosen:
+                media = _shown(case)
+                for arm, hold in arms.items():
+                    held[arm].append(hold(case, media))
+                bar.advance(1)
+            compared += [_compared(row, arm, chosen, held[arm]) for arm in arms]
+    return compared
+
+
+def table(rows: Sequence[Compared]) -> str:
+    """The rows, aligned; shares in per cent."""
+    head = ("", "arm", "right", "95 %", "n", "s p50", "s p95", "read", "written", "failed")
+    lines = [head]
+    for row in rows:
+        interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        costs = (f"{row.seconds:.2f}", f"{row.seconds_p95:.2f}", f"{row.read:.0f}", f"{row.written:.0f}")
+        title = row.title if row.arm == ARCHITECTURES[0] else ""
+        lines.append((title, row.arm, f"{100 * row.value:.1f}", interval, str(row.n), *costs, str(row.failures)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])]).rstrip()
+        for line in lines
+    )
+
+
+def _shown(case: Case) -> dict[str, Decoded]:
+    return {name: codecs.decode(medium, fps=VIDEO_FPS) for name, medium in shown(case).items()}
+
+
+def _arms(chosen: Sequence[Case], responder: "Responder", steps: int | None) -> dict[str, _Hold]:
+    settings = {"steps": steps} if steps else {}
+    arms: dict[str, _Hold] = {name: _converse(name, responder, settings) for name in ARCHITECTURES}
+    if any(answer.made for case in chosen for answer in case.conversation.answers):
+        arms[CAPTIONS] = _captions(responder, settings)
+    return arms
+
+
+def _converse(architecture: Architecture, responder: "Responder", settings: Mapping[str, int]) -> _Hold:
+    """Each answer on top of the arm's own earlier ones."""
+
+    def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
+        held, turns = list[_Held](), list[Turn]()
+        for asked in case.conversation.turns[::2]:
+            turns.append(asked)
+            made = sum(len(one.response.media) for one in held)
+            query = Query(
+                turns=tuple(turns),
+                media=media,
+                sampling=Sampling(max_new_tokens=_LONGEST_ANSWER, max_items=MAX_ITEMS, seed=noise(case, made)),
+                settings=dict.fromkeys(Modality, settings),
+            )
+            started = perf_counter()
+            [found] = respond_batch(architecture, responder, [query])
+            seconds = perf_counter() - started
+            if isinstance(found, ValueError):
+                held.append(_Held(Response(parts=(), media=()), seconds, failed=True))
+            else:
+                response = Response(parts=found.parts, media=found.media)
+                held.append(_Held(response, seconds, found.prompt_tokens, found.tokens))
+            turns.append(Turn(role="assistant", parts=held[-1].response.parts))
+        return held
+
+    return hold
+
+
+def _captions(responder: "Responder", settings: Mapping[str, int]) -> _Hold:
+    """What should be said, and the media that its captions give."""
+
+    def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
+        held, number = list[_Held](), 0
+        for turn in case.conversation.turns[1::2]:
+            items = [part for part in turn.parts if isinstance(part, Item)]
+            wishes = [
+                Wish(item.modality, item.caption, noise(case, place), settings)
+                for place, item in enumerate(items, start=number)
+            ]
+            started, number = perf_counter(), number + len(items)
+            made = tuple(responder.render(wishes))
+            held.append(_Held(Response(parts=turn.parts, media=made), perf_counter() - started))
+        return held
+
+    return hold
+
+
+def _compared(row: Row, arm: str, chosen: Sequence[Case], held: Sequence[list[_Held]]) -> Compared:
+    scores = [
+        score(row, grade(row, case.conversation, [one.response for one in of_case]))
+        for case, of_case in zip(chosen, held, strict=True)
+    ]
+    replies = [one for of_case in held for one in of_case]
+    value, seconds = sum(scores) / len(scores), sorted(one.seconds for one in replies)
+    low, high = wilson(value, len(scores))
+    return Compared(
+        row=row.name,
+        title=row.title,
+        arm=arm,
+        value=value,
+        low=low,
+        high=high,
+        n=len(scores),
+        replies=len(replies),
+        seconds=median(seconds),
+        seconds_p95=seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
+        read=sum(one.read for one in replies) / len(replies),
+        written=sum(one.written for one in replies) / len(replies),
+        failures=sum(one.failed for one in replies),
+    )

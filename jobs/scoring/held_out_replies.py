@@ -1,0 +1,200 @@
+"""Scores a model on the held-out samples of prepared shards: its words against the references, its media by embeddings.
+
+Of each sample the last answer is asked for, on top of the data's own turns before it; the items that it is to hold are
+required, so that each has one. The held-out split is training's own, by the hash of a sample's key.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.scoring.exam_report import Scored
+from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
+from model.architectures.imagebind_text import TextEncoder
+from model.core.tokenizer import encode_text
+from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.inference.query import Query, Sampling
+from model.inference.responder import Responder
+from model.parts.builtin import resolve
+from model.parts.config import ModelConfig
+from model.parts.families import locate
+from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.handover.survey import hash_key, held_out
+from pipelines.media import codecs
+from pipelines.progress import track
+from pipelines.sample import Decoded, Item, Modality, Sample, Turn
+from pipelines.storage.files import read_range, read_table
+from pipelines.storage.shards import Manifest, from_members, index_path, split_members
+from pipelines.views import Kind, apply_view
+
+BATCH = 8  # samples answered at once
+MAX_NEW_TOKENS = 256
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _Pairs:
+    """What the model gave and what the data have, side by side; `references` are media where the data have them."""
+
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    captions: dict[Modality, list[tuple[Decoded, str]]] = field(default_factory=lambda: {m: [] for m in Modality})
+    references: dict[Modality, list[tuple[Decoded, Decoded]]] = field(default_factory=lambda: {m: [] for m in Modality})
+
+
+def score_shards(
+    checkpoint: Path,
+    config: ModelConfig,
+    datasets: Mapping[Path, Manifest],
+    *,
+    fraction: float,
+    count: int,
+    steps: int | None,
+    device: str,
+) -> tuple[list[Scored], list[str]]:
+    """Scores each view of each dataset on up to `count` of its held-out samples; also returns what to tell the user.
+
+    * `bleu_4`, `chrf`, `rouge_l`: as in `jobs.scoring.figures.caption_scores`, of the answers' words, but for those
+      whose words stand in the question (views that generate from captions).
+    * `<modality>_to_text`: the mean cosine of the ImageBind embeddings of a medium that was made and of its caption, as
+      CLIP and CLAP scores are taken (see `figures.cosine_similarities`); where the encoder has a text tower.
+    * `<modality>_to_medium`: the same of a medium that was made and the data's own for that caption.
+    * `<modality>_frechet`: the Frechet distance of these two sets of embeddings (`figures.frechet_distance`); of
+      ImageBind's, so it does not compare with FID, FVD or FAD, which use other networks. Lower is better.
+
+    `chance` is the same figure with each answer beside the reference of another sample, the next one's.
+    """
+    model = Responder.from_pretrained(checkpoint, device=device, config=config)
+    text_encoder, notes = _text_encoder(config, device)
+    rows: list[Scored] = []
+    for directory, manifest in datasets.items():
+        samples = list(_held_out(directory, manifest, fraction, count))
+        if not samples:
+            notes.append(f"{manifest.dataset}: no sample is held out of training; not scored")
+            continue
+        for view, kind in sorted(manifest.views.items()):
+            pairs = _answer(model, [apply_view(kind, sample) for sample in samples], view, kind, steps)
+            rows += _score(view, pairs, model.encoder, text_encoder)
+    return rows, notes
+
+
+def _held_out(directory: Path, manifest: Manifest, fraction: float, count: int) -> Iterator[Sample]:
+    """Reads at most `count` held-out samples, spread evenly over the shards."""
+    places: list[tuple[Path, int, int]] = []
+    for shard in manifest.shards:
+        tar = directory / shard.name
+        index = read_table(index_path(tar), ["key", "offset", "length"]).to_pylist()
+        hashes = np.array([hash_key(row["key"]) for row in index], np.uint64)
+        apart = np.flatnonzero(held_out(hashes, fraction)).tolist()
+        places += [(tar, index[number]["offset"], index[number]["length"]) for number in apart]
+    kept = min(count, len(places))
+    for number in range(kept):
+        yield from_members(split_members(read_range(*places[number * len(places) // kept])))
+
+
+def _answer(model: Responder, samples: Sequence[Sample], view: str, kind: Kind, steps: int | None) -> _Pairs:
+    pairs = _Pairs()
+    with track(view, len(samples), "samples") as bar:
+        for start in range(0, len(samples), BATCH):
+            batch = samples[start : start + BATCH]
+            queries = [_query(model, sample, start + place, steps) for place, sample in enumerate(batch)]
+            for sample, response in zip(batch, model.respond_batch(queries), strict=True):
+                if kind != "generate":
+                    reference = " ".join(part for part in sample.turns[-1].parts if isinstance(part, str))
+                    pairs.texts.append((response.text, reference))
+                made = [part.modality for part in response.parts if isinstance(part, Item)]
+                _pair_media(pairs, sample, list(zip(made, response.media, strict=True)))
+            bar.advance(len(batch))
+    return pairs
+
+
+def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Query:
+    named = {item.name for turn in sample.turns[:-1] if turn.role == "user" for item in _items(turn) if item.name}
+    media = {name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named}
+    return Query(
+        turns=sample.turns[:-1],
+        media=media,
+        require=[item.modality for item in _items(sample.turns[-1])],
+        # No items but those that are required.
+        sampling=Sampling(max_new_tokens=_limit(model, sample.turns[-1]), max_items=0, seed=seed),
+        settings={modality: {"steps": steps} for modality in Modality} if steps else {},
+    )
+
+
+def _limit(model: Responder, wanted: Turn) -> int:
+    """Twice the tokens of the reference's words, as far as the limit goes, and its items."""
+    words = sum(len(encode_text(model.tokenizer, part)) for part in wanted.parts if isinstance(part, str))
+    groups = sum(model.model.vocabulary.groups[item.modality] for item in _items(wanted))
+    return max(1, min(2 * words, MAX_NEW_TOKENS) + groups)
+
+
+def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decoded]]) -> None:
+    """Puts each wanted item beside the next medium of its modality."""
+    for item in _items(sample.turns[-1]):
+        place = [modality for modality, _ in made].index(item.modality)  # it was required
+        _, medium = made.pop(place)
+        if item.caption:
+            pairs.captions[item.modality].append((medium, item.caption))
+        if item.name:
+            reference = codecs.decode(sample.media[item.name], fps=VIDEO_FPS)
+            pairs.references[item.modality].append((medium, reference))
+
+
+def _score(view: str, pairs: _Pairs, encoder: ImageBindEncoder, text_encoder: TextEncoder | None) -> Iterator[Scored]:
+    if pairs.texts:
+        texts, references = ([pair[side] for pair in pairs.texts] for side in (0, 1))
+        chance = caption_scores(texts, [*references[1:], references[0]])
+        for name, value in caption_scores(texts, references).items():
+            yield _row(view, name, value, len(texts), chance[name])
+    for modality in Modality:
+        described, known = pairs.captions[modality], pairs.references[modality]
+        if described and text_encoder is not None:
+            captions_NE = text_encoder([caption for _, caption in described]).numpy()
+            yield _similarity(view, f"{modality}_to_text", encoder([medium for medium, _ in described]), captions_NE)
+        if known:
+            made_NE, references_NE = (encoder([pair[side] for pair in known]) for side in (0, 1))
+            yield _similarity(view, f"{modality}_to_medium", made_NE, references_NE)
+            if len(known) > 1:
+                yield _row(view, f"{modality}_frechet", frechet_distance(made_NE, references_NE), len(known), None)
+
+
+def _similarity(view: str, name: str, made_NE: Embeddings, references_NE: Embeddings) -> Scored:
+    value = float(cosine_similarities(made_NE, references_NE).mean())
+    chance = float(cosine_similarities(made_NE, np.roll(references_NE, -1, axis=0)).mean())
+    return _row(view, name, value, len(made_NE), chance)
+
+
+def _row(view: str, name: str, value: float, count: int, chance: float | None) -> Scored:
+    return Scored(
+        row=f"{view}/{name}",
+        title=f"{view}: {name.replace('_', ' ')}",
+        value=value,
+        n=count,
+        chance=chance if count > 1 else None,  # there is no other sample
+    )
+
+
+def _items(turn: Turn) -> Iterator[Item]:
+    return (part for part in turn.parts if isinstance(part, Item))
+
+
+def _text_encoder(config: ModelConfig, device: str) -> tuple[TextEncoder | None, list[str]]:
+    """ImageBind's text tower, and a note where there is none.
+
+    It reads CLIP's tokens, which are those of Stable Diffusion; our own ImageBinds have their tokenizer beside them.
+    """
+    from transformers import CLIPTokenizer
+
+    path = Path(resolve(config.encoder.name))
+    if (path / "tokenizer").is_dir():
+        source = str(path)
+    elif Modality.IMAGE in config.outputs:
+        source = locate(Modality.IMAGE, config.outputs[Modality.IMAGE].decoder)
+    else:
+        return None, ["similarities to captions are left out: no tokenizer for the encoder's text tower"]
+    try:
+        return TextEncoder(path, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), device=device), []
+    except ValueError as error:
+        return None, [f"similarities to captions are left out: {error}"]

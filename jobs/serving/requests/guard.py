@@ -1,0 +1,133 @@
+"""What every request passes before anything looks at it: who may ask, from where, and how much."""
+
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from jobs.serving.requests.openai_format import error
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+MAX_BODY = 96 * 2**20  # three media of the greatest size in base64
+TOKEN = "NEXTGPT_CHAT_TOKEN"  # the variable that holds it
+TOKEN_COOKIE = "nextgpt_token"
+_OPEN = ("/healthz",)
+_LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+)
+
+
+class TooMuch(Exception):
+    """A body is larger than it may be."""
+
+
+class Guard:
+    """ASGI middleware. Without a token only loopback's own names are answered, so that no web page gets in by DNS.
+
+    With a `token`, a request carries it as `Authorization: Bearer`; a browser is given it once as `/?token=...`, and
+    keeps it in a cookie that no script reads.
+    """
+
+    def __init__(self, app: App, token: str | None = None) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request itself where it may not go on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        size, has_begun = 0, False
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise TooMuch
+            return message
+
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
+            if size > MAX_BODY and not has_begun:  # What the application makes of TooMuch tells nobody what is wrong.
+                return
+            if message["type"] == "http.response.start":
+                has_begun = True
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        try:
+            await self._app(scope, limited, guarded)
+        except TooMuch:
+            pass
+        finally:
+            if size > MAX_BODY and not has_begun:
+                await _too_much()(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
+        if self._token is None:
+            if _host(headers.get("host", "")) not in _LOOPBACK:
+                return _refused(403, "this server answers on loopback only; open it as http://127.0.0.1:PORT")
+            if not _is_own(headers):
+                return _refused(403, "another page's requests are not answered")
+        elif scope["path"] not in _OPEN and not self._knows_token(headers):
+            given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+            if not self._is_token(given):
+                return _refused(401, "give the server's token: Authorization: Bearer TOKEN, or open /?token=TOKEN once")
+            answer = RedirectResponse(scope.get("root_path", "") + "/", 303)
+            answer.set_cookie(TOKEN_COOKIE, given, httponly=True, samesite="strict")
+            return answer
+        try:
+            is_large = int(headers.get("content-length", "0")) > MAX_BODY
+        except ValueError:
+            is_large = True
+        return _too_much() if is_large else None
+
+    def _knows_token(self, headers: dict[str, str]) -> bool:
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        return (kind.lower() == "bearer" and self._is_token(given.strip())) or self._is_token(
+            cookie(headers.get("cookie", ""), TOKEN_COOKIE)
+        )
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), (self._token or "").encode())
+
+
+def cookie(header: str, name: str) -> str:
+    """The value of a cookie; empty where there is none."""
+    try:
+        found = SimpleCookie(header).get(name)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def _host(value: str) -> str:
+    return value.rpartition(":")[0] if not value.endswith("]") and ":" in value else value
+
+
+def _is_own(headers: dict[str, str]) -> bool:
+    """Whether a request comes from no browser, or from a page of this server."""
+    origin = headers.get("origin")
+    return not origin or origin.partition("://")[2] == headers.get("host", "")
+
+
+def _refused(status: int, message: str) -> Response:
+    return JSONResponse(error(message, "authentication_error" if status == 401 else "permission_error"), status)
+
+
+def _too_much() -> Response:
+    return JSONResponse(error(f"the request is too large: {MAX_BODY} bytes is the limit", "invalid_request_error"), 413)

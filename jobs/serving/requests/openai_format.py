@@ -1,0 +1,304 @@
+"""Chat completions in OpenAI's format: requests to queries, events to answers. Needs neither Ray nor torch."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.serving.requests import uploads
+from jobs.serving.requests.events import Finished
+from model.inference.query import Query, Sampling
+from pipelines.media.policy import Refused
+from pipelines.sample import Item, Media, Modality, Part, Role, Turn
+
+MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "wav": "audio/wav"}
+Text = Annotated[str, Field(max_length=20_000)]
+Name = Annotated[str, Field(max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(_Part):
+    """Text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Url(_Part):
+    """Where a medium is: a data URI in base64, or a URL that the server allows."""
+
+    url: str
+
+
+class ImagePart(_Part):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: Url
+
+
+class VideoPart(_Part):
+    """A video."""
+
+    type: Literal["video_url"]
+    video_url: Url
+
+
+class AudioUrlPart(_Part):
+    """A sound by its URL."""
+
+    type: Literal["audio_url"]
+    audio_url: Url
+
+
+class AudioData(_Part):
+    """A sound in base64; its format is recognised by content."""
+
+    data: str
+    format: Name = ""
+
+
+class AudioPart(_Part):
+    """A sound."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioData
+
+
+ContentPart = Annotated[TextPart | ImagePart | VideoPart | AudioUrlPart | AudioPart, Field(discriminator="type")]
+Parts = Annotated[list[ContentPart], Field(max_length=64)]
+
+
+class Message(BaseModel):
+    """What one speaker said.
+
+    `parts` is what this server's own replies hold beside `content`: text and media in the order they stand. A reply can
+    so be sent back as it came. Where both are given, `parts` counts.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Parts | None = None
+    parts: Parts | None = None
+
+
+class DecoderSettings(BaseModel):
+    """How media of one kind are made; what is left out is the decoder's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=64)] | None = None
+    audio_length_in_s: Annotated[float, Field(gt=0, le=30, allow_inf_nan=False)] | None = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class Request(BaseModel):
+    """A request for a chat completion. Fields of OpenAI's that are not named here are not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Name = ""
+    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
+    modalities: list[Literal["text", "image", "video", "audio"]] | None = Field(
+        default=None, max_length=8, description="media that the reply must hold, whether the model thinks so or not"
+    )
+    max_items: Annotated[int, Field(ge=0, le=8)] = Field(default=4, description="the most media a reply may hold")
+    decoders: dict[Literal["image", "video", "audio"], DecoderSettings] = Field(default_factory=dict)
+
+
+class Mistake(ValueError):
+    """What is wrong with a request, and with which of its fields."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
+    """What the model is asked. Raises Mistake."""
+    media: dict[str, Media] = {}
+    turns = list[Turn]()
+    system: list[Part] = []
+    for place, message in enumerate(request.messages):
+        param = f"messages[{place}]"
+        content = list(_content(message, param, media, allowed_urls))
+        if message.role in ("system", "developer"):
+            if any(isinstance(part, Item) for part in content):
+                raise Mistake("a system message holds a medium; put it into a user's", param)
+            system += content
+            continue
+        role: Role = "assistant" if message.role == "assistant" else "user"
+        turns.append(Turn(role=role, parts=(*system, *content)))
+        system = []
+    turns = alternating(turns)  # Some clients send a picture and its question one after the other.
+    _check_turns(turns)
+    return Query(
+        turns=turns,
+        media={name: uploads.decode(medium) for name, medium in media.items()},
+        require=[Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"],
+        sampling=sampling(request),
+        settings={Modality(name): found.model_dump(exclude_none=True) for name, found in request.decoders.items()},
+    )
+
+
+def alternating(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns of one speaker that follow each other as one."""
+    joined = list[Turn]()
+    for turn in turns:
+        if joined and joined[-1].role == turn.role:
+            joined[-1] = Turn(role=turn.role, parts=(*joined[-1].parts, *turn.parts))
+        else:
+            joined.append(turn)
+    return joined
+
+
+def sampling(request: Request) -> Sampling:
+    """How the answer is drawn; without a temperature the likeliest tokens are taken."""
+    return Sampling(
+        max_new_tokens=request.max_completion_tokens or request.max_tokens or 256,
+        max_items=max(request.max_items, len(set(request.modalities or ()) - {"text"})),
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed or 0,
+    )
+
+
+def _check_turns(turns: Sequence[Turn]) -> None:
+    if not turns or turns[-1].role != "user":
+        raise Mistake("the last message must be a user's: it is what is answered", "messages")
+    if turns[0].role != "user":
+        raise Mistake("the first message must be a user's", "messages")
+    if not any(isinstance(part, Item) or part.strip() for part in turns[-1].parts):
+        raise Mistake("the last message says nothing", "messages")
+
+
+def _content(message: Message, param: str, media: dict[str, Media], allowed: Sequence[str]) -> Iterator[Part]:
+    field, content = ("content", message.content) if message.parts is None else ("parts", message.parts)
+    if isinstance(content, str):
+        yield content
+        return
+    for place, part in enumerate(content or ()):
+        if isinstance(part, TextPart):
+            yield part.text
+            continue
+        modality = _MODALITIES[type(part)]
+        if message.role == "assistant":  # What the model made itself it knows from what was said.
+            yield Item(modality=modality)
+            continue
+        try:
+            medium = uploads.check(_bytes(part, allowed), modality)
+        except Refused as refused:
+            raise Mistake(str(refused), f"{param}.{field}[{place}]") from None
+        name = str(len(media))
+        media[name] = medium
+        yield Item(modality=modality, name=name)
+
+
+_MODALITIES: dict[type, Modality] = {
+    ImagePart: Modality.IMAGE,
+    VideoPart: Modality.VIDEO,
+    AudioUrlPart: Modality.AUDIO,
+    AudioPart: Modality.AUDIO,
+}
+
+
+def _bytes(part: ContentPart, allowed: Sequence[str]) -> bytes:
+    match part:
+        case ImagePart():
+            return uploads.from_url(part.image_url.url, allowed)
+        case VideoPart():
+            return uploads.from_url(part.video_url.url, allowed)
+        case AudioUrlPart():
+            return uploads.from_url(part.audio_url.url, allowed)
+        case AudioPart():
+            return uploads.from_base64(part.input_audio.data)
+    raise AssertionError(part)
+
+
+def data_uri(medium: Media) -> str:
+    """A medium in a URL."""
+    return f"data:{MIME[medium.format]};base64,{base64.b64encode(medium.data).decode()}"
+
+
+def part_of(medium: Media) -> dict[str, Any]:
+    """A medium as a content part; `note` stands beside it where there is something to say of it."""
+    kind = f"{medium.modality.value}_url"
+    return {"type": kind, kind: {"url": data_uri(medium)}} | ({"note": medium.note} if medium.note else {})
+
+
+def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:
+    """A whole answer. `content` is its text, `parts` all of it in order, `plan` the steps if it was planned."""
+    media = iter(finished.media)
+    parts = [
+        part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in finished.parts
+    ]
+    text = " ".join(part for part in finished.parts if isinstance(part, str))
+    message = {"role": "assistant", "content": text, "refusal": None, "parts": parts}
+    if finished.plan:
+        message |= plan_of(finished.plan)
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(finished)}
+
+
+def plan_of(plan: str) -> dict[str, Any]:
+    """A plan as a field of a message."""
+    return {"plan": json.loads(plan)["steps"]}
+
+
+def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], finished: Finished | None = None) -> dict[str, Any]:
+    """A piece of a streamed answer."""
+    reason = _reason(finished) if finished else None
+    choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
+    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def head(identity: str, model: str) -> dict[str, Any]:
+    """What all pieces of an answer begin with."""
+    return {"id": identity, "created": int(time.time()), "model": model}
+
+
+def usage(finished: Finished) -> dict[str, int]:
+    """The LLM's tokens."""
+    return {
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.tokens,
+        "total_tokens": finished.prompt_tokens + finished.tokens,
+    }
+
+
+def error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """What goes wrong, as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def sse(document: Mapping[str, Any]) -> str:
+    """A document as a server-sent event."""
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+
+
+def _reason(finished: Finished) -> str:
+    return "length" if finished.was_cut else "stop"

@@ -1,0 +1,120 @@
+"""Media from people nobody knows: checked by content, within limits, in a process of their own."""
+
+import base64
+import binascii
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.media import codecs
+from pipelines.media.policy import AudioPolicy, ImagePolicy, Limits, MediaPolicy, Refused, VideoPolicy
+from pipelines.media.process import media_process
+from pipelines.sample import Decoded, Media, Modality
+
+MEGABYTE = 2**20
+LIMITS = Limits(
+    max_bytes=20 * MEGABYTE,
+    max_pixels=25_000_000,
+    max_seconds=60.0,
+    max_frames=4_000,
+    max_decoded_bytes=512 * MEGABYTE,
+    max_decode_seconds=20.0,
+)
+# What a model sees is kept for the conversation, in the form in which training stored it.
+POLICY = MediaPolicy(image=ImagePolicy(), audio=AudioPolicy(), video=VideoPolicy(max_seconds=60.0), limits=LIMITS)
+_DATA_URI = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)?(;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_SECONDS = 10.0  # to fetch a URL
+
+
+def check(data: bytes, modality: Modality) -> Media:
+    """A medium as it may be kept, decoded whole and within `LIMITS`; raises Refused with the reason."""
+    LIMITS.check_bytes(len(data))
+    medium = Media(modality=modality, data=data, format="bin")
+    with media_process() as process:
+        [found] = process.store([medium], POLICY)
+    if isinstance(found, Refused):
+        raise found
+    return found.media
+
+
+def recognise(data: bytes) -> Media:
+    """What a file is by its content, whatever its name says; raises Refused where it is nothing that can be read."""
+    LIMITS.check_bytes(len(data))
+    reasons = []
+    for modality in _likely(data):
+        try:
+            return check(data, modality)
+        except Refused as refused:
+            reasons.append(refused)
+    # A reason that names a limit says more than that it is no picture either.
+    raise next((reason for reason in reasons if str(reason).startswith("too ")), Refused(_UNKNOWN))
+
+
+_UNKNOWN = "unreadable: this is no picture, sound or video that can be read"
+
+
+def _likely(data: bytes) -> Sequence[Modality]:
+    """All modalities, the likeliest first: a film's sound track is no reason to take it for a sound."""
+    if data[:4] in (b"RIFF", b"fLaC", b"OggS") or data[:3] == b"ID3":
+        return Modality.AUDIO, Modality.VIDEO, Modality.IMAGE
+    return Modality.IMAGE, Modality.VIDEO, Modality.AUDIO
+
+
+def decode(medium: Media) -> Decoded:
+    """The arrays of a medium that `check` let through."""
+    return codecs.decode(medium, LIMITS, fps=VIDEO_FPS)
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes behind base64; raises Refused where it is none or too much."""
+    if len(text) > LIMITS.max_bytes * 4 // 3 + 4:
+        raise Refused(f"too large: more than {LIMITS.max_bytes} bytes, the limit")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused("unreadable: not base64") from None
+
+
+def from_url(url: str, allowed: Sequence[str]) -> bytes:
+    """The bytes of a data URI, or of a URL that begins with one of `allowed`; raises Refused else."""
+    if found := _DATA_URI.match(url):
+        return from_base64(url[found.end() :])
+    if url[:5].lower() == "data:":
+        raise Refused("unreadable: not a data URI in base64 (data:image/png;base64,...)")
+    if not any(_is_below(url, prefix) for prefix in allowed):
+        raise Refused("not allowed: this server fetches no such URL; send the medium itself as a data URI")
+    try:
+        with _opener.open(url, timeout=_SECONDS) as response:
+            data: bytes = response.read(LIMITS.max_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise Refused(f"unreadable: the URL cannot be fetched: {reason}") from None
+    LIMITS.check_bytes(len(data))
+    return data
+
+
+def _is_below(url: str, prefix: str) -> bool:
+    """Whether a URL has the scheme, host and port of a prefix, and a path below it."""
+    try:
+        one, other = urlsplit(url), urlsplit(prefix)
+        same = (one.scheme, one.hostname, one.port) == (other.scheme, other.hostname, other.port)
+    except ValueError:
+        return False
+    plain = one.username is None and one.password is None and ".." not in one.path and "%" not in one.path
+    return (
+        same and plain and one.scheme in ("http", "https") and f"{one.path}/".startswith(f"{other.path.rstrip('/')}/")
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What is allowed must not lead to what is not."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))

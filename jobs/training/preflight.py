@@ -1,0 +1,159 @@
+"""Everything about a stage that can be checked before it starts, each mistake a line."""
+
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from model.checkpoints.description import check_compatible, read_config
+from model.parts.builtin import PREFIX
+from model.parts.families import caption_shape, latent_shape
+from model.runs.trackers import check_tracker
+from model.training.train_settings import TrainSettings
+from pipelines.handover.stage_samples import PlannedView, sidecar_of
+from pipelines.sample import Modality
+from pipelines.storage.files import is_local
+from pipelines.storage.sidecars import ENCODER, LATENTS
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+# A trained weight in a checkpoint: itself, its copy in float32, and two moments of the optimizer.
+_BYTES_PER_WEIGHT = 16
+_LIBRARIES = ("torch", "deepspeed")
+
+
+def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, init: Path | None) -> Iterator[str]:
+    """What would stop a stage after it has begun, or spoil it."""
+    for view in views:
+        yield from _shapes(settings, view)
+    yield from _decoders(settings)
+    yield from _batches(settings)
+    yield from _start(settings, init)
+    yield from _versions()
+    yield from _tracker(settings)
+    yield from _disk(settings, run)
+
+
+def notes(checkpoint: Path) -> Iterator[str]:
+    """What may make going on from a checkpoint differ in the last digit."""
+    for library, there in read_config(checkpoint)["versions"].items():
+        if library in _LIBRARIES and there != version(library):
+            yield f"the run was begun with {library} {there}, here is {version(library)}: last digits may differ"
+
+
+def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
+    preset = settings.model.preset
+    for kind in view.sidecars:
+        manifest = sidecar_of(view, kind)
+        flag = f"--modality {kind}"
+        if kind == ENCODER:
+            expected = [settings.model.encoder.dim]
+        elif kind in LATENTS:
+            if not manifest.items:
+                continue
+            modality = Modality(kind.removesuffix("_latents"))
+            try:
+                expected = list(latent_shape(modality, settings.model.outputs[modality].decoder))
+            except (ValueError, OSError):  # a decoder that only the workers can reach
+                continue
+            flag = f"--latents --modality {modality}"
+        elif Modality(kind) in settings.model.outputs:
+            output = settings.model.outputs[Modality(kind)]
+            expected = [output.num_queries, output.dim]
+        else:
+            yield f"{view.name}: has {kind} outputs, but preset {preset} makes none"
+            continue
+        if manifest.shape != expected:
+            yield (
+                f"{view.name}: {kind} embeddings by {manifest.encoder_name} are {_by(manifest.shape)}, preset "
+                f"{preset} takes {_by(expected)}; run jobs/embed.py --preset {preset} "
+                f"{flag}, or train a preset that takes these"
+            )
+
+
+def _decoders(settings: TrainSettings) -> Iterator[str]:
+    """The preset's widths against the decoders' own, where these are on this machine."""
+    for modality, output in settings.model.outputs.items():
+        if not (output.decoder.startswith(PREFIX) or Path(output.decoder).is_dir()):
+            continue
+        try:
+            shape = caption_shape(modality, output.decoder)
+        except (ValueError, OSError) as error:
+            yield f"model.outputs.{modality}.decoder: {error}"
+            continue
+        if shape != (output.num_queries, output.dim):
+            yield (
+                f"model.outputs.{modality}: {output.num_queries}x{output.dim}, but {output.decoder} takes "
+                f"{_by(shape)}; set num_queries and dim to these"
+            )
+
+
+def _batches(settings: TrainSettings) -> Iterator[str]:
+    workers = settings.workers
+    if isinstance(workers, tuple):
+        if workers[0] > workers[1]:
+            yield f"workers: [{workers[0]}, {workers[1]}] must be the fewest, then the most"
+        workers = workers[1]
+    if workers is not None and workers > settings.num_micro_batches:
+        yield (
+            f"workers: {workers}, but batch_size={settings.batch_size} in micro-batches of "
+            f"{settings.micro_batch_size} gives work to {settings.num_micro_batches}; use "
+            f"workers={settings.num_micro_batches} or micro_batch_size={max(1, settings.batch_size // workers)}"
+        )
+
+
+def _start(settings: TrainSettings, init: Path | None) -> Iterator[str]:
+    if init is not None:
+        try:
+            check_compatible(settings.model, init)
+        except (ValueError, FileNotFoundError) as error:
+            yield str(error)
+
+
+def _tracker(settings: TrainSettings) -> Iterator[str]:
+    try:
+        check_tracker(settings.tracker)
+    except ValueError as error:
+        yield str(error)
+
+
+def _versions() -> Iterator[str]:
+    """Installed packages against those the project asks for."""
+    if not PROJECT.is_file():
+        return
+    for text in tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]:
+        wanted = Requirement(text)
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            yield f"{wanted.name}: not installed; the project takes {wanted}"
+            continue
+        if not wanted.specifier.contains(re.sub(r"\+.*", "", found), prereleases=True):
+            yield f"{wanted.name}: {found} is installed, the project takes {wanted.specifier}"
+
+
+def _disk(settings: TrainSettings, run: Path) -> Iterator[str]:
+    """Room for the checkpoints that exist at one time: those kept, the best, and the one being written."""
+    if not is_local(run):
+        return
+    from model.footprint.footprint import trained_weights
+
+    place = next(folder for folder in (run, *run.parents) if folder.is_dir())
+    try:
+        needed = trained_weights(settings.model) * _BYTES_PER_WEIGHT * (settings.keep_last + 2)
+    except OSError:  # an LLM that only the workers can reach
+        return
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        yield (
+            f"{run}: {free / 1e9:.1f} GB free, but its checkpoints may take {needed / 1e9:.1f} GB; free some, or use "
+            f"keep_last=1"
+        )
+
+
+def _by(shape: Sequence[Any]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,280 @@
+"""Wires a training stage: prepared views and settings into a plan, the plan into Ray Train workers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.common.cli import Failures, UsageError, existing_folder
+from jobs.training import preflight
+from jobs.training.workers import Workers
+from model.checkpoints.description import latest_checkpoint
+from model.parts.sources import LLM, decoder_key, find_parts
+from model.runs.run_state import best_checkpoint, first_step
+from model.training.train_settings import TrainSettings
+from pipelines.handover.mixture import HeldOut, Mixture
+from pipelines.handover.stage_samples import PlannedView, plan_view
+from pipelines.sources.catalog import load_catalog
+from pipelines.storage.files import arrow_filesystem, is_local, read_json
+from pipelines.storage.shards import Manifest, list_datasets
+
+PADDING_STEPS = 1000  # enough to tell the share of padding by
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage's settings and views, checked, and what to tell the user."""
+
+    settings: TrainSettings
+    views: list[PlannedView]
+    notes: list[str]
+    untrained: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which samples are trained on at which step, and which are held out."""
+
+    mixture: Mixture
+    held_out: HeldOut
+    notes: list[str]
+
+    @property
+    def _num_held_out(self) -> int:
+        steps = range(self.held_out.num_steps)
+        return sum(len(batch) for step in steps for batch in self.held_out.micro_batches(step))
+
+    def describe(self, plan: StagePlan) -> str:
+        """One line: how much of what."""
+        names = ", ".join(f"{view.name} ({view.manifest.samples})" for view in plan.views)
+        steps, epochs = self.mixture.num_steps, self.mixture.num_steps / self.mixture.epoch_steps
+        padding = 100 * self.mixture.padding(PADDING_STEPS)
+        return (
+            f"{self.mixture.epoch_samples} samples an epoch of {names}; {steps} steps of {plan.settings.batch_size} "
+            f"in {epochs:.3g} epochs, {padding:.1f} % padding; {self._num_held_out} held out"
+        )
+
+
+def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | None) -> StagePlan:
+    """Checks data, sidecars, the checkpoint and this machine against the settings before anything starts.
+
+    The plan's settings name the model's parts as they were found.
+
+    Raises:
+        UsageError: all mistakes, one line each.
+    """
+    model, mistakes = find_parts(settings.model, [LLM, *map(decoder_key, settings.loss.denoised)])
+    settings = settings.model_copy(update={"model": model})
+    notes: list[str] = []
+    views = []
+    denoised = settings.loss.denoised
+    prepared = _views_of(list_datasets(shards))
+    for name, weight in _chosen(settings, prepared, shards, mistakes, notes).items():
+        manifest = prepared[name]
+        try:
+            views.append(
+                plan_view(name, manifest.views[name], shards / manifest.dataset, weight, settings.sidecars, denoised)
+            )
+        except (ValueError, FileNotFoundError) as error:
+            mistakes.append(str(error))
+    mistakes += preflight.mistakes(settings, views, run, init)
+    if mistakes:
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
+    if settings.stage == 3 and init is None:
+        notes.append("no --init: stage 3 starts from untrained projections; give the run of stage 2")
+    return StagePlan(settings=settings, views=views, notes=notes, untrained=_untrained(settings))
+
+
+def order_samples(plan: StagePlan) -> Order:
+    """Measures every sample once, on Ray, and lays out the order; what was measured before is remembered.
+
+    Raises:
+        UsageError: nothing is left to train on.
+    """
+    from jobs.training.worker import measure_id, measurer
+    from pipelines.handover.survey import survey_views
+
+    settings = plan.settings
+    surveys = survey_views(plan.views, partial(measurer, settings.model), measure_id(settings.model))
+    notes = []
+    for view, survey in zip(plan.views, surveys, strict=True):
+        if survey.left_out:
+            (key, reason), *more = survey.left_out
+            notes.append(f"{view.name}: {len(survey.left_out)} samples left out; {key}: {reason}" + " ..." * bool(more))
+        if survey.truncated:
+            notes.append(
+                f"{view.name}: {survey.truncated} of {len(survey.lengths)} dialogues are cut at "
+                f"{settings.model.max_length} tokens"
+            )
+    fraction = settings.validation.fraction
+    splits = [survey.split(view.weight, fraction) for view, survey in zip(plan.views, surveys, strict=True)]
+    sizes = {"batch_size": settings.batch_size, "micro_batch_size": settings.micro_batch_size}
+    try:
+        mixture = Mixture(
+            [training for training, _ in splits],
+            **sizes,
+            window=settings.length_window,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    held_out = HeldOut([held for _, held in splits], **sizes, limit=settings.validation.samples)
+    return Order(mixture=mixture, held_out=held_out, notes=notes)
+
+
+def train(
+    plan: StagePlan,
+    order: Order,
+    workers: Workers,
+    deepspeed: Mapping[str, Any],
+    run: Path,
+    init: Path | None,
+    name: str,
+) -> str:
+    """Runs the workers to the end, from where the run stands; returns the summary.
+
+    Raises:
+        Failures: the loss ran away.
+    """
+    import ray.train
+    import ray.train.torch
+    from ray.train.v2.api.config import LoggingConfig
+
+    from jobs.training.worker import STOPPED, work
+    from pipelines.handover.handover import PlannedDataConfig
+
+    settings, num_steps, held_out_steps = plan.settings, order.mixture.num_steps, order.held_out.num_steps
+    config = {
+        "settings": settings.model_dump(mode="json"),
+        "deepspeed": dict(deepspeed),
+        "num_steps": num_steps,
+        "held_out_steps": held_out_steps,
+        "views": plan.views,
+        "init": init,
+        "run": run,
+        "threads": workers.threads,
+        "history": {"configuration": name, "data": _data(plan)},
+        "card": {"untrained": plan.untrained},
+        "tracked": {"name": run.name, "settings": settings.model_dump(mode="json")},
+    }
+    # Ray would go on from what it remembers of an earlier start; what to go on from is in the run itself.
+    for file in ("checkpoint_manager_snapshot.json", STOPPED):
+        (run / file).unlink(missing_ok=True)
+    storage: dict[str, Any] = {"storage_path": str(run.parent)}
+    if not is_local(run):
+        storage = {"storage_path": run.parent.path, "storage_filesystem": arrow_filesystem(run)}  # type: ignore[attr-defined]
+    trainer = ray.train.torch.TorchTrainer(
+        work,
+        train_loop_config=config,
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            **storage,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+        datasets={
+            # Called anew whenever workers start: a run that goes on reads nothing it has consumed.
+            "train": lambda: _steps(min(first_step(run), num_steps), num_steps),
+            "validation": lambda: _steps(0, held_out_steps),
+        },
+        dataset_config=PlannedDataConfig({"train": order.mixture, "validation": order.held_out}, plan.views),
+    )
+    result = trainer.fit()
+    if (run / STOPPED).is_file():
+        raise Failures(read_json(run / STOPPED)["reason"])
+    return summary(run, order.mixture.epoch_steps, result.metrics or {})
+
+
+def _steps(first: int, last: int) -> Any:
+    """Runs in Ray Train's controller, which has Ray Data's settings as Ray ships them."""
+    from jobs.common.cli import configure_ray_data
+    from pipelines.handover.handover import step_dataset
+
+    configure_ray_data()
+    return step_dataset(first, last)
+
+
+def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
+    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
+    from model.runs.run_log import read_log  # late: it loads torch, and most mistakes are told without
+
+    rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
+    first, last = rows[:epoch_steps], rows[-epoch_steps:]
+    figures = [
+        f"  {name}: {_mean(first, name):.3f} -> {_mean(last, name):.3f}"
+        for name in dict.fromkeys(name for row in first + last for name in row)
+        if name.endswith(("loss", "alignment", "accuracy", "well_formed"))
+    ]
+    held_out = [f"  held out: {name} {value:.3f}" for name, value in metrics.items() if name == "validation/loss"]
+    lines = [f"trained {len(rows)} steps; mean of the first -> last epoch:", *figures, *held_out]
+    checkpoint, best = latest_checkpoint(run), best_checkpoint(run)
+    lines.append(f"checkpoint: {checkpoint}")
+    if best is not None and best != checkpoint:
+        lines.append(f"best by held-out loss: {best}")
+    return "\n".join(lines)
+
+
+def prepared_views(shards: str) -> list[str]:
+    """The names of all views in a folder of shards; none where it cannot be read, which is told later."""
+    try:
+        return list(_views_of(list_datasets(existing_folder(shards))))
+    except (ValueError, OSError):
+        return []
+
+
+def _views_of(datasets: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Each view with the manifest of its dataset; a user's own catalog was needed to prepare alone."""
+    return {view: manifest for manifest in datasets.values() for view in manifest.views}
+
+
+def _chosen(
+    settings: TrainSettings, prepared: Mapping[str, Manifest], shards: Path, mistakes: list[str], notes: list[str]
+) -> dict[str, float]:
+    """The views to train on, with weights."""
+    if settings.datasets == "auto":
+        in_catalog = [name for name, (_, view) in load_catalog().views.items() if view.stage == settings.stage]
+        of_stage = [name for name, manifest in prepared.items() if manifest.stages[name] == settings.stage]
+        order = [
+            *(name for name in in_catalog if name in of_stage),
+            *(name for name in sorted(of_stage) if name not in in_catalog),
+        ]
+        chosen = {name: 1.0 for name in order if prepared[name].samples}
+        left = [name for name in in_catalog if name not in chosen]
+        if not chosen:
+            mistakes.append(f"{shards}: holds no dataset of stage {settings.stage}; it takes {', '.join(in_catalog)}")
+        elif left:
+            notes.append(f"not prepared, so left out: {', '.join(left)}")
+        return chosen
+    chosen = dict(settings.datasets)
+    for name in list(chosen):
+        if name not in prepared:
+            mistakes.append(f"datasets: {name} is not prepared in {shards}; run jobs/prepare.py --datasets {name}")
+            del chosen[name]
+    return chosen
+
+
+def _untrained(settings: TrainSettings) -> list[str]:
+    """Only built-in parts can be untrained; real ones are named, not loaded, here."""
+    from model.parts.builtin import is_untrained
+
+    model = settings.model
+    names = [model.llm.name, model.encoder.name, *(output.decoder for output in model.outputs.values())]
+    return [name for name in names if is_untrained(name)]
+
+
+def _data(plan: StagePlan) -> dict[str, Any]:
+    return {view.name: {"samples": view.manifest.samples, "manifest": view.manifest.content} for view in plan.views}
+
+
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else float("nan")

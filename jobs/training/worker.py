@@ -1,0 +1,199 @@
+"""What a Ray Train worker runs. Imports little: Ray Train's controller loads this module too."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.common.cli import describe, quiet, root_cause
+from model.parts.config import ModelConfig
+from model.runs.run_state import TrainState
+from model.training.train_settings import TrainSettings
+from pipelines.handover.stage_samples import PlannedView, sample_embeddings
+from pipelines.sample import Modality, Sample
+from pipelines.storage.files import arrow_filesystem, is_local, write_json
+from pipelines.storage.sidecars import ROW_KINDS, from_npy
+
+VARIANCE_SAMPLES = 512
+STOPPED = "stopped.json"  # in a run that ended by what would come again: a loss that runs away, weights that do not fit
+# However often it is tried, these come again; a connection that is lost, or a worker, may come back.
+_LASTING = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, NotADirectoryError, PermissionError)
+LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; what would fail again is written down, and not tried again."""
+    import torch
+
+    run: Path = config["run"]
+    if (run / STOPPED).is_file():  # Ray starts all workers anew where one failed
+        return
+    try:
+        _work(config)
+    except (*_LASTING, torch.OutOfMemoryError) as error:
+        cause = root_cause(error)
+        write_json(run / STOPPED, {"reason": describe(cause)})
+        if isinstance(cause, ValueError | OSError):  # the driver's one line says it all; Ray would add a traceback
+            quiet(logging.CRITICAL)
+        raise
+
+
+def _work(config: dict[str, Any]) -> None:
+    """This worker's share of every step, rank 0 writing the log."""
+    import ray.train
+    import torch
+
+    from model.parts.devices import best_device
+
+    quiet()
+    if best_device() == "cpu":
+        torch.set_num_threads(config["threads"])
+    from model.runs.run_log import RunLog
+    from model.training.divergence import Diverged
+    from model.training.engine import Rank
+    from model.training.trainer import Job, Trainer
+
+    context = ray.train.get_context()
+    rank = Rank(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+    )
+    settings = TrainSettings.model_validate(config["settings"])
+    run: Path = config["run"]
+    with ExitStack() as stack:
+        logs = run if is_local(run) else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sync = partial(_copy_logs, logs, run) if logs != run else lambda: None
+        job = Job(
+            settings=settings,
+            deepspeed=config["deepspeed"],
+            num_steps=config["num_steps"],
+            held_out_steps=config["held_out_steps"],
+            alignment_variance=_variances(config["views"], settings.loss.padding_weight),
+            run=run,
+            init=config["init"],
+            history=config["history"] | {"hardware": _hardware(rank)},
+            card=config["card"],
+        )
+        trainer = Trainer(job, rank, partial(_report, sync if rank.rank == 0 else lambda: None))
+        log = None
+        if rank.rank == 0:
+            _write_manifest(trainer, run)
+            if logs != run:
+                _copy_logs(run, logs)
+            log = RunLog(logs, first_step=trainer.first_step, tracker=settings.tracker, **config["tracked"])
+            stack.callback(sync)
+            stack.enter_context(log)
+        held_out = _rows("validation") if config["held_out_steps"] else ()
+        try:
+            trainer.run(_rows("train"), held_out, log)
+        except Diverged as error:
+            # To try again would come to the same: the run ends, and the driver says why.
+            if log is not None:
+                log.close(failed=True)
+                write_json(run / STOPPED, {"step": error.step, "reason": f"{run}: {error}"})
+
+
+def _rows(dataset: str) -> Iterator[dict[str, Any]]:
+    """The hand-over's rows with their embeddings as arrays, whatever they are stored in."""
+    import ray.train
+
+    return map(_with_arrays, ray.train.get_dataset_shard(dataset).iter_rows())
+
+
+def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {kind: from_npy(row[kind]) if row[kind] else None for kind in ROW_KINDS}
+
+
+def _report(sync: Callable[[], None], folder: Path, state: TrainState) -> None:
+    """Tells Ray of a checkpoint that is in its place already; every rank does."""
+    import ray.train
+
+    sync()
+    if is_local(folder):
+        checkpoint = ray.train.Checkpoint(str(folder))
+    else:
+        checkpoint = ray.train.Checkpoint(folder.path, filesystem=arrow_filesystem(folder))  # type: ignore[attr-defined]
+    metrics = {**state.metrics, **{f"validation/{name}": value for name, value in state.validation.items()}}
+    ray.train.report(
+        metrics,
+        checkpoint,
+        checkpoint_dir_name=folder.name,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _copy_logs(source: Path, target: Path) -> None:
+    """The log's files from a folder to another, one of which is in a bucket."""
+    for name in LOGS:
+        path = source / name
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            place = target / file.relative_to(source).as_posix()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as read, place.open("wb") as write:
+                shutil.copyfileobj(read, write)
+
+
+def _write_manifest(trainer: Any, run: Path) -> None:
+    """What trains, by name, shape and count, printed and written beside the results."""
+    from model.training.trainable import format_manifest, num_weights, trainable_table
+
+    rows = trainable_table(trainer.model, trainer.manifest)
+    (run / "trainable.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(format_manifest(rows, num_weights(trainer.model)), flush=True)
+
+
+def _hardware(rank: Any) -> str:
+    """Such as "2 x NVIDIA H200" or "2 CPU workers"."""
+    import torch
+
+    if rank.device.startswith("cuda"):
+        return f"{rank.world_size} x {torch.cuda.get_device_name(rank.device)}"
+    return f"{rank.world_size} CPU worker(s) of {torch.get_num_threads()} thread(s)"
+
+
+def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
+    """What counts the tokens of a sample: (used, without the cut at `max_length`)."""
+    from model.core.dialogue import dialogue_lengths
+    from model.core.tokenizer import load_tokenizer, load_vocabulary
+
+    tokenizer, vocabulary = load_tokenizer(config), load_vocabulary(config)
+
+    def measure(sample: Sample) -> tuple[int, int]:
+        tokens = config.input_projection.num_input_tokens
+        return dialogue_lengths(sample.turns, tokenizer, vocabulary, tokens, config.max_length)
+
+    return measure
+
+
+def measure_id(config: ModelConfig) -> str:
+    """Changes whenever the number of tokens of a sample may."""
+    parts: Mapping[str, Any] = {
+        "llm": config.llm.name,
+        "groups": {m.value: n for m, n in config.signal_groups.items()},
+        "tokens": config.input_projection.num_input_tokens,
+        "max_length": config.max_length,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _variances(views: list[PlannedView], padding_weight: float) -> dict[Modality, float]:
+    """The variance of the caption embeddings by modality, measured on a part of them."""
+    import torch
+
+    from model.core.losses import mean_predictor_error
+
+    result = {}
+    for modality in Modality:
+        if any(modality.value in view.sidecars for view in views):
+            found = sample_embeddings(views, modality.value, VARIANCE_SAMPLES)
+            tensors = ((torch.from_numpy(values), torch.tensor(lengths)) for values, lengths in found)
+            result[modality] = mean_predictor_error(tensors, padding_weight)
+    return result

@@ -1,0 +1,19 @@
+"""The file by which a part says that its weights are random."""
+
+import json
+from pathlib import Path
+
+MARKER = "untrained.json"
+_NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
+
+
+def mark_untrained(directory: Path) -> None:
+    """Writes the marker into the folder of a part."""
+    text = json.dumps({"trained": False, "note": _NOTE}, indent=2)
+    (directory / MARKER).write_text(text + "\n", encoding="utf-8")
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether a folder has the marker, and it says so."""
+    marker = directory / MARKER
+    return marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["trained"]

@@ -1,0 +1,244 @@
+"""Checkpoints: the trained tensors, the adapter in PEFT's files, the tokenizer, and what they belong to.
+
+checkpoint/
+  config.json              the model's configuration, the stages it went through, versions; written last
+  model.safetensors        both projections and the new rows
+  adapter/                 the LoRA adapter, as PEFT writes and reads it; only where stage 3 ran
+  base_rows.safetensors    what replaces the base LLM's rows after an import; that of a run lies beside its checkpoints
+  tokenizer files          the base tokenizer with the new tokens at their ids
+  README.md                the model card
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from model.checkpoints import hub
+from model.checkpoints.base_rows import load_base_rows, save_base_rows, write_whole
+from model.checkpoints.card import model_card
+from model.checkpoints.description import (
+    ADAPTER,
+    CONFIG,
+    FORMAT,
+    as_path,
+    check_compatible,
+    latest_checkpoint,
+    model_config,
+    read_config,
+)
+from model.core.adapter import is_adapter_tensor, read_adapter, save_adapter
+from model.core.nextgpt import NextGPT
+from model.core.tokenizer import check_tokens, load_tokenizer
+from model.parts.config import ModelConfig
+
+__all__ = [
+    "finish",
+    "from_pretrained",
+    "latest_checkpoint",
+    "load_weights",
+    "push_to_hub",
+    "read_config",
+    "save_base_rows",
+    "save_pretrained",
+    "trained_state",
+    "write_files",
+]
+
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+_LLM = "llm."
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+
+
+def trained_state(model: NextGPT) -> dict[str, Tensor]:
+    """All tensors that any stage trains, by their names in the model: what a checkpoint holds."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not name.startswith(_LLM) or is_adapter_tensor(name)
+    }
+
+
+def save_pretrained(
+    model: NextGPT,
+    directory: Path | str,
+    tokenizer: Any | None = None,
+    *,
+    stages: Sequence[Mapping[str, Any]] | None = None,
+    card: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    base_rows: bool = True,
+) -> None:
+    """Writes a whole checkpoint, with the base LLM's own tokenizer unless given: `write_files`, then `finish`."""
+    tokenizer = tokenizer or load_tokenizer(model.config)
+    finish(
+        directory,
+        write_files(model, directory, tokenizer, stages=stages, card=card, state=state, base_rows=base_rows),
+    )
+
+
+def write_files(
+    model: NextGPT,
+    directory: Path | str,
+    tokenizer: Any,
+    *,
+    stages: Sequence[Mapping[str, Any]] | None = None,
+    card: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    base_rows: bool = True,
+) -> dict[str, Any]:
+    """Writes a checkpoint into a local folder, all but its `config.json`; returns what `finish` is to write there.
+
+    `stages` is the history, oldest first, one mapping a stage, and `card` further sections of the README (such as
+    `untrained`); the model's own unless given. `state` is given where the model's own tensors may change meanwhile or
+    are spread over ranks (ZeRO-3): the gathered `trained_state`. Without `base_rows` a checkpoint refers to the file
+    that `save_base_rows` wrote into its parent folder.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)  # what an older checkpoint there said is true no more
+    stages = model.stages if stages is None else stages
+    card = model.card if card is None else card
+    state = trained_state(model) if state is None else state
+    assert state.keys() == trained_state(model).keys()
+    tensors = {name: value.cpu().contiguous() for name, value in state.items()}
+    own = {name: value for name, value in tensors.items() if not name.startswith(_LLM)}
+    save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
+    if model.has_adapter:
+        adapter = {name.removeprefix(_LLM): value for name, value in tensors.items() if name.startswith(_LLM)}
+        save_adapter(model.llm, adapter, directory / ADAPTER)
+    if base_rows:
+        save_base_rows(model, directory)
+    tokenizer.save_pretrained(directory)
+    (directory / CARD).write_text(model_card(model.config, stages, card), encoding="utf-8")
+    return {
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "dtype": str(next(iter(own.values())).dtype).removeprefix("torch."),
+        "adapter": model.has_adapter,
+        "llm_fingerprint": model.llm_fingerprint,
+        "base_rows": model.base_rows,
+        "stages": [dict(stage) for stage in stages],
+        "card": dict(card),
+        "versions": {library: version(library) for library in _LIBRARIES},
+    }
+
+
+def finish(directory: Path | str, description: Mapping[str, Any]) -> None:
+    """Makes a checkpoint of the files in a local or remote folder: `config.json` says that all else is there."""
+    content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_whole(as_path(directory) / CONFIG, content.encode())
+
+
+def push_to_hub(model: NextGPT, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Uploads a model to the Hugging Face hub, into a repository made where it is absent; returns the commit's URL."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        save_pretrained(model, directory)
+        card = model_card(model.config, model.stages, model.card, name=repo_id)
+        (directory / CARD).write_text(card, encoding="utf-8")
+        return hub.upload(directory, repo_id, private=private, token=token)
+
+
+def from_pretrained(
+    name_or_path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    config: ModelConfig | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[NextGPT, Any]:
+    """Loads a checkpoint onto its base LLM, ready to generate: (model, tokenizer).
+
+    It is a folder, a run's folder (its last checkpoint), the URL of one, or a repository of the hub at `revision`.
+    `dtype` is that of the checkpoint unless given. `config` is the checkpoint's own with other names of frozen
+    parts, where these have moved (`model.parts.sources.with_names`), or with other ways to load them.
+
+    Raises FileNotFoundError for missing files, and ValueError when tensors are missing, left over or of another shape,
+    or when the base LLM is not the one the checkpoint was trained on.
+    """
+    with hub.local_checkpoint(name_or_path, revision=revision, token=token) as directory:
+        description = read_config(directory)
+        if config is None:
+            config = model_config(description, directory)
+        else:
+            check_compatible(config, directory)
+        dtype = dtype or getattr(torch, description["dtype"])
+        model = NextGPT.from_config(config, adapter=description["adapter"], dtype=dtype, device=device)
+        _load(model, directory, description)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    check_tokens(tokenizer, model.vocabulary, str(name_or_path))
+    return model.eval(), tokenizer
+
+
+def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
+    """Starts a model from a checkpoint's tensors, and returns the stages that it went through.
+
+    A checkpoint with an adapter gives the model one; without, an adapter that the model has stays as it is.
+
+    Raises ValueError when the checkpoint is of another preset, other widths or another base LLM.
+    """
+    with hub.local_checkpoint(directory) as local:
+        check_compatible(model.config, local)
+        description = read_config(local)
+        if description["adapter"] and not model.has_adapter:
+            model.add_adapter()
+        _load(model, local, description)
+    return list(description["stages"])
+
+
+def _load(model: NextGPT, directory: Path, description: Mapping[str, Any]) -> None:
+    """Gives a model all that a checkpoint holds."""
+    _check_llm(model, description, directory)
+    _copy_tensors(model, directory, adapter=description["adapter"])
+    load_base_rows(model, description["base_rows"], directory)
+    model.stages, model.card = description["stages"], description["card"]
+
+
+def _check_llm(model: NextGPT, description: Mapping[str, Any], directory: Path) -> None:
+    if model.llm_fingerprint != description["llm_fingerprint"]:
+        raise ValueError(
+            f"{directory}: trained on another base LLM than {model.config.llm.name} holds now; "
+            "use that LLM or train anew"
+        )
+
+
+def _copy_tensors(model: NextGPT, directory: Path, *, adapter: bool) -> None:
+    """Copies a checkpoint's tensors into a model that has a place for each; it may have an adapter more."""
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; the checkpoint is not complete, use another one")
+    try:
+        tensors = load_file(path)
+        if adapter:
+            saved = read_adapter(directory / ADAPTER, model.config.lora)
+            tensors |= {_LLM + name: value for name, value in saved.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{directory}: damaged weights ({error}); use another checkpoint") from None
+    places = {n: p for n, p in trained_state(model).items() if adapter or not is_adapter_tensor(n)}
+    _check_tensors(tensors, places, directory)
+    for name, place in places.items():
+        place.copy_(tensors[name])
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], directory: Path) -> None:
+    faults = [f"{name} is missing" for name in places if name not in tensors]
+    faults += [f"{name} has no place in the model" for name in tensors if name not in places]
+    faults += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(place.shape)}"
+        for name, place in places.items()
+        if name in tensors and tensors[name].shape != place.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise ValueError(f"{directory}: {faults[0]}{more}; use a checkpoint of this model")

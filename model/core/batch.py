@@ -1,0 +1,197 @@
+"""Examples side by side: padded ids, features and targets with the places they belong to.
+
+Suffixes: B rows, T tokens, N input items, E encoder width, M output items of a modality, L condition length,
+D condition width, K output items of a modality that have latents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.core.dialogue import IGNORE, EncodedDialogue
+from pipelines.sample import Modality
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A dialogue with what was computed for it beforehand.
+
+    `features_NE`: encoder embeddings of the named input items in the order they stand. `targets`: of each output
+    modality the caption embeddings (M, L, D) of the items in the order they stand and their lengths in tokens (M).
+    `latents`: those of the items of them that have a medium (K, ...). All may hold more than the dialogue has room for;
+    a modality without targets is not aligned, one without latents not denoised.
+    """
+
+    key: str
+    dialogue: EncodedDialogue
+    features_NE: Array | None = None
+    targets: Mapping[Modality, tuple[Array, Sequence[int]]] = field(default_factory=dict)
+    latents: Mapping[Modality, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """The groups of signal tokens of one modality and the caption embeddings they are to be projected to.
+
+    `embeddings_MLD` float32, `lengths_M` tokens of the captions, `rows_M` and `positions_M` where each group starts,
+    `group_length` tokens of a group. `latents_K` (K, ...), float32, belong to the groups numbered `latent_items_K`.
+    """
+
+    embeddings_MLD: Tensor
+    lengths_M: Tensor
+    rows_M: Tensor
+    positions_M: Tensor
+    group_length: int
+    latents_K: Tensor
+    latent_items_K: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples padded at the end to a common length; `features_NE` is float32, all places are int64.
+
+    `feature_rows_N` and `feature_positions_N` say where the tokens of each input item start.
+    """
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    attention_mask_BT: Tensor
+    features_NE: Tensor
+    feature_rows_N: Tensor
+    feature_positions_N: Tensor
+    targets: dict[Modality, Targets]
+    keys: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Samples, tokens, and places for tokens; an empty batch has none."""
+        if not self.keys:
+            return 0.0, 0.0, 0.0
+        return float(len(self.keys)), float(self.attention_mask_BT.sum()), float(self.attention_mask_BT.numel())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """Moves all tensors; `dtype` is for the features, targets stay float32."""
+        targets = {modality: _moved(group, device) for modality, group in self.targets.items()}
+        moved = replace(_moved(self, device), targets=targets)
+        return moved if dtype is None else replace(moved, features_NE=moved.features_NE.to(dtype))
+
+    def with_items_shuffled(self) -> "Batch":
+        """Gives each item the features, or the caption embedding, of the item before it in the batch."""
+        targets = {
+            modality: replace(
+                group, embeddings_MLD=group.embeddings_MLD.roll(1, 0), lengths_M=group.lengths_M.roll(1, 0)
+            )
+            for modality, group in self.targets.items()
+        }
+        return replace(self, features_NE=self.features_NE.roll(1, 0), targets=targets)
+
+
+_T = TypeVar("_T", Batch, Targets)
+
+
+def _moved(value: _T, device: torch.device | str) -> _T:
+    names = [name for name in value.__slots__ if isinstance(getattr(value, name), Tensor)]
+    return replace(value, **{name: getattr(value, name).to(device, non_blocking=True) for name in names})
+
+
+def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """Joins examples; no examples at all give one row of one masked token, which has no loss.
+
+    Raises ValueError naming the sample whose features or targets are too few or of another shape than the others'.
+    """
+    dialogues = [example.dialogue for example in examples]
+    rows = [dialogue.input_ids for dialogue in dialogues] or [[pad_id]]
+    length = max(map(len, rows))
+    features, feature_rows, feature_positions = _features(examples)
+    return Batch(
+        input_ids_BT=_padded(rows, length, pad_id),
+        labels_BT=_padded([dialogue.labels for dialogue in dialogues] or [[IGNORE]], length, IGNORE),
+        attention_mask_BT=_padded([[1] * len(row) for row in rows], length, 0),
+        features_NE=features,
+        feature_rows_N=torch.tensor(feature_rows, dtype=torch.long),
+        feature_positions_N=torch.tensor(feature_positions, dtype=torch.long),
+        targets={m: group for m in Modality if (group := _targets(examples, m)) is not None},
+        keys=tuple(example.key for example in examples),
+    )
+
+
+def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=torch.long)
+
+
+def _features(examples: Sequence[Example]) -> tuple[Tensor, list[int], list[int]]:
+    arrays, rows, positions = [], [], []
+    for row, example in enumerate(examples):
+        slots = example.dialogue.input_positions
+        given = 0 if example.features_NE is None else len(example.features_NE)
+        if given < len(slots):
+            raise ValueError(f"{example.key}: {len(slots)} input items but features of {given}; run embed again")
+        if slots:
+            assert example.features_NE is not None
+            arrays.append(example.features_NE[: len(slots)])
+        rows += [row] * len(slots)
+        positions += [position for _, position in slots]
+    features = _joined(arrays, [examples[row].key for row in dict.fromkeys(rows)], "features")
+    return features if arrays else torch.zeros(0, 0), rows, positions
+
+
+def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:
+    arrays, lengths, rows, positions, keys, group_length = [], list[int](), list[int](), list[int](), list[str](), 0
+    latents, latent_items, latent_keys = [], list[int](), list[str]()
+    for row, example in enumerate(examples):
+        groups = [group for group in example.dialogue.output_groups if group[0].modality is modality]
+        if not groups or modality not in example.targets:
+            continue
+        embeddings, caption_lengths = example.targets[modality]
+        if min(len(embeddings), len(caption_lengths)) < len(groups):
+            raise ValueError(
+                f"{example.key}: {len(groups)} {modality.value} items in its answers but caption embeddings of "
+                f"{len(embeddings)}; run embed again"
+            )
+        if modality in example.latents and (named := [place for place, (item, *_) in enumerate(groups) if item.name]):
+            latents.append(_latents(example, modality, len(named)))
+            latent_items += [len(rows) + place for place in named]
+            latent_keys.append(example.key)
+        keys.append(example.key)
+        arrays.append(embeddings[: len(groups)])
+        lengths += list(caption_lengths[: len(groups)])
+        rows += [row] * len(groups)
+        positions += [start for _, start, _ in groups]
+        group_length = groups[0][2]
+    if not arrays:
+        return None
+    return Targets(
+        embeddings_MLD=_joined(arrays, keys, f"{modality.value} caption embeddings"),
+        lengths_M=torch.tensor([int(length) for length in lengths], dtype=torch.long),
+        rows_M=torch.tensor(rows, dtype=torch.long),
+        positions_M=torch.tensor(positions, dtype=torch.long),
+        group_length=group_length,
+        latents_K=_joined(latents, latent_keys, f"{modality.value} latents"),
+        latent_items_K=torch.tensor(latent_items, dtype=torch.long),
+    )
+
+
+def _latents(example: Example, modality: Modality, count: int) -> Array:
+    latents = example.latents[modality]
+    if len(latents) < count:
+        raise ValueError(
+            f"{example.key}: {count} {modality.value} media in its answers but latents of {len(latents)}; "
+            "run embed --latents again"
+        )
+    return latents[:count]
+
+
+def _joined(arrays: list[Array], keys: list[str], what: str) -> Tensor:
+    """Arrays one after another as float32; all but the first side is alike."""
+    for array, key in zip(arrays, keys, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            shapes = f"{array.shape[1:]}, but {arrays[0].shape[1:]} in {keys[0]}"
+            raise ValueError(f"{key}: {what} of shape {shapes}; embed both alike")
+    return torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else torch.zeros(0)

@@ -1,0 +1,262 @@
+"""NExT-GPT: a frozen LLM between an input projection and one output projection per modality.
+
+Suffixes: B rows, T tokens, H LLM width, N input items, K tokens of an item, M output items of a modality, G tokens of a
+signal group, L and D length and width of a condition, P learned positions, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from model.core.adapter import add_adapter, base_of, has_adapter, is_adapter_tensor
+from model.core.batch import Batch
+from model.core.dialogue import IGNORE
+from model.core.llm import check_fits, fingerprint, load_llm
+from model.core.projections import InputProjection, OutputProjection
+from model.core.vocabulary import SignalVocabulary
+from model.parts.config import ModelConfig
+from pipelines.sample import Modality
+
+STAGES = (1, 2, 3)
+NEW_ROWS = ("new_input_rows.", "new_output_rows.")
+_TRAINED: dict[int, tuple[str, ...]] = {
+    1: ("input_projection.", *NEW_ROWS),
+    2: ("output_projections.", *NEW_ROWS),
+    3: ("input_projection.", "output_projections.", *NEW_ROWS),
+}
+# Standard deviation of the new rows about the mean of the base rows, in standard deviations of these.
+_NOISE = 0.02
+
+
+class Predictions(NamedTuple):
+    """What a batch is scored by: logits and labels of the learned positions, and each modality's conditions (M, L, D).
+
+    A tuple, because DeepSpeed looks for tensors to hang its backward hooks on in nothing but tuples, lists and dicts.
+    """
+
+    logits_PV: Tensor
+    labels_P: Tensor
+    conditions: dict[Modality, Tensor]
+
+
+def signal_states(hidden_BTH: Tensor, embeds_BTH: Tensor, rows_M: Tensor, positions_M: Tensor, length: int) -> Tensor:
+    """Hidden state + input embedding where signal tokens are the input: (M, G, H), each group `length` tokens long.
+
+    Training and generation both read the states here (Wu et al. 2023, arXiv:2309.05519, section 3).
+    """
+    places_MG = positions_M[:, None] + torch.arange(length, device=positions_M.device)
+    return hidden_BTH[rows_M[:, None], places_MG] + embeds_BTH[rows_M[:, None], places_MG]
+
+
+class NextGPT(nn.Module):
+    """The trained parts around a frozen base LLM, whose own weights and rows are never touched.
+
+    The new tokens have rows of their own, and the base logits come from the base `lm_head`, so they stay bit-identical
+    while the rest is trained. Encoders and decoders are no part of it: it takes features and gives conditions.
+    """
+
+    def __init__(self, config: ModelConfig, llm: Any) -> None:
+        super().__init__()
+        check_fits(config, llm)
+        text_config = llm.config.get_text_config()
+        width, base_size = text_config.hidden_size, text_config.vocab_size
+        self.config = config
+        self.vocabulary = SignalVocabulary(base_size, config.signal_groups)
+        self.llm = llm
+        self.llm_fingerprint = ""
+        # What checkpoints remember: the stages so far, the model card, and the hash of replaced base rows.
+        self.stages: Sequence[Mapping[str, Any]] = ()
+        self.card: Mapping[str, Any] = {}
+        self.base_rows = ""
+        self.new_input_rows = nn.Embedding(len(self.vocabulary.tokens), width)
+        self.new_output_rows = nn.Linear(width, len(self.vocabulary.tokens), bias=False)
+        self.input_projection = InputProjection(
+            config.encoder.dim,
+            width,
+            kind=config.input_projection.kind,
+            num_input_tokens=config.input_projection.num_input_tokens,
+            hidden=config.input_projection.hidden,
+            num_heads=config.input_projection.heads,
+        )
+        self.output_projections = nn.ModuleDict(
+            {
+                modality.value: OutputProjection(
+                    width,
+                    output.dim,
+                    num_queries=output.num_queries,
+                    hidden=output.hidden,
+                    ffn=output.ffn,
+                    num_layers=output.layers,
+                    num_heads=output.heads,
+                )
+                for modality, output in config.outputs.items()
+            }
+        )
+        self.requires_grad_(False)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ModelConfig,
+        *,
+        adapter: bool = False,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Loads the base LLM onto `device` and draws the rest from `seed`; all has `dtype`, and nothing is trained yet.
+
+        Raises ValueError when the LLM does not have the widths that the configuration expects, or cannot be loaded as
+        it says (4 bits or FlashAttention without the package or the GPU).
+        """
+        device = torch.device(device)
+        llm = load_llm(config.llm, dtype, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(config, llm)
+            model._draw_new_rows()
+            model.llm_fingerprint = fingerprint(llm)
+            for name, part in model.named_children():
+                if name != "llm":  # which has its device and dtype, and float32 frequencies that a cast would round
+                    part.to(device, dtype)
+            if adapter:
+                model.add_adapter()
+        if gradient_checkpointing:
+            llm.activation_checkpointing_enable({"use_reentrant": False})
+        return model.train()
+
+    @torch.no_grad()
+    def _draw_new_rows(self) -> None:
+        base = base_of(self.llm)
+        ids_V = torch.arange(self.vocabulary.base_size, device=base.device)
+        for rows, base_rows in (
+            # Not the matrix itself, since some families (Gemma) scale the rows that they read.
+            (self.new_input_rows.weight, base.get_input_embeddings()(ids_V)),
+            (self.new_output_rows.weight, base.get_output_embeddings().weight),
+        ):
+            base_rows = base_rows.float()
+            mean, deviation = base_rows.mean(0).to(rows.device), base_rows.std().to(rows.device)
+            rows.copy_(mean + _NOISE * deviation * torch.randn_like(rows))
+
+    def add_adapter(self) -> None:
+        """Puts a fresh LoRA adapter on the LLM, which changes nothing until it is trained."""
+        assert not has_adapter(self.llm)
+        self.llm = add_adapter(self.llm, self.config.lora, self.config.llm.name)
+        self.llm.requires_grad_(False)
+        for name, module in self.llm.named_modules():
+            if is_adapter_tensor(name):  # on 4-bit layers PEFT makes them float32
+                module.to(self.new_input_rows.weight)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the LLM carries a LoRA adapter."""
+        return has_adapter(self.llm)
+
+    def trainable_manifest(self, stage: int) -> list[str]:
+        """The names of all tensors that a stage trains; an adapter is trained in stage 3 and kept in 1 and 2.
+
+        Raises ValueError for an unknown stage and for stage 3 without an adapter.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"stage is {stage}; use 1, 2 or 3")
+        if stage == 3 and not self.has_adapter:
+            raise ValueError("stage 3 trains a LoRA adapter and this model has none; build it with adapter=True")
+        trained = self._is_trained_in(stage)
+        return [name for name, _ in self.named_parameters() if trained(name)]
+
+    @staticmethod
+    def _is_trained_in(stage: int) -> Callable[[str], bool]:
+        return lambda name: name.startswith(_TRAINED[stage]) or (stage == 3 and is_adapter_tensor(name))
+
+    def set_stage(self, stage: int) -> list[str]:
+        """Makes exactly the manifest's tensors trainable, and returns their names."""
+        manifest = self.trainable_manifest(stage)
+        chosen = set(manifest)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        self.train(self.training)
+        return manifest
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but an adapter that is kept, not trained, has no dropout."""
+        super().train(mode)
+        adapter_trains = any(p.requires_grad for name, p in self.llm.named_parameters() if is_adapter_tensor(name))
+        if not adapter_trains:
+            for name, module in self.llm.named_modules():
+                if "lora_dropout" in name:
+                    module.eval()
+        return self
+
+    def merge_adapter(self) -> None:
+        """Adds the adapter's products to the weights that they belong to, for inference: nothing is left beside them.
+
+        Logits stay the same but for rounding. An LLM in 4 bits stays as it is, since it would lose what is added.
+        """
+        if self.has_adapter and not self.config.llm.load_in_4bit:
+            self.llm.merge_adapter()
+
+    def embed(self, ids_BT: Tensor, *, is_text: bool = False) -> Tensor:
+        """Input embeddings of base and new tokens: (B, T, H); with `is_text` there are none of the new ones."""
+        if is_text:
+            return base_of(self.llm).get_input_embeddings()(ids_BT)
+        new_BT = ids_BT >= self.vocabulary.base_size
+        base_BTH = base_of(self.llm).get_input_embeddings()(ids_BT.masked_fill(new_BT, 0))
+        rows_BTH = self.new_input_rows((ids_BT - self.vocabulary.base_size).clamp(min=0))
+        return torch.where(new_BT[..., None], rows_BTH, base_BTH)
+
+    def embed_batch(self, batch: Batch) -> Tensor:
+        """Input embeddings with the projected features in their places: (B, T, H)."""
+        embeds_BTH = self.embed(batch.input_ids_BT)
+        num_items = len(batch.feature_rows_N)
+        # Every module runs in every batch, on a dummy where it has nothing to do: ranks whose batches differ would
+        # otherwise reduce different gradients, and wait for each other for ever under ZeRO.
+        features_NE = batch.features_NE if num_items else batch.features_NE.new_zeros(1, self.config.encoder.dim)
+        if features_NE.shape[1] != self.config.encoder.dim:
+            raise ValueError(
+                f"features are {features_NE.shape[1]} wide, but preset {self.config.preset} takes "
+                f"{self.config.encoder.dim}; embed the data with encoder {self.config.encoder.name}"
+            )
+        tokens_NKH = self.input_projection(features_NE.to(embeds_BTH.dtype))[:num_items].to(embeds_BTH.dtype)
+        places_NK = batch.feature_positions_N[:, None] + torch.arange(tokens_NKH.shape[1], device=embeds_BTH.device)
+        rows_NK = batch.feature_rows_N[:, None].expand_as(places_NK)
+        return embeds_BTH.index_put((rows_NK, places_NK), tokens_NKH)
+
+    def run_llm(self, embeds_BTH: Tensor, attention_mask_BT: Tensor | None = None, **options: Any) -> Any:
+        """Runs the LLM without its head; `options` are those of its inner model, such as a cache."""
+        return base_of(self.llm).get_decoder()(
+            inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **({"use_cache": False} | options)
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the base vocabulary, from the base head, and the new tokens: (..., H) to (..., V)."""
+        base = base_of(self.llm)
+        logits = torch.cat([base.get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1)
+        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Runs the LLM once; logits are made only where the next token is learned."""
+        embeds_BTH = self.embed_batch(batch)
+        hidden_BTH = self.run_llm(embeds_BTH, batch.attention_mask_BT).last_hidden_state
+        labels_BT = batch.labels_BT[:, 1:]
+        learned_BT = labels_BT != IGNORE
+        return Predictions(
+            logits_PV=self.logits(hidden_BTH[:, :-1][learned_BT]),
+            labels_P=labels_BT[learned_BT],
+            conditions=self._conditions(batch, hidden_BTH, embeds_BTH),
+        )
+
+    def _conditions(self, batch: Batch, hidden_BTH: Tensor, embeds_BTH: Tensor) -> dict[Modality, Tensor]:
+        conditions = {}
+        for modality in self.config.outputs:
+            group = batch.targets.get(modality)
+            if group is None:
+                dummy_MGH = hidden_BTH[:1, :1]  # runs for the sake of the other ranks, as above
+                conditions[modality] = self.output_projections[modality.value](dummy_MGH)[:0]
+                continue
+            states_MGH = signal_states(hidden_BTH, embeds_BTH, group.rows_M, group.positions_M, group.group_length)
+            conditions[modality] = self.output_projections[modality.value](states_MGH)
+        return conditions

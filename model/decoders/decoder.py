@@ -1,0 +1,247 @@
+"""The diffusion decoders of the three modalities behind one interface.
+
+Shape suffixes: N captions, L condition positions, D condition width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy, deepcopy
+from functools import cached_property, partial
+from typing import Any, Self
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading
+from model.parts.config import DecoderSettings
+from model.parts.families import (
+    FAMILIES,
+    default_settings,
+    has_safety_checker,
+    is_full_size,
+    latent_shape,
+    locate,
+)
+from pipelines.sample import Audio, Decoded, Image, Modality, Video
+
+VIDEO_FPS = 8.0  # what ZeroScope was trained on
+WITHHELD = "withheld by the safety checker"
+
+
+class NotFinite(ArithmeticError):
+    """A medium came out as NaN or infinity."""
+
+
+def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return (_finite(values).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    # Clipped, NaN would be black or silence, and nobody would know.
+    if not np.isfinite(values).all():
+        raise NotFinite
+    return values
+
+
+def _images(pipe: Any, output: Any) -> list[Decoded]:
+    withheld = output.nsfw_content_detected or [False] * len(output.images)  # None without a classifier
+    return [
+        Image(pixels=_pixels(pixels), note=WITHHELD if is_withheld else "")
+        for pixels, is_withheld in zip(output.images, withheld, strict=True)
+    ]
+
+
+def _videos(pipe: Any, output: Any) -> list[Decoded]:
+    return [Video(frames=_pixels(frames), fps=VIDEO_FPS) for frames in output.frames]
+
+
+def _sounds(pipe: Any, output: Any) -> list[Decoded]:
+    waveforms_NT = _finite(output.audios).clip(-1, 1).astype(np.float32)
+    rate = int(pipe.vocoder.config.sampling_rate)
+    return [Audio(waveform=waveform_T[None], sample_rate=rate) for waveform_T in waveforms_NT]
+
+
+_DECODED: dict[Modality, Callable[[Any, Any], list[Decoded]]] = {
+    Modality.IMAGE: _images,
+    Modality.VIDEO: _videos,
+    Modality.AUDIO: _sounds,
+}
+
+
+class _Steps:
+    """What a pipeline takes for its progress bar."""
+
+    def __init__(self, on_step: Callable[[int, int], None], total: int) -> None:
+        self._on_step, self._total, self._done = on_step, total, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self) -> None:
+        self._done += 1
+        self._on_step(self._done, self._total)
+
+
+class Decoder:
+    """A diffusion pipeline that renders conditions; it serves one thread at a time.
+
+    `condition_shape` is (L, D). `settings` say its precision and whether a classifier watches it; a picture that this
+    withholds is black, and its note says so. Raises
+    FileNotFoundError and ValueError as `TextEncoder` does, and ValueError where it lacks the classifier.
+    """
+
+    def __init__(
+        self,
+        modality: Modality,
+        name: str,
+        device: str | torch.device = "cpu",
+        settings: DecoderSettings = DecoderSettings(),  # noqa: B008  frozen
+    ) -> None:
+        self.modality, self.name = modality, name
+        self._family = FAMILIES[modality]
+        self._encoder = encoder = TextEncoder(modality, name, device)
+        self.condition_shape = encoder.shape
+        self._negative_NLD = encoder([""]).embeddings  # before the encoder loses digits
+        dtype = _dtype(modality, name, torch.device(device), settings)
+        path = locate(modality, name)
+        with loading(path):
+            self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
+                path,
+                tokenizer=encoder.tokenizer,
+                text_encoder=encoder.text_encoder.to(dtype),
+                dtype=dtype,
+                **_safety(modality, name, settings),
+            )
+        self.to(device)
+        self.defaults = default_settings(modality, name)
+
+    def to(self, device: str | torch.device) -> None:
+        """Moves the weights; a GPU that they leave has their memory back."""
+        is_leaving = self.pipe.device.type == "cuda" and torch.device(device).type != "cuda"
+        # Not the pipeline's own: it would warn of half precision on the host, where nothing is rendered.
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        if is_leaving:
+            torch.cuda.empty_cache()  # a larger decoder does not fit into the pieces that a smaller one leaves
+
+    @cached_property
+    def id(self) -> str:
+        """That of the `CaptionEncoder` of float32, which is loaded anew: only now, as rendering does not need it."""
+        return CaptionEncoder(self.modality, self.name).id
+
+    def for_another_thread(self) -> Self:
+        """A decoder with the same weights that renders beside this one."""
+        twin = copy(self)
+        twin.pipe = copy(self.pipe)
+        twin.pipe.scheduler = deepcopy(self.pipe.scheduler)  # it counts the steps
+        return twin
+
+    def embed(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The conditions (N, L, D) that captions give by the decoder's own text encoder."""
+        return self._encoder(captions).embeddings
+
+    def generate(
+        self,
+        condition_LD: npt.NDArray[Any] | Tensor,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        **sizes: Any,
+    ) -> Decoded:
+        """Renders one condition: `generate_batch` of it alone."""
+        [decoded] = self.generate_batch(torch.as_tensor(condition_LD)[None], [seed], steps, guidance, **sizes)
+        return decoded
+
+    def generate_batch(
+        self,
+        conditions_NLD: npt.NDArray[Any] | Tensor,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **sizes: Any,
+    ) -> list[Decoded]:
+        """Renders conditions in one go, each from a seed of its own; on one machine equal calls give equal bytes.
+
+        A medium does not depend on the others but in how sums are rounded. `sizes` overrides `defaults`: `height` and
+        `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` is told how many denoising steps
+        are done, and of how many. Raises ValueError for a condition of another shape or a size this modality does not
+        have.
+        """
+        settings = {**self.defaults, **sizes}
+        if unknown := settings.keys() - self.defaults.keys():
+            known = ", ".join(sorted(self.defaults))
+            raise ValueError(f"{self.modality} has no setting {', '.join(sorted(unknown))}; it has {known}")
+        if steps is not None:
+            settings["num_inference_steps"] = steps
+        if guidance is not None:
+            settings["guidance_scale"] = guidance
+        conditions_NLD = torch.as_tensor(conditions_NLD)
+        if tuple(conditions_NLD.shape[1:]) != self.condition_shape:
+            raise ValueError(
+                f"{self.name}: the {self.modality} condition has shape {tuple(conditions_NLD.shape[1:])}, this decoder "
+                f"takes {self.condition_shape}; use the output projection trained for it"
+            )
+        if not len(conditions_NLD):
+            return []
+        if not conditions_NLD.isfinite().all():
+            raise ValueError(f"{self.name}: the {self.modality} condition holds NaN or infinity; check the checkpoint")
+        negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
+        self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
+        # On the CPU, so that the noise does not depend on the device.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        output = self.pipe(
+            prompt_embeds=self._prompt_embeds(conditions_NLD),
+            negative_prompt_embeds=self._prompt_embeds(negative_NLD),
+            latents=self._noise(generators, settings),
+            generator=generators,
+            output_type="np",
+            **settings,
+        )
+        try:
+            return _DECODED[self.modality](self.pipe, output)
+        except NotFinite:
+            dtype = str(self.pipe.dtype).removeprefix("torch.")
+            advice = "its weights are damaged" if dtype == "float32" else "set decoders.precision=float32"
+            raise NotFinite(f"{self.name}: made NaN or infinity, no {self.modality}, in {dtype}; {advice}") from None
+
+    def _noise(self, generators: Sequence[torch.Generator], settings: Mapping[str, Any]) -> Tensor:
+        """The noise that each medium is made from, drawn in float32: the same in every precision."""
+        sizes = {name: value for name, value in settings.items() if name in self.defaults}
+        shape = latent_shape(self.modality, self.name, sizes)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return noise.to(self.pipe.device, self.pipe.dtype)
+
+    def _prompt_embeds(self, conditions_NLD: Tensor) -> Tensor:
+        if self._family.pooled:
+            # A pooled condition is a unit vector by nature; a projected one is so only nearly.
+            conditions_NLD = normalize(conditions_NLD[:, 0].float(), dim=-1)
+        return conditions_NLD.detach().to(self.pipe.device, self.pipe.dtype)
+
+
+def _dtype(modality: Modality, name: str, device: torch.device, settings: DecoderSettings) -> torch.dtype:
+    if settings.precision != "auto":
+        return getattr(torch, settings.precision)
+    # Our own small decoders gain nothing from it, and what they score was measured in float32.
+    is_halved = device.type == "cuda" and is_full_size(modality, name)
+    return torch.float16 if is_halved else torch.float32
+
+
+def _safety(modality: Modality, name: str, settings: DecoderSettings) -> dict[str, Any]:
+    """What tells a pipeline not to load the classifier of its pictures; nothing where it is wanted, or has none."""
+    if not FAMILIES[modality].safety_checker:
+        return {}
+    if settings.safety_checker:
+        if not has_safety_checker(modality, name):
+            raise ValueError(
+                f"{name}: has no safety checker; set decoders.safety_checker=false, or use another decoder"
+            )
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -1,0 +1,130 @@
+"""Media as the latents that a diffusion decoder's UNet is trained on.
+
+Shape suffixes: F pictures of a medium, C channels, H and W rows and columns.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+import soxr
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.audio_utils import mel_filter_bank
+
+from model.decoders.decoder import VIDEO_FPS
+from model.decoders.text_encoders import loading, readable
+from model.parts.families import latent_shape, locate
+from model.parts.weights import weights_hash
+from pipelines.sample import Audio, Decoded, Image, Modality, Video
+
+# Part of every id: raise it with any change below that changes a number.
+PREPROCESSING_VERSION = 1
+PIECE = 8  # pictures that the VAE takes at once
+SAMPLE_RATE = 16_000
+HOP = 160  # samples between mel frames
+WINDOW = 1024  # samples
+
+
+class LatentEncoder:
+    """The VAE of a diffusion decoder, loaded alone: the mean of the posterior, times the VAE's scaling factor.
+
+    Media become what the decoder renders by default: pictures are resized (bicubic) to cover its size and their centre
+    is kept, a video gives its first frames at 8 a second (its last one again where it is shorter), a sound its first
+    seconds as a log-mel spectrogram. `shape` is that of one medium's latents, see `families.latent_shape`; `id` names
+    weights, shape and preprocessing. Raises FileNotFoundError and ValueError as `CaptionEncoder` does.
+    """
+
+    def __init__(self, modality: Modality, name: str, device: str | torch.device = "cpu") -> None:
+        self.modality = modality
+        self.shape = latent_shape(modality, name)
+        path = locate(modality, name)
+        with loading(path):
+            vae = diffusers.AutoencoderKL.from_pretrained(path, subfolder="vae")
+        self._vae = vae.requires_grad_(False).eval().to(device)
+        facts = json.dumps([weights_hash(dict(vae.named_parameters())), self.shape, PREPROCESSING_VERSION])
+        self.id = f"{readable(name)}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+    @torch.inference_mode()
+    def __call__(self, media: Sequence[Decoded]) -> npt.NDArray[np.float32]:
+        """Encodes media of the decoder's modality: (len(media), *shape). Raises ValueError for an empty one."""
+        if not media:
+            return np.zeros((0, *self.shape), np.float32)
+        pictures_FCHW = torch.cat([_PREPARED[self.modality](medium, self._grid) for medium in media])
+        latents_FCHW = torch.cat([self._encode(piece) for piece in torch.split(pictures_FCHW, PIECE)])
+        latents = latents_FCHW.view(len(media), -1, *latents_FCHW.shape[1:]).transpose(1, 2)  # frames behind channels
+        return latents.reshape(len(media), *self.shape).numpy()
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        """Frames (1 where there are none), rows and columns of what the VAE takes."""
+        _, *frames, height, width = self.shape
+        scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return (frames[0] if frames else 1, height * scale, width * scale)
+
+    def _encode(self, pictures_FCHW: Tensor) -> Tensor:
+        posterior = self._vae.encode(pictures_FCHW.to(self._vae.device)).latent_dist
+        return (posterior.mean * self._vae.config.scaling_factor).cpu()
+
+
+def _image(image: Image, grid: tuple[int, ...]) -> Tensor:
+    return _fitted([image.pixels], grid)
+
+
+def _video(video: Video, grid: tuple[int, ...]) -> Tensor:
+    num_frames = len(video.frames)
+    if not num_frames or not video.fps > 0:
+        raise ValueError(f"video: {num_frames} frames at {video.fps} frames per second; leave it out")
+    places = [min(int(index * video.fps / VIDEO_FPS), num_frames - 1) for index in range(grid[0])]
+    return _fitted([video.frames[place] for place in places], grid)
+
+
+def _fitted(pictures: Sequence[npt.NDArray[np.uint8]], grid: tuple[int, ...]) -> Tensor:
+    """Pictures that fill rows and columns, (F, 3, H, W) in [-1, 1]."""
+    _, height, width = grid
+    fitted = [
+        PIL.ImageOps.fit(PIL.Image.fromarray(pixels), (width, height), PIL.Image.Resampling.BICUBIC)
+        for pixels in pictures
+    ]
+    pixels_FHWC = torch.from_numpy(np.stack([np.asarray(picture) for picture in fitted]))
+    return pixels_FHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _audio(audio: Audio, grid: tuple[int, ...]) -> Tensor:
+    if not audio.waveform.size:
+        raise ValueError("audio: it has no samples; leave it out")
+    mono = soxr.resample(audio.waveform.mean(axis=0, dtype=np.float32), audio.sample_rate, SAMPLE_RATE)
+    _, frames, bands = grid
+    return log_mel(torch.from_numpy(np.ascontiguousarray(mono, np.float32)), frames, bands)[None, None]
+
+
+def log_mel(waveform_T: Tensor, num_frames: int, num_bands: int) -> Tensor:
+    """AudioLDM's log-mel spectrogram of a 16 kHz sound, cut or padded with silence: float32 (num_frames, num_bands).
+
+    The sound without its mean, at half of full scale; magnitudes of a centred Hann window of 1024 samples every 160;
+    Slaney's mel filters from 0 to 8000 Hz; the logarithm of at least 1e-5 (Liu et al. 2023, arXiv:2301.12503, and its
+    code). Released models have 64 bands.
+    """
+    waveform_T = waveform_T - waveform_T.mean()
+    waveform_T = 0.5 * waveform_T / (waveform_T.abs().max() + 1e-8)
+    waveform_T = functional.pad(waveform_T, (0, max(0, num_frames * HOP - len(waveform_T))))[: num_frames * HOP]
+    window = torch.hann_window(WINDOW)
+    spectrum = torch.stft(waveform_T, WINDOW, HOP, window=window, pad_mode="reflect", return_complex=True).abs()
+    filters = mel_filter_bank(
+        WINDOW // 2 + 1, num_bands, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+    )
+    return (spectrum.T @ torch.from_numpy(filters).float()).clamp_min(1e-5).log()[:num_frames]
+
+
+_PREPARED: dict[Modality, Callable[[Any, tuple[int, ...]], Tensor]] = {
+    Modality.IMAGE: _image,
+    Modality.VIDEO: _video,
+    Modality.AUDIO: _audio,
+}

@@ -1,0 +1,142 @@
+"""Many media at once: in batches, side by side where devices allow."""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.decoders.decoder import Decoder
+from model.parts.families import latent_shape
+from pipelines.sample import Decoded, Modality
+
+# Numbers of latents that a decoder denoises at once: 16 pictures of Stable Diffusion, one video of ZeroScope.
+_LATENTS_AT_ONCE = 1 << 18
+_MOST_AT_ONCE = 50  # of small media, so that progress is seen
+
+
+class Wish(NamedTuple):
+    """A medium to be rendered from a decoder's condition (L, D), or from words, and the seed of its noise.
+
+    `settings` are what `Decoder.generate_batch` takes: steps, guidance, sizes; it has its own for the rest.
+    """
+
+    modality: Modality
+    condition: npt.NDArray[np.float32] | str
+    seed: int
+    settings: Mapping[str, Any] = {}
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for wishes that can be rendered in one batch."""
+        return self.modality, tuple(sorted(self.settings.items()))
+
+
+class _Batch(NamedTuple):
+    """Wishes of one kind, by their places, and how many numbers their latents are."""
+
+    modality: Modality
+    places: Sequence[int]
+    latents: int
+
+
+def render(
+    decoders: Mapping[Modality, Decoder],
+    wishes: Sequence[Wish],
+    *,
+    on_done: Callable[[Sequence[int], Sequence[Decoded]], None] = lambda places, media: None,
+) -> list[Decoded]:
+    """Renders wishes; media in their order. `on_done` is told the places of each batch, and its media."""
+    media: dict[int, Decoded] = {}
+    # The longest first: what is short fills the gaps at the end.
+    batches = sorted(_batches(decoders, wishes), key=lambda batch: -batch.latents)
+    own = _OwnDecoders(decoders)
+    with _lanes(decoders, batches) as lanes:
+        jobs = {}
+        for batch in batches:
+            of_batch = [wishes[place] for place in batch.places]
+            jobs[lanes[batch.modality].submit(own.render, of_batch)] = batch
+        for job in as_completed(jobs):
+            places = jobs[job].places
+            media |= dict(zip(places, job.result(), strict=True))
+            on_done(places, job.result())
+    return [media[place] for place in range(len(wishes))]
+
+
+def render_batch(
+    decoder: Decoder, wishes: Sequence[Wish], on_step: Callable[[int, int], None] | None = None
+) -> list[Decoded]:
+    """Renders wishes of one kind in one go; raises ValueError as `Decoder.generate_batch` does."""
+    said = [wish.condition for wish in wishes if isinstance(wish.condition, str)]
+    embedded = iter(decoder.embed(said)) if said else iter(())
+    conditions = [next(embedded) if isinstance(wish.condition, str) else wish.condition for wish in wishes]
+    seeds = [wish.seed for wish in wishes]
+    return decoder.generate_batch(np.stack(conditions), seeds, on_step=on_step, **wishes[0].settings)
+
+
+def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> Iterator[_Batch]:
+    kinds: dict[Hashable, list[int]] = {}
+    for place, wish in enumerate(wishes):
+        kinds.setdefault(wish.kind, []).append(place)
+    for places in kinds.values():
+        modality, _, _, settings = wishes[places[0]]
+        latents = _latents(decoders[modality], settings)
+        at_once = most_at_once(decoders[modality], settings)
+        for start in range(0, len(places), at_once):
+            chosen = places[start : start + at_once]
+            yield _Batch(modality, chosen, latents * len(chosen))
+
+
+def most_at_once(decoder: Decoder, settings: Mapping[str, Any]) -> int:
+    """How many media a batch of a decoder should hold at most."""
+    return max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // _latents(decoder, settings)))
+
+
+def _latents(decoder: Decoder, settings: Mapping[str, Any]) -> int:
+    return prod(latent_shape(decoder.modality, decoder.name, dict(settings)))
+
+
+class _OwnDecoders(threading.local):
+    """Each thread's own decoders, made when it needs them."""
+
+    def __init__(self, decoders: Mapping[Modality, Decoder]) -> None:
+        self._shared, self._own = decoders, dict[Modality, Decoder]()
+
+    def render(self, wishes: Sequence[Wish]) -> list[Decoded]:
+        """Renders wishes of one kind as one batch."""
+        modality = wishes[0].modality
+        if modality not in self._own:
+            self._own[modality] = self._shared[modality].for_another_thread()
+        return render_batch(self._own[modality], wishes)
+
+
+@contextmanager
+def _lanes(
+    decoders: Mapping[Modality, Decoder], batches: Sequence[_Batch]
+) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
+    """The threads that render the batches of each modality.
+
+    An accelerator takes one batch of a modality at a time. On the CPU small batches share the cores, a thread each:
+    small layers gain nothing from several.
+    """
+    modalities = dict.fromkeys(batch.modality for batch in batches)
+    threads = torch.get_num_threads()
+    if all(decoders[modality].pipe.device.type == "cpu" for modality in modalities):
+        at_once = _LATENTS_AT_ONCE // max((batch.latents for batch in batches), default=1)
+        count = min(len(batches), max(len(modalities), min(threads, at_once)))
+        lanes = dict.fromkeys(modalities, ThreadPoolExecutor(max(1, count)))
+    else:
+        count = len(modalities)
+        lanes = {modality: ThreadPoolExecutor(1) for modality in modalities}
+    torch.set_num_threads(max(1, threads // max(1, count)))
+    try:
+        yield lanes
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

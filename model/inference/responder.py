@@ -1,0 +1,156 @@
+"""A model with its encoder and its decoders, kept loaded: dialogues with media in, text and media out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.checkpoints.checkpoint import from_pretrained
+from model.core.nextgpt import NextGPT
+from model.decoders.decoder_pool import DecoderPool
+from model.decoders.rendering import Wish
+from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.inference.generation import OnPart, Prompt, Reply, generate_batch
+from model.inference.query import Query
+from model.parts.builtin import is_untrained
+from model.parts.config import ModelConfig
+from pipelines.sample import Decoded, Item, Modality, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A reply: its text, its parts in order, and the medium of each item among them.
+
+    `prompt_tokens` and `tokens` are how many the LLM read and wrote for it; `untrained` names the parts with random
+    weights that it came through.
+    """
+
+    text: str
+    parts: tuple[Part, ...]
+    media: tuple[Decoded, ...]
+    prompt_tokens: int
+    tokens: int
+    untrained: tuple[str, ...]
+
+
+class Responder:
+    """Answers in text and media; serves one thread at a time.
+
+    The encoder and each decoder are loaded when first needed, and kept. The modalities of a reply are rendered side by
+    side: on several GPUs each has one of its own as far as they go round, on one device they share it; with the setting
+    `decoders.on_device: one` they take turns.
+    """
+
+    def __init__(self, model: NextGPT, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._device = model.new_input_rows.weight.device
+        self._decoders = DecoderPool(model.config, self._device_of)
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | Path, *, device: torch.device | str = "cpu", config: ModelConfig | None = None
+    ) -> Self:
+        """Loads a checkpoint (a folder or a hub id), its parts as `config` says; see `checkpoint.from_pretrained`."""
+        return cls(*from_pretrained(checkpoint, device=device, config=config))
+
+    @cached_property
+    def encoder(self) -> ImageBindEncoder:
+        """What embeds the media that are shown."""
+        return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
+
+    def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response:
+        """Answers one dialogue: `respond_batch` of it alone."""
+        [response] = self.respond_batch([query], on_part=on_part and (lambda _, part: on_part(part)))
+        return response
+
+    def stream(self, query: Query) -> Iterator[Part | Response]:
+        """Yields the parts of a reply as they come, as `on_part` is told them, and at last what `respond` returns."""
+        parts: SimpleQueue[Part | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            response = pool.submit(self.respond, query, on_part=parts.put)
+            response.add_done_callback(lambda _: parts.put(None))
+            while (part := parts.get()) is not None:
+                yield part
+            yield response.result()
+
+    def respond_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Response]:
+        """Answers dialogues side by side; on one machine equal calls give equal bytes.
+
+        Item k of a reply is rendered from its seed + k. The rest is as in `generate_batch`. Raises ValueError as it
+        does, and for an item without a medium.
+        """
+        replies = self.reply_batch(queries, on_part=on_part)
+        wanted = [wishes(query, reply) for query, reply in zip(queries, replies, strict=True)]
+        media = iter(self.render([wish for of_reply in wanted for wish in of_reply]))
+        return [
+            Response(
+                text=reply.text,
+                parts=reply.parts,
+                media=tuple(next(media) for _ in of_reply),
+                prompt_tokens=reply.prompt_tokens,
+                tokens=reply.tokens,
+                untrained=self.untrained(bool(_inputs(query)), [wish.modality for wish in of_reply]),
+            )
+            for query, reply, of_reply in zip(queries, replies, wanted, strict=True)
+        ]
+
+    def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
+        """The replies as the LLM gives them, their items not yet rendered; raises as `respond_batch`."""
+        return generate_batch(self.model, self.tokenizer, self.prompts(queries), on_part=on_part)
+
+    def prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        """Queries with the embeddings of what their users show; raises ValueError for an item without a medium."""
+        return [
+            Prompt(turns=query.turns, features=rows, require=query.require, sampling=query.sampling)
+            for query, rows in zip(queries, self._features(queries), strict=True)
+        ]
+
+    def _features(self, queries: Sequence[Query]) -> list[npt.NDArray[np.float32]]:
+        """The embeddings (N, E) of each dialogue's input items."""
+        inputs = [_inputs(query) for query in queries]
+        if not any(inputs):
+            return [np.zeros((0, self.model.config.encoder.dim), np.float32) for _ in queries]
+        rows_NE = self.encoder([medium for media in inputs for medium in media])
+        return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
+
+    def render(self, wanted: Sequence[Wish]) -> list[Decoded]:
+        """Renders wishes; media in their order."""
+        return self._decoders.render(wanted)
+
+    def untrained(self, has_inputs: bool, made: Sequence[Modality]) -> tuple[str, ...]:
+        """The parts with random weights that a reply comes through."""
+        config = self.model.config
+        decoders = [config.outputs[modality].decoder for modality in made]
+        used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
+        return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
+
+    def _device_of(self, modality: Modality) -> torch.device:
+        """The place of a decoder: from the LLM's own GPU on, one further for each modality."""
+        if self._device.type != "cuda":
+            return self._device
+        place = (self._device.index or 0) + 1 + list(Modality).index(modality)
+        return torch.device("cuda", place % torch.cuda.device_count())
+
+
+def wishes(query: Query, reply: Reply) -> list[Wish]:
+    """What the decoders have to render for a reply, item by item."""
+    return [
+        Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
+        for number, (modality, condition) in enumerate(reply.conditions)
+    ]
+
+
+def _inputs(query: Query) -> list[Decoded]:
+    """The media of the user's named items in the order they stand."""
+    parts = [part for turn in query.turns if turn.role == "user" for part in turn.parts]
+    names = [part.name for part in parts if isinstance(part, Item) and part.name]
+    if missing := [name for name in names if name not in query.media]:
+        raise ValueError(f"{missing[0]}: an item of a turn is named so, but media has no such name; add it")
+    return [query.media[name] for name in names]

@@ -1,0 +1,112 @@
+"""Names of the frozen parts: some are shipped, some built here on first use, and any other name is left alone."""
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+
+from model.architectures.marker import is_marked
+from model.parts.library_logs import quiet_libraries
+
+BUILTIN = "builtin:"
+PREFIX = "builtin:tiny/"
+SHIPPED = "builtin:world/"
+PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
+
+# Threads of one process share torch's random state, which a build seeds.
+_BUILD_LOCK = Lock()
+_MODEL = Path(__file__).parents[1]
+FOUNDATIONS = _MODEL / "foundations"
+_BUILDER_FILES = tuple(
+    _MODEL / name
+    for name in (
+        "architectures/tiny.py",
+        "architectures/fresh.py",
+        "architectures/imagebind.py",
+        "architectures/marker.py",
+        "presets/tiny_corpus.txt",
+    )
+)
+_LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
+
+
+def resolve(name: str) -> str:
+    """Returns a path or hub id that `from_pretrained` takes.
+
+    `builtin:world/<part>` was trained by jobs/bootstrap.py and lies in this package. `builtin:tiny/<part>` has random
+    weights and is built below `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) where it is absent; every process that
+    builds it gets the same bytes. Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an
+    absolute path that is not on this machine.
+    """
+    if not name.startswith(BUILTIN):
+        if Path(name).is_absolute() and not Path(name).exists():
+            # Of a hub id transformers would say that it cannot reach the hub, of a path it says the same.
+            raise FileNotFoundError(f"{name}: not on this machine ({platform.node()}); put it where all workers see it")
+        return name
+    if not is_builtin(name):
+        known = ", ".join(family + known for family in (SHIPPED, PREFIX) for known in PARTS)
+        raise ValueError(f"{name}: no such built-in part; use one of {known}, a directory or a hub id")
+    prefix, part = _split(name)
+    if prefix == SHIPPED:
+        return str(FOUNDATIONS / part)
+    directory = _tiny_root() / part
+    with _BUILD_LOCK:
+        if not directory.is_dir():
+            _build(part, directory)
+    return str(directory)
+
+
+def is_builtin(name: str) -> bool:
+    """Whether a name is that of a built-in part."""
+    prefix, part = _split(name)
+    return prefix in (PREFIX, SHIPPED) and part in PARTS
+
+
+def _split(name: str) -> tuple[str, str]:
+    end = name.find("/") + 1
+    return name[:end], name[end:]
+
+
+def is_untrained(name: str) -> bool:
+    """Tells whether a part holds random weights: its directory says so in `untrained.json`."""
+    return is_marked(Path(resolve(name) if name.startswith(BUILTIN) else name))
+
+
+def cache_root() -> Path:
+    """The folder of what this machine can do without: `$NEXTGPT_CACHE`, or `~/.cache/nextgpt-ray`."""
+    cache = os.environ.get("NEXTGPT_CACHE")
+    return Path(cache) if cache else Path.home() / ".cache" / "nextgpt-ray"
+
+
+def _tiny_root() -> Path:
+    return cache_root() / f"tiny-{_builder_version()}"
+
+
+def _builder_version() -> str:
+    """What the bytes of a tiny part depend on: the builders' own text and the libraries' major versions."""
+    digest = hashlib.sha256()
+    for file in _BUILDER_FILES:
+        digest.update(file.read_bytes())
+    for library in _LIBRARIES:
+        digest.update(f"{library} {version(library).split('.')[0]}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _build(part: str, directory: Path) -> None:
+    """Builds beside the final place and renames, so that a directory which exists is complete."""
+    from model.architectures.tiny import build  # torch and diffusers load only where something is built
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{part}-", dir=directory.parent) as scratch:
+        staged = Path(scratch) / part
+        with quiet_libraries():
+            build(part, staged)
+        try:
+            staged.rename(directory)
+        except OSError:
+            # Another process was faster; its bytes are the same, ours go with the scratch directory.
+            if not directory.is_dir():
+                raise

@@ -1,0 +1,174 @@
+"""What a model is made of: parts, widths and signal tokens, read from a preset."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from pipelines.sample import Modality
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LanguageModelConfig(_Settings):
+    """The frozen base LLM, any causal LM of transformers by hub id or path.
+
+    The widths are what is expected of it; one that is left out is not checked. `attention` is transformers' name of the
+    kernel; `load_in_4bit` keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
+    """
+
+    name: str
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    load_in_4bit: bool = False
+    hidden_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = None
+    num_layers: PositiveInt | None = None
+
+
+class EncoderConfig(_Settings):
+    """The frozen media encoder and the width of its embedding."""
+
+    name: str
+    dim: PositiveInt
+
+
+class InputProjectionConfig(_Settings):
+    """From one encoder embedding to `num_input_tokens` LLM tokens; `hidden` and `heads` are those of kind `query`."""
+
+    kind: Literal["linear", "query"] = "linear"
+    num_input_tokens: PositiveInt = 1
+    hidden: PositiveInt = 512
+    heads: PositiveInt = 4
+
+
+class OutputConfig(_Settings):
+    """One output modality: its decoder, its signal tokens, and the projection to (`num_queries`, `dim`)."""
+
+    decoder: str
+    num_signal_tokens: PositiveInt
+    num_queries: PositiveInt
+    dim: PositiveInt
+    hidden: PositiveInt = 512
+    ffn: PositiveInt = 2048
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+
+
+class LoraSettings(_Settings):
+    """The adapter of stage 3 (LoRA, Hu et al. 2021)."""
+
+    r: PositiveInt = 32
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class DecoderSettings(_Settings):
+    """How the frozen decoders are run, whichever they are; a model's weights do not depend on it.
+
+    `precision` of `auto` is float16 for a decoder of the released sizes on a GPU, else float32. With `safety_checker`
+    Stable Diffusion's own classifier withholds pictures. `on_device` says how many decoders stay on the device: with
+    `one`, the others wait in the host's memory.
+    """
+
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    safety_checker: bool = False
+    on_device: Literal["all", "one"] = "all"
+
+
+class ModelConfig(_Settings):
+    """A whole model; `preset` is the name it is known by in checkpoints."""
+
+    preset: str
+    llm: LanguageModelConfig
+    encoder: EncoderConfig
+    input_projection: InputProjectionConfig = InputProjectionConfig()
+    outputs: dict[Modality, OutputConfig]
+    decoders: DecoderSettings = DecoderSettings()
+    lora: LoraSettings = LoraSettings()
+    max_length: PositiveInt = 512
+
+    @field_validator("outputs")
+    @classmethod
+    def _in_order(cls, outputs: dict[Modality, OutputConfig]) -> dict[Modality, OutputConfig]:
+        # The ids of signal tokens follow this order, so it must not depend on how a file happens to be sorted.
+        return {modality: outputs[modality] for modality in Modality if modality in outputs}
+
+    @property
+    def signal_groups(self) -> dict[Modality, int]:
+        """The number of signal tokens of each output modality."""
+        return {modality: output.num_signal_tokens for modality, output in self.outputs.items()}
+
+
+def parse_config(values: Any, where: str) -> ModelConfig:
+    """Checks settings read from `where`.
+
+    Raises ValueError with all mistakes in one line.
+    """
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
+        raise ValueError(f"{where}: {'; '.join(faults)}") from None
+
+
+def load_preset(name: str) -> ModelConfig:
+    """Reads `presets/<name>.yaml`, or the YAML file of one's own that `name` is the path of, over what it is based on.
+
+    Raises ValueError listing the presets when there is none of that name.
+    """
+    values: dict[str, Any] = {}
+    for layer in preset_layers(name):
+        values = _merged(values, _read_preset(layer))
+    values.pop("base", None)
+    return parse_config({"preset": Path(name).stem if is_file(name) else name, **values}, _file(name).name)
+
+
+def preset_layers(name: str) -> list[str]:
+    """The names of the presets that one is made of: what its key `base` leads to, from the bottom up, then itself.
+
+    Raises ValueError listing the presets when there is none of that name.
+    """
+    layers = [name]
+    while base := _read_preset(layers[0]).get("base"):
+        if is_file(base) and is_file(layers[0]):
+            base = str(Path(layers[0]).parent / base)
+        if base in layers:
+            raise ValueError(f"{base}: is based on itself; give it another base")
+        layers.insert(0, base)
+    return layers
+
+
+def is_file(name: str) -> bool:
+    """Whether a preset is named by its file, not by one of the names that come with the project."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser() if is_file(name) else PRESETS / f"{name}.yaml"
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    path = _file(name)
+    if not path.is_file():
+        if is_file(name):
+            raise ValueError(f"{name}: no such file; looked for {path.absolute()}")
+        presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}, or the path of a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names what it changes")
+    return values
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in base.keys() & over if isinstance(base[key], dict) and isinstance(over[key], dict)]
+    return {**base, **over, **{key: _merged(base[key], over[key]) for key in both}}

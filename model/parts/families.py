@@ -1,0 +1,196 @@
+"""What the diffusion decoders of the three modalities are, by their configuration files alone.
+
+No weights are read, and no deep learning library is imported, so that shapes can be checked before anything starts.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+from model.parts.builtin import resolve
+from pipelines.sample import Modality
+
+FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
+# What the decoders of model/foundations want: more steps or other guidance give them less right.
+_SMALL_STEPS = 5
+
+# What is loaded of a pipeline and has weights; a safety checker is loaded only where it is asked for.
+MODELS = ("text_encoder", "unet", "vae", "vocoder")
+
+Settings = dict[str, Any]
+Read = Callable[[str], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What differs between modalities; classes are named, as importing them costs seconds.
+
+    `native` is the size that the UNet's own configuration names, `full_size` what released weights want instead,
+    `small_guidance` what narrow ones want, and
+    `grid` the frames (of a video), rows and columns of what the VAE encodes at such a size.
+    """
+
+    pipeline: str
+    tokenizer: str
+    text_encoder: str
+    unet: str
+    pooled: bool  # the condition is one L2-normalised vector, not one vector a position
+    native: Callable[[Read], Settings]
+    small_guidance: float
+    full_size: Mapping[str, Any]
+    grid: Callable[[Settings, Read], tuple[int, ...]]
+    safety_checker: bool = False  # whether released weights come with a classifier of what they show
+
+
+def _square(read: Read) -> Settings:
+    side = read("unet")["sample_size"] * _scale(read)
+    return {"height": side, "width": side}
+
+
+def _square_clip(read: Read) -> Settings:
+    return {**_square(read), "num_frames": 8}
+
+
+def _seconds(read: Read) -> Settings:
+    return {"audio_length_in_s": read("unet")["sample_size"] * _scale(read) * _frame_seconds(read)}
+
+
+def _frame_seconds(read: Read) -> float:
+    vocoder = read("vocoder")
+    return float(prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"])
+
+
+def _mel_grid(settings: Settings, read: Read) -> tuple[int, ...]:
+    return round(settings["audio_length_in_s"] / _frame_seconds(read)), read("vocoder")["model_in_dim"]
+
+
+_CLIP: dict[str, Any] = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
+FAMILIES = {
+    Modality.IMAGE: Family(
+        **_CLIP,
+        pipeline="StableDiffusionPipeline",
+        unet="UNet2DConditionModel",
+        pooled=False,
+        native=_square,
+        small_guidance=2.0,
+        full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
+        grid=lambda settings, _: (settings["height"], settings["width"]),
+        safety_checker=True,
+    ),
+    Modality.VIDEO: Family(
+        **_CLIP,
+        pipeline="TextToVideoSDPipeline",
+        unet="UNet3DConditionModel",
+        pooled=False,
+        native=_square_clip,
+        small_guidance=2.0,
+        # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
+        full_size={
+            "height": 320,
+            "width": 576,
+            "num_frames": 16,
+            "num_inference_steps": 40,
+            "guidance_scale": 9.0,
+        },
+        grid=lambda settings, _: (settings["num_frames"], settings["height"], settings["width"]),
+    ),
+    Modality.AUDIO: Family(
+        pipeline="AudioLDMPipeline",
+        tokenizer="RobertaTokenizer",
+        text_encoder="ClapTextModelWithProjection",
+        unet="UNet2DConditionModel",
+        pooled=True,
+        native=_seconds,
+        small_guidance=5.0,
+        full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
+        grid=_mel_grid,
+    ),
+}
+
+
+def locate(modality: Modality, name: str) -> str:
+    """Resolves a name (built-in part, directory or hub id) and checks that a pipeline of the modality stands there.
+
+    Raises FileNotFoundError where there is none, ValueError where it is another modality's.
+    """
+    path, wanted = resolve(name), FAMILIES[modality].pipeline
+    try:
+        found = _read_json(path, "model_index.json")["_class_name"]
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name}: no diffusers pipeline (model_index.json) there; give a directory or hub id of a {wanted}"
+        ) from error
+    if found != wanted:
+        raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted}")
+    return path
+
+
+def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
+    """The shape (L, D) of a decoder's condition; raises as `locate` does."""
+    path = locate(modality, name)
+    text_encoder = _read_json(path, "text_encoder/config.json")
+    if FAMILIES[modality].pooled:
+        return 1, text_encoder["projection_dim"]
+    longest = _read_json(path, "tokenizer/tokenizer_config.json").get("model_max_length")
+    positions = text_encoder["max_position_embeddings"]
+    return min(positions, longest or positions), text_encoder["hidden_size"]
+
+
+def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -> tuple[int, ...]:
+    """The shape of one medium's latents, at the size a decoder renders by default but for `sizes`; raises as `locate`.
+
+    Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands), sides in latent places.
+    """
+    read = partial(_read_config, locate(modality, name))
+    settings = {**default_settings(modality, name), **(sizes or {})}
+    *frames, height, width = FAMILIES[modality].grid(settings, read)
+    scale = _scale(read)
+    return read("unet")["in_channels"], *frames, ceil(height / scale), ceil(width / scale)
+
+
+def default_settings(modality: Modality, name: str) -> Settings:
+    """What a decoder renders with unless told otherwise: sizes in pixels and seconds, steps, guidance."""
+    family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
+    native = family.native(read)
+    if not _is_full_size(read):
+        return {"num_inference_steps": _SMALL_STEPS, "guidance_scale": family.small_guidance, **native}
+    return {**native, **family.full_size}
+
+
+def is_full_size(modality: Modality, name: str) -> bool:
+    """Whether a decoder is as wide as the released ones, not one of ours; raises as `locate`."""
+    return _is_full_size(partial(_read_config, locate(modality, name)))
+
+
+def has_safety_checker(modality: Modality, name: str) -> bool:
+    """Whether a decoder comes with a classifier that withholds what it shows; raises as `locate`."""
+    return bool((_read_json(locate(modality, name), "model_index.json").get("safety_checker") or [None])[0])
+
+
+def _is_full_size(read: Read) -> bool:
+    return bool(read("unet")["block_out_channels"][0] >= FULL_SIZE_CHANNELS)
+
+
+def _scale(read: Read) -> int:
+    """How many places of a medium make one of its latents, along a side."""
+    return int(2 ** (len(read("vae")["block_out_channels"]) - 1))
+
+
+def _read_config(path: str, part: str) -> dict[str, Any]:
+    return _read_json(path, f"{part}/config.json")
+
+
+def _read_json(path: str, file: str) -> dict[str, Any]:
+    """A small file of a pipeline's folder, or of a repository of the hub."""
+    if Path(path).is_dir():
+        local = Path(path) / file
+    else:
+        from huggingface_hub import hf_hub_download
+
+        local = Path(hf_hub_download(path, file))
+    content: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
+    return content

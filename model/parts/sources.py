@@ -1,0 +1,215 @@
+"""Where a model's frozen parts are: each name is told apart, looked for and checked once, before anything is loaded.
+
+A name is a built-in part (`builtin:`), a path, or a repository of the Hugging Face hub. Whoever starts a command knows
+what relative paths are relative to; workers, and checkpoints that are read elsewhere, do not: paths are made absolute.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from model.parts.builtin import BUILTIN, is_builtin
+from model.parts.config import ModelConfig
+from model.parts.families import FAMILIES, MODELS
+from pipelines.sample import Modality
+
+LLM = "model.llm.name"
+ENCODER = "model.encoder.name"
+HUB_SECONDS = 10.0
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".gguf")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A frozen part of a model: the key that names it, its name, and of which modality it is the decoder."""
+
+    key: str
+    name: str
+    modality: Modality | None = None
+
+
+def decoder_key(modality: Modality) -> str:
+    """The key that names the decoder of a modality."""
+    return f"model.outputs.{modality}.decoder"
+
+
+def parts_of(config: ModelConfig) -> list[Part]:
+    """All frozen parts of a model: the LLM, the encoder, and the decoders."""
+    return [
+        Part(key=LLM, name=config.llm.name),
+        Part(key=ENCODER, name=config.encoder.name),
+        *(
+            Part(key=decoder_key(modality), name=output.decoder, modality=modality)
+            for modality, output in config.outputs.items()
+        ),
+    ]
+
+
+def find_parts(config: ModelConfig, needed: Collection[str] | None = None) -> tuple[ModelConfig, list[str]]:
+    """A configuration with its parts' paths absolute, and what is missing of the parts `needed`, a line a part.
+
+    `needed` are keys as `parts_of` gives them; without it, all. Of what is not needed, a path that exists is made
+    absolute and nothing is checked, nor is the hub asked.
+    """
+    parts, hub = parts_of(config), _Hub()
+    wanted = [part for part in parts if needed is None or part.key in needed]
+    mistakes = [f"{part.key}: {mistake}" for part in wanted for mistake in _mistakes(part, hub)]
+    return with_names(config, {part.key: _absolute(part.name) for part in parts}), mistakes
+
+
+def with_names(config: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
+    """A configuration whose parts have other names, given by their keys."""
+    outputs = {
+        modality: output.model_copy(update={"decoder": names.get(decoder_key(modality), output.decoder)})
+        for modality, output in config.outputs.items()
+    }
+    return config.model_copy(
+        update={
+            "llm": config.llm.model_copy(update={"name": names.get(LLM, config.llm.name)}),
+            "encoder": config.encoder.model_copy(update={"name": names.get(ENCODER, config.encoder.name)}),
+            "outputs": outputs,
+        }
+    )
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name cannot be a repository of the hub: `/x`, `./x`, `~/x`, `a/b/c`, `x.pth`."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(_FILE_TYPES)
+
+
+class _Hub:
+    """The hub as one look at a configuration finds it: when it cannot be reached, it is not asked again."""
+
+    def __init__(self) -> None:
+        self._unreachable = ""
+
+    def refusal(self, name: str) -> str:
+        """Why it would not give a repository; nothing where it would."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+        if self._unreachable:
+            return self._unreachable
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+        except GatedRepoError:
+            return "the hub gives it only to those who were granted access (hf auth login)"
+        except RepositoryNotFoundError:
+            return "and the hub has no such repository that you may read"
+        except HfHubHTTPError as error:
+            return f"the hub refused it ({str(error).partition(chr(10))[0]})"
+        except Exception as error:  # of whatever HTTP library the client uses: no answer came
+            self._unreachable = f"and no connection to the hub ({type(error).__name__})"
+        return self._unreachable
+
+
+def _absolute(name: str) -> str:
+    if name.startswith(BUILTIN):
+        return name
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if looks_like_a_path(name) or path.exists() else name
+
+
+def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
+    """What is missing of a part; nothing where all is there."""
+    if part.name.startswith(BUILTIN):
+        if not is_builtin(part.name):
+            yield f"{part.name}: no such built-in part"
+        return
+    path = Path(_absolute(part.name))
+    if path.exists():
+        yield from (f"{part.name}: {missing} in {path}" for missing in _missing(part, path))
+    elif looks_like_a_path(part.name) or part.key == ENCODER:
+        what = "file or folder" if part.key == ENCODER else "folder"
+        yield f"{part.name}: no such {what}; looked for {os.path.abspath(path)}; set {part.key} to where it is"
+    else:
+        yield from _mistakes_on_hub(part, hub)
+
+
+def _missing(part: Part, path: Path) -> Iterator[str]:
+    """What a folder, or the file of an encoder, lacks."""
+    if part.key == ENCODER:
+        if path.is_dir() and not any(_matching(path, "", _WEIGHTS)):
+            yield f"no weights ({', '.join(_WEIGHTS)})"
+    elif path.is_file():
+        yield "a file, where a folder is wanted,"
+    elif part.modality is None:
+        yield from _missing_of_llm(path)
+    else:
+        yield from _missing_of_decoder(part.modality, path)
+
+
+def _missing_of_llm(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield "no config.json"
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        yield f"no tokenizer ({', '.join(_TOKENIZERS)})"
+    yield from _missing_weights(folder, "")
+
+
+def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
+    wanted = FAMILIES[modality].pipeline
+    try:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        yield f"no diffusers pipeline (model_index.json of a {wanted})"
+        return
+    if index.get("_class_name") != wanted:
+        yield f"a {index.get('_class_name')}, where {modality} needs a {wanted},"
+        return
+    for component in sorted({"tokenizer", "scheduler", *MODELS} & index.keys()):
+        if not (folder / component).is_dir():
+            yield f"no {component}"
+        elif component in MODELS:
+            yield from _missing_weights(folder, f"{component}/")
+
+
+def _missing_weights(folder: Path, prefix: str) -> Iterator[str]:
+    for name in _INDEXES:
+        index = folder / prefix / name
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            absent = [shard for shard in shards if not (folder / prefix / shard).is_file()]
+            if absent:
+                yield f"no {prefix}{absent[0]}, which {prefix}{name} names ({len(absent)} of {len(shards)} are missing)"
+            return
+    if not any(_matching(folder, prefix, _WEIGHTS)):
+        yield f"no weights ({', '.join(prefix + pattern for pattern in _WEIGHTS)})"
+
+
+def _matching(folder: Path, prefix: str, patterns: Collection[str]) -> Iterator[str]:
+    directory = folder / prefix
+    names = os.listdir(directory) if directory.is_dir() else []
+    return (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _mistakes_on_hub(part: Part, hub: _Hub) -> Iterator[str]:
+    """What is wrong with the name of a repository: from the hub's cache where it is there, else as the hub says."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    file = "config.json" if part.modality is None else "model_index.json"
+    try:
+        cached = try_to_load_from_cache(part.name, file)
+    except HFValidationError:
+        yield f"{part.name}: no such folder, and no name of a repository either; set {part.key} to a folder"
+        return
+    if isinstance(cached, str):
+        if constants.HF_HUB_OFFLINE:  # what is not in the cache will not come
+            snapshot = Path(cached).parent
+            yield from (
+                f"{part.name}: {missing} in the hub's cache, {snapshot}" for missing in _missing(part, snapshot)
+            )
+        return
+    where = f"no such folder, and not in the hub's cache ({constants.HF_HUB_CACHE})"
+    if constants.HF_HUB_OFFLINE:
+        yield f"{part.name}: {where}; HF_HUB_OFFLINE is set, so the hub is not asked; set {part.key} to a folder"
+    elif refusal := hub.refusal(part.name):
+        yield f"{part.name}: {where}; {refusal}; set {part.key} to a folder"

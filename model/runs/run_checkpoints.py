@@ -1,0 +1,129 @@
+"""The checkpoints of a run: written by a thread while training goes on, valid all at once, the best and the last kept.
+
+run/
+  checkpoint-000100/   what from_pretrained loads (see checkpoint.py), and engine/, what training goes on from
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoints.base_rows import write_whole
+from model.checkpoints.checkpoint import finish
+from model.checkpoints.description import CONFIG, is_local
+from model.runs.run_state import BEST, FOLDER, PREFIX, STATE, TrainState, finished
+
+Write = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    folder: Path
+    state: TrainState
+    written: Future[Mapping[str, Any] | None]
+
+
+class RunCheckpoints:
+    """One rank's part of writing a run's checkpoints; all ranks call the same methods at the same steps.
+
+    A checkpoint is one as soon as its `config.json` is there, which rank 0 writes when every rank's files are.
+    `on_finished` hears of it on all ranks. One is written at a time: the next waits for the one before.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        rank: int,
+        keep_last: int,
+        all_done: Callable[[bool], bool],
+        on_finished: Callable[[Path, TrainState], None],
+    ) -> None:
+        self._run, self._rank, self._keep_last = run, rank, keep_last
+        self._all_done, self._on_finished = all_done, on_finished
+        self._pending: _Pending | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint after `step` updates goes."""
+        return self._run / f"{PREFIX}{step:06d}"
+
+    def clear(self, step: int) -> None:
+        """Removes what an interrupted attempt left of a checkpoint, before anything is written to it."""
+        if self._rank == 0 and self.folder(step).is_dir():
+            _remove(self.folder(step))
+
+    def start(self, state: TrainState, files: Mapping[str, Any], write: Write | None) -> None:
+        """Begins to write: `files` of this rank's engine, and what `write` (of rank 0) makes in a local folder."""
+        assert self._pending is None
+        folder = self.folder(state.step)
+        written = self._thread.submit(self._write, folder, state, files, write)
+        self._pending = _Pending(folder=folder, state=state, written=written)
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Finishes the checkpoint being written once every rank's part is there; with `wait` that is now."""
+        if self._pending is None:
+            return
+        if wait or self._pending.written.done():
+            self._pending.written.result()  # before the others hear of it: what failed here is no checkpoint
+        if not self._all_done(self._pending.written.done()):
+            return
+        pending, self._pending = self._pending, None
+        description = pending.written.result()
+        if self._rank == 0:
+            assert description is not None
+            finish(pending.folder, description)
+            self._prune()
+        self._on_finished(pending.folder, pending.state)
+
+    def close(self) -> None:
+        """Waits for the thread."""
+        self._thread.shutdown()
+
+    def _write(
+        self, folder: Path, state: TrainState, files: Mapping[str, Any], write: Write | None
+    ) -> Mapping[str, Any] | None:
+        description = None
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with (folder / FOLDER / name).open("wb") as file:
+                torch.save(content, file)
+        if write is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                description = write(Path(scratch))
+                for path in sorted(Path(scratch).rglob("*")):
+                    if path.is_file():
+                        target = folder / path.relative_to(scratch).as_posix()
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(path.read_bytes())
+            (folder / FOLDER / STATE).write_text(state.to_json(), encoding="utf-8")
+        return description
+
+    def _prune(self) -> None:
+        """Removes all but the last ones and the best by validation loss; says in `checkpoints.json` which they are."""
+        found = finished(self._run)
+        losses = {folder: TrainState.read(folder).validation.get("loss") for folder in found}
+        scored = {folder: loss for folder, loss in losses.items() if loss is not None}
+        best = min(scored, key=lambda folder: scored[folder], default=None)
+        kept = [folder for folder in found if folder in found[-self._keep_last :] or folder == best]
+        rows = [{"name": f.name, "validation_loss": losses[f], "best": f == best} for f in kept]
+        write_whole(self._run / BEST, (json.dumps(rows, indent=1) + "\n").encode())
+        for folder in found:
+            if folder not in kept:
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The file that makes it a checkpoint first, so that what is left of it is never taken for one."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    if is_local(folder):
+        shutil.rmtree(folder)
+    else:
+        folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]

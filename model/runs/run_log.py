@@ -1,0 +1,155 @@
+"""What a training writes while it runs, for programs, for TensorBoard, and for a tracker where one is set.
+
+log.jsonl                one line a step, and one a validation, whose figures' names begin with `validation/`
+tensorboard/             the same figures, and samples with pictures and sound
+samples/                 the samples as files: 000120-image.txt, 000120-image.png
+tracker.json             which run of MLflow or Weights & Biases this is
+mlflow/, wandb/          what MLflow keeps where it is told of no server, and Weights & Biases
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from model.decoders.previews import preview, summary
+from model.runs.trackers import Tracker, TrackerName, open_tracker
+from pipelines.sample import Decoded, Modality
+
+LOG = "log.jsonl"
+# The ends of the names of what depends on the clock; all else in the log is the same in a run that was interrupted.
+TIMES = ("_seconds", "_per_second", "data_wait")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, without a last line that was torn; a figure that was not finite is None."""
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A reply: the prompt, the answer that the data have, the model's own text, and the medium decoded, if any."""
+
+    modality: Modality
+    prompt: str
+    expected: str
+    text: str
+    medium: Decoded | None
+
+
+class RunLog:
+    """Writes the log of one rank; a context manager, which tells the tracker whether the run failed.
+
+    `directory` is local. `first_step` is the number of steps done before, 0 in a new run: what the log holds of later
+    ones is dropped, so that it reads like the log of a run that was never interrupted. Steps count from 1. Raises
+    ValueError where the tracker is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        first_step: int,
+        tracker: TrackerName | None,
+        name: str,
+        settings: Mapping[str, Any],
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        _drop_after(directory / LOG, first_step)
+        self._tracker: Tracker | None = open_tracker(tracker, directory, name, settings) if tracker else None
+        self._file = (directory / LOG).open("a", buffering=1, encoding="utf-8")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+        self._told = False
+
+    def step(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Logs a step of training; what is no number, such as the keys of its samples, is in log.jsonl alone."""
+        self._write(step, figures)
+
+    def validation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs a validation after a step, under names that begin with `validation/`."""
+        self._write(step, {f"validation/{name}": value for name, value in figures.items()})
+
+    def sample(self, step: int, sampled: Sampled) -> None:
+        """Logs a generated sample: its texts, and its picture, film or sound if it has one."""
+        tag, stem = f"samples/{sampled.modality}", f"{step:06d}-{sampled.modality}"
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        texts = {"prompt": sampled.prompt, "expected": sampled.expected, "reply": sampled.text}
+        text = folder / f"{stem}.txt"
+        text.write_text("".join(f"{name}: {value}\n" for name, value in texts.items()), encoding="utf-8")
+        self._board.add_text(tag, "\n\n".join(map(_as_markdown, texts, texts.values())), step)
+        medium = None
+        if sampled.medium is not None:
+            data, suffix = preview(sampled.medium)
+            medium = folder / f"{stem}.{suffix}"
+            medium.write_bytes(data)
+            events = self._board.file_writer
+            assert events is not None
+            events.add_summary(summary(tag, sampled.medium, data), step)
+        self._track(lambda tracker: tracker.sample(step, tag, text, medium))
+
+    def flush(self) -> None:
+        """Puts all of it on the disk; what a checkpoint is to go on from must be there before it is."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the log; a second time it does nothing."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
+            self._board.close()
+            self._track(lambda tracker: tracker.close(failed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def _write(self, step: int, row: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
+        # JSON has no NaN.
+        lost = {name: None for name, value in numbers.items() if not math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **row, **lost}) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        self._track(lambda tracker: tracker.figures(step, numbers))
+
+    def _track(self, log: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            log(self._tracker)
+        except Exception as error:  # a server that is away must not end a training
+            if not self._told:
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                print(f"note: the tracker did not take what was logged, the training goes on: {reason}", flush=True)
+            self._told = True
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Leaves the rows up to a step in a log, whole."""
+    rows = [row for row in read_log(path) if row["step"] <= step]
+    if path.is_file():
+        temporary = path.with_name(f".{LOG}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _as_markdown(title: str, text: str) -> str:
+    """A text under a title, as it stands: indented, it is shown as code."""
+    return f"**{title}**\n\n" + "\n".join(f"    {line}" for line in text.splitlines() or [""])

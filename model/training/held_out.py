@@ -1,0 +1,92 @@
+"""Scores of the held-out samples while a stage trains, and replies to some of them to look at."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from model.core.batch import Batch
+from model.core.losses import Criterion, LossWeights
+from model.parts.builtin import BUILTIN
+from model.parts.families import is_full_size
+from model.runs.run_log import RunLog
+from model.training.engine import Rank
+from model.training.feed import Row
+from model.training.train_settings import TrainSettings
+from model.training.validation import validate
+from model.training.validation_replies import Sampler
+from pipelines.sample import Modality
+
+
+class HeldOut:
+    """One rank's held-out micro-batches, as many as every other rank has, and the rows they are of."""
+
+    def __init__(
+        self,
+        engine: Any,
+        criterion: Criterion,
+        weights: LossWeights,
+        tokenizer: Any,
+        *,
+        settings: TrainSettings,
+        rank: Rank,
+        batches: Sequence[Batch],
+        rows: Sequence[Row],
+        reduce: Callable[[list[float]], list[float]],
+    ) -> None:
+        self._engine, self._criterion, self._weights = engine, criterion, weights
+        self._settings, self._rank, self._batches, self._reduce = settings, rank, batches, reduce
+        # With its weights spread over ranks (ZeRO-3) a model answers only where all of them run the same.
+        self._everywhere = settings.zero == 3 and rank.world_size > 1
+        self._rows = rows
+        if self._everywhere:
+            shared = [rows]
+            dist.broadcast_object_list(shared)
+            self._rows = shared[0]
+        wanted = rank.rank == 0 and makes_samples(settings, rank.device)
+        self.makes_samples = reduce([float(wanted)])[0] > 0
+        self._sampler = None
+        if self.makes_samples and (rank.rank == 0 or self._everywhere):
+            self._sampler = Sampler(engine, tokenizer, renders=rank.rank == 0)
+
+    def score(self, step: int, log: RunLog | None) -> dict[str, float]:
+        """Scores all of them after `step` updates; every rank calls it, and gets the scores of all."""
+        moved = (batch.to(self._rank.device) for batch in self._batches)
+        scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
+        if log is not None:
+            log.validation(step, scores)
+            parts = [f"{name} {scores[name]:.3f}" for name in scores if name.endswith(("loss", "well_formed"))]
+            print(f"held out, after step {step}: {', '.join(parts)}", flush=True)
+        return scores
+
+    def sample(self, step: int, log: RunLog | None) -> None:
+        """Replies to some of them, for the log; every rank calls it. It may take minutes."""
+        samples = self._sampler(self._rows) if self._sampler is not None else []
+        if log is not None:
+            for sample in samples:
+                log.sample(step, sample)
+
+
+def makes_samples(settings: TrainSettings, device: str) -> bool:
+    """Whether sample replies are made on a device; where the default decides against them, that is said in a line."""
+    if settings.validation.generate != "auto":
+        return settings.validation.generate
+    decoders = {modality: output.decoder for modality, output in settings.model.outputs.items()}
+    if device.startswith("cuda") or not any(map(_is_large, decoders, decoders.values())):
+        return True
+    print(
+        "note: no sample replies while training: no GPU and full-size decoders; validation.generate=true insists",
+        flush=True,
+    )
+    return False
+
+
+def _is_large(modality: Modality, name: str) -> bool:
+    """Whether a decoder takes minutes a medium on a CPU; one that is out of reach counts as such."""
+    if not (name.startswith(BUILTIN) or Path(name).is_dir()):
+        return True  # of the hub, which is not asked for this
+    try:
+        return is_full_size(modality, name)
+    except (OSError, ValueError):
+        return True

@@ -1,0 +1,116 @@
+"""What a training run is set to: one place for each setting, checked before anything starts."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+from model.parts.config import ModelConfig
+from pipelines.sample import Modality
+
+Stage = Literal[1, 2, 3]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerSettings(_Settings):
+    """AdamW with linear warm-up and linear decay to zero.
+
+    A stage sets `learning_rate`; a preset may scale it, since narrow models take larger steps.
+    """
+
+    learning_rate: PositiveFloat
+    learning_rate_scale: PositiveFloat = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.001, ge=0)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+
+
+class LossSettings(_Settings):
+    """How the parts of the loss are weighed; `alignment` is normalised MSE or the legacy L2 norm.
+
+    `denoising_weights` switches the loss through a frozen UNet on, by modality. A loss that is not finite, or
+    `stop_above` times the mean of the steps before it, stops the run.
+    """
+
+    alignment: Literal["mse", "l2"] = "mse"
+    padding_weight: float = Field(0.1, ge=0)
+    text_weight: float = Field(1.0, ge=0)
+    alignment_weights: dict[Modality, float] = {modality: 1.0 for modality in Modality}
+    denoising_weights: dict[Modality, float] = {}
+    stop_above: PositiveFloat = 20.0
+
+    @property
+    def denoised(self) -> list[Modality]:
+        """The modalities whose conditions go through the frozen UNet."""
+        return [modality for modality, weight in self.denoising_weights.items() if weight]
+
+
+class ValidationSettings(_Settings):
+    """The held-out split, by the hash of a sample's key: the same samples in every stage and run.
+
+    `every` counts steps; None validates with each checkpoint. `samples` bounds what one validation reads; `generate`
+    makes one reply a modality for the log, `auto` where there is a GPU or the decoders are small.
+    """
+
+    fraction: float = Field(0.02, ge=0, le=0.5)
+    samples: PositiveInt = 128
+    every: PositiveInt | None = None
+    generate: bool | Literal["auto"] = "auto"
+
+
+class TrainSettings(_Settings):
+    """The effective configuration of a stage.
+
+    `datasets` is `auto` (every prepared dataset that the catalog gives to the stage) or catalog names with weights;
+    `sidecars` names an encoder id by kind where a dataset has several. `batch_size` counts samples of a global batch,
+    over all workers. `max_steps` overrides `epochs`, and may be more than they hold. Global batches are made of samples
+    of like length: `length_window` of them are sorted together. `workers` and `use_gpu` of None are taken from the
+    cluster; a pair of numbers lets the workers be fewer while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run
+    survives `max_failures` failures of its workers. Checkpoints are written every `checkpoint_every` steps and at the
+    end; the best and the last `keep_last` stay. `shuffle_items` trains a control, for which other items' features and
+    caption embeddings stand in each batch.
+    """
+
+    stage: Stage
+    model: ModelConfig
+    datasets: Literal["auto"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = "auto"
+    sidecars: dict[str, str] = {}
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None = None
+    length_window: PositiveInt = 16
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    use_gpu: bool | None = None
+    max_failures: int = Field(3, ge=0)
+    precision: Literal["fp32", "bf16"]
+    zero: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0)
+    log_every: PositiveInt = 10
+    log_samples: bool = False
+    shuffle_items: bool = False
+    tracker: Literal["mlflow", "wandb"] | None = None
+    checkpoint_every: PositiveInt | None = None
+    keep_last: PositiveInt = 2
+    optimizer: OptimizerSettings
+    loss: LossSettings = LossSettings()
+    validation: ValidationSettings = ValidationSettings()
+    deepspeed: str
+
+    @property
+    def num_micro_batches(self) -> int:
+        """How many micro-batches a whole global batch is cut into."""
+        return -(-self.batch_size // self.micro_batch_size)
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _names_to_weights(cls, value: object) -> object:
+        if isinstance(value, list):
+            return {str(name): 1.0 for name in value}
+        if isinstance(value, str) and value != "auto":
+            return {name.strip(): 1.0 for name in value.split(",")}
+        return value

@@ -1,0 +1,152 @@
+"""Replies to held-out prompts while a model trains: one a modality, with the medium it makes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from model.core.adapter import base_of
+from model.core.nextgpt import NextGPT
+from model.inference.generation import generate
+from model.runs.run_log import Sampled
+from model.training.feed import Row
+from model.training.validation import undisturbed
+from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_json
+
+if TYPE_CHECKING:
+    from model.decoders.decoder import Decoder  # imports diffusers, which takes seconds
+
+
+class Sampler:
+    """Replies of a model at every call to the same prompts; `engine` is DeepSpeed's, or the model alone.
+
+    Decoders are loaded when first needed, on the model's device, and kept; `steps` is how often they denoise. Where
+    `renders` is false there are none: under ZeRO-3 every rank takes part in generating, and one of them renders.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: Any,
+        *,
+        renders: bool = True,
+        seed: int = 0,
+        steps: int = 10,
+        max_new_tokens: int = 96,
+    ) -> None:
+        self.model: NextGPT = getattr(engine, "module", engine)
+        self._offload = getattr(getattr(engine, "optimizer", None), "parameter_offload", None)
+        self.tokenizer, self.renders = tokenizer, renders
+        self.seed, self.steps, self.max_new_tokens = seed, steps, max_new_tokens
+        self._decoders: dict[Modality, Decoder | None] = {}
+        self._told: set[str] = set()
+
+    def __call__(self, rows: Sequence[Row]) -> list[Sampled]:
+        """Replies to the first row of each modality: one whose answer holds such an item, else whose prompt does.
+
+        Rows are those of the hand-over, their embeddings as arrays. A training is left as it was, whatever goes wrong:
+        that is told in a line, and the sample or its medium left out.
+        """
+        found = []
+        with undisturbed(self.model), self._steps_told():
+            for modality in Modality:
+                try:
+                    sampled = self._sample(modality, rows)
+                except Exception as error:  # a log's illustration must not end a training
+                    self._tell(f"no {modality} sample", error)
+                else:
+                    found += [sampled] if sampled is not None else []
+        return found
+
+    @contextmanager
+    def _steps_told(self) -> Iterator[None]:
+        """Tells ZeRO-3 at each token that a step begins.
+
+        It counts steps by forward passes of the whole model, of which an answer has none: taken for one step, its
+        thousands of modules are looked through at every one of them.
+        """
+        if self._offload is None:
+            yield
+            return
+        decoder = base_of(self.model.llm).get_decoder()
+        reset = self._offload.get_param_coordinator().reset_step
+        hook = decoder.register_forward_pre_hook(lambda *_: reset(), prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _sample(self, modality: Modality, rows: Sequence[Row]) -> Sampled | None:
+        chosen = _choose(modality, rows, "assistant") if modality in self.model.config.outputs else None
+        require = [modality] if chosen is not None else []
+        chosen = chosen or _choose(modality, rows, "user")
+        if chosen is None:
+            return None
+        row, turns, answer = chosen
+        items = sum(isinstance(part, Item) and bool(part.name) for turn in turns for part in _of_user(turn))
+        reply = generate(
+            self.model,
+            self.tokenizer,
+            turns,
+            row["encoder"][:items] if items else None,
+            max_new_tokens=self.max_new_tokens,
+            require=require,
+            max_items=len(require),
+        )
+        medium = self._render(modality, reply.conditions[0][1]) if reply.conditions and self.renders else None
+        prompt = "\n".join(f"{turn.role}: {_as_text(turn)}" for turn in turns) if len(turns) > 1 else _as_text(turns[0])
+        return Sampled(modality=modality, prompt=prompt, expected=_as_text(answer), text=reply.text, medium=medium)
+
+    def _render(self, modality: Modality, condition_LD: Any) -> Decoded | None:
+        try:
+            decoder = self._decoder(modality)
+            if decoder is None:
+                return None
+            decoder.to(self.model.new_input_rows.weight.device)
+            try:
+                return decoder.generate(condition_LD, seed=self.seed, steps=self.steps)
+            finally:
+                if self.model.config.decoders.on_device == "one":
+                    decoder.to("cpu")  # training goes on, and needs the room
+        except Exception as error:
+            self._tell(f"{modality} samples are text alone", error)
+            return None
+
+    def _decoder(self, modality: Modality) -> "Decoder | None":
+        if modality not in self._decoders:
+            from model.decoders.decoder import Decoder  # late, see above
+
+            self._decoders[modality] = None  # what failed once is not tried again
+            weight = self.model.new_input_rows.weight
+            name = self.model.config.outputs[modality].decoder
+            self._decoders[modality] = Decoder(modality, name, weight.device, self.model.config.decoders)
+        return self._decoders[modality]
+
+    def _tell(self, what: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if what not in self._told:
+            print(f"note: {what}: {reason}", flush=True)
+        self._told.add(what)
+
+
+def _choose(modality: Modality, rows: Sequence[Row], role: Role) -> tuple[Row, list[Turn], Turn] | None:
+    """The first row with such an item in a turn of `role`: the turns up to an answer from there on, and the answer."""
+    for row in rows:
+        turns = turns_from_json(row["turns"])
+        for place, turn in enumerate(turns):
+            if turn.role == role and any(isinstance(part, Item) and part.modality is modality for part in turn.parts):
+                end = place if role == "assistant" else place + 1
+                return row, list(turns[:end]), turns[end]
+    return None
+
+
+def _of_user(turn: Turn) -> Sequence[Any]:
+    return turn.parts if turn.role == "user" else ()
+
+
+def _as_text(turn: Turn) -> str:
+    """A turn as a person reads it; an item is its modality, and its caption if it has one."""
+    return " ".join(part.strip() if isinstance(part, str) else _item_as_text(part) for part in turn.parts)
+
+
+def _item_as_text(item: Item) -> str:
+    return f"[{item.modality}: {item.caption}]" if item.caption else f"[{item.modality}]"

@@ -1,0 +1,183 @@
+"""Prepared datasets as a training stage sees them: single samples with the embeddings of their items.
+
+Plain reading of byte ranges: no media are decoded and no encoder runs.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.handover.mixture import Plan
+from pipelines.sample import Modality, turns_to_json
+from pipelines.storage.random_access import Entry, Indexes, Ranges
+from pipelines.storage.shards import Manifest, from_members
+from pipelines.storage.sidecars import (
+    ENCODER,
+    KINDS,
+    LATENTS,
+    ROW_KINDS,
+    SidecarManifest,
+    embed_command,
+    find_sidecars,
+    from_npy,
+    needs,
+    output_modality,
+    sidecar_folder,
+)
+from pipelines.views import Kind, apply_view
+
+# Which sidecars a kind of view reads: comprehension takes features in, generation aims at caption embeddings.
+READS = {"caption": (ENCODER,), "generate": ("image", "video", "audio"), "dialogue": KINDS}
+
+# The folder below a dataset's where the lengths of its samples are kept, see `survey.py`; no part of the data.
+LENGTHS = "lengths"
+
+ROW_SCHEMA = pa.schema(
+    [("step", pa.int64()), ("micro", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
+    + [(kind, pa.binary()) for kind in ROW_KINDS]
+    + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in ROW_KINDS]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedView:
+    """A prepared dataset as a training stage sees it, and the sidecar folders its items' embeddings come from."""
+
+    name: str
+    kind: Kind
+    directory: Path
+    manifest: Manifest
+    sidecars: dict[str, Path]
+    weight: float = 1.0
+
+
+def plan_view(
+    name: str,
+    kind: Kind,
+    directory: Path,
+    weight: float,
+    wanted: Mapping[str, str],
+    denoised: Collection[Modality] = (),
+) -> PlannedView:
+    """Finds the sidecars a view needs.
+
+    `wanted` names the encoder id to use by sidecar kind, where it is not the only one. Of the `denoised` modalities,
+    the latents are read as well.
+
+    Raises:
+        ValueError: a sidecar is missing, out of date, or there are several and none is named.
+    """
+    manifest = Manifest.read(directory)
+    latents = [k for k in LATENTS if output_modality(k) in denoised and output_modality(k) in READS[kind]]
+    reads = [k for k in (*READS[kind], *latents) if needs(manifest, k)]
+    sidecars = {k: _choose(directory, manifest, k, wanted.get(k)) for k in reads}
+    return PlannedView(name=name, kind=kind, directory=directory, manifest=manifest, sidecars=sidecars, weight=weight)
+
+
+def _choose(directory: Path, manifest: Manifest, kind: str, wanted: str | None) -> Path:
+    found = find_sidecars(directory, kind)
+    usable = {name: sidecar for name, sidecar in found.items() if wanted is None or name == wanted}
+    command = embed_command(directory.parent, kind)
+    if not usable:
+        what = f"by {wanted}" if wanted else "at all"
+        raise ValueError(f"{directory}: has no {kind} embeddings {what}; run {command}")
+    if len(usable) > 1:
+        raise ValueError(
+            f"{directory}: {kind} embeddings by several encoders ({', '.join(usable)}); "
+            f"name one with sidecars.{kind}=ID"
+        )
+    (name, sidecar), *_ = usable.items()
+    if sidecar.of_shards != [shard.sha256 for shard in manifest.shards]:
+        raise ValueError(f"{directory}: the {kind} embeddings {name} are of other shards than these; run {command}")
+    return sidecar_folder(directory, name)
+
+
+def sidecar_of(view: PlannedView, kind: str) -> SidecarManifest:
+    """The manifest of one of a view's sidecars."""
+    return SidecarManifest.read(view.sidecars[kind])
+
+
+class SampleReader:
+    """Reads single samples by their number in a view: byte ranges of the tar and of its sidecars."""
+
+    def __init__(self, views: Sequence[PlannedView]) -> None:
+        self._views = views
+        # Made once: joining and hashing paths would take a third of the time of a read.
+        self._tars = [[view.directory / shard.name for shard in view.manifest.shards] for view in views]
+        self._sidecars = [
+            {kind: [folder / shard.name for shard in view.manifest.shards] for kind, folder in view.sidecars.items()}
+            for view in views
+        ]
+        self._samples = Indexes("json_offset", "json_length")
+        self._embeddings = Indexes("offset", "length", "lengths")
+        self._ranges = Ranges()
+
+    def read(self, view: int, sample: int) -> dict[str, Any]:
+        """One sample as a row: `key`, `turns` (JSON) and, by sidecar kind, `.npy` bytes and caption lengths."""
+        return self.read_all([(view, sample)])[0]
+
+    def read_all(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The samples at (view, sample), as rows in the order given."""
+        entries = [self._entries(view, sample) for view, sample in pairs]
+        data = iter(self._ranges.read([entry.range for found in entries for entry in found.values()]))
+        return [
+            _row(self._views[view], found, {name: next(data) for name in found})
+            for (view, _), found in zip(pairs, entries, strict=True)
+        ]
+
+    def _entries(self, view: int, sample: int) -> dict[str, Entry]:
+        """Where the sample's document (`json`) and its embeddings (by kind) stand."""
+        shard, place = divmod(sample, self._views[view].manifest.samples_per_shard)
+        document = self._samples.entry(self._tars[view][shard], place)
+        found = {"json": document}
+        for kind, tars in self._sidecars[view].items():
+            found[kind] = self._embeddings.entry(tars[shard], place)
+            if found[kind].key != document.key:
+                raise ValueError(
+                    f"{tars[shard]}: sample {place} is {found[kind].key}, expected {document.key}; "
+                    "delete it and run jobs/embed.py"
+                )
+        return found
+
+
+def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes]) -> dict[str, Any]:
+    sample = apply_view(view.kind, from_members({"json": data["json"]}))
+    row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}
+    for kind in ROW_KINDS:
+        row[kind] = data.get(kind, b"")
+        row[f"{kind}_lengths"] = entries[kind].lengths if kind in entries else []
+    return row
+
+
+class ReadSteps:
+    """A Ray Data step: from step numbers to the samples one rank takes at those steps, in order."""
+
+    def __init__(self, plan: Plan, views: list[PlannedView], rank: int, world_size: int) -> None:
+        self._plan = plan
+        self._reader = SampleReader(views=views)
+        self._rank = rank
+        self._world_size = world_size
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        """Yields one table a step; a step at which this rank has no sample gives none."""
+        for step in batch["id"]:
+            places = self._plan.rank_batch(int(step), self._rank, self._world_size)
+            found = self._reader.read_all([(view, sample) for _, view, sample in places])
+            rows = [{"step": int(step), "micro": micro} | row for (micro, *_), row in zip(places, found, strict=True)]
+            if rows:
+                yield pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+
+def sample_embeddings(views: list[PlannedView], kind: str, limit: int) -> Iterator[tuple[Any, list[int]]]:
+    """Caption embeddings (num_items, L, D) with lengths of about `limit` samples, spread evenly over the views."""
+    reader = SampleReader(views=views)
+    having = [index for index, view in enumerate(views) if kind in view.sidecars]
+    for index in having:
+        count = views[index].manifest.samples
+        for sample in range(0, count, max(1, count * len(having) // limit)):
+            row = reader.read(index, sample)
+            if row[f"{kind}_lengths"]:
+                yield from_npy(row[kind]), row[f"{kind}_lengths"]

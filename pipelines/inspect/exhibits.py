@@ -1,0 +1,212 @@
+"""What a report shows of a dataset: thumbnails, frames of clips, short sounds and dialogues, each as a `data:` URI."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import soundfile
+import soxr
+
+from pipelines.media.codecs import decode
+from pipelines.sample import Audio, Image, Item, Media, Sample, Video
+from pipelines.storage.files import read_range, read_rows
+from pipelines.storage.shards import from_members, index_path, shard_name, split_members
+
+THUMBNAIL = 320  # pixels of the longer side
+FRAME = 224
+FRAMES = 5  # of a clip
+SECONDS = 10.0  # of a sound
+SAMPLE_RATE = 16_000
+PEAKS = 96
+QUALITY = 80
+MAX_TEXT = 1200  # characters of one text
+MAX_TURNS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A small JPEG as a `data:` URI, and its own width and height in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """One medium to look at or to listen to.
+
+    `pictures` are one thumbnail of an image, several frames of a video, none of a sound. `sound` is the URI of the
+    first seconds, `peaks` its loudness from 0 to 1 over time, `cut` whether there is more.
+    """
+
+    modality: str
+    key: str
+    source: str
+    caption: str
+    file: str
+    facts: str
+    pictures: tuple[Picture, ...] = ()
+    sound: str = ""
+    peaks: tuple[float, ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bubble:
+    """A turn of a dialogue: texts and exhibits in the order they stand."""
+
+    role: str
+    parts: tuple[str | Exhibit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownDialogue:
+    """A dialogue to read; `left` turns more are not shown."""
+
+    key: str
+    source: str
+    turns: tuple[Bubble, ...]
+    left: int
+
+
+@dataclass(kw_only=True)
+class Showcase:
+    """Makes exhibits of a dataset's samples, until all `data:` URIs together are `budget` bytes."""
+
+    dataset: Path
+    budget: int
+    _made: dict[tuple[str, str], Exhibit] = field(default_factory=dict)
+    _index: tuple[Path, list[dict[str, Any]]] = (Path(), [])
+
+    def sample(self, shard: int, place: int) -> Sample:
+        """Reads one sample with its media."""
+        row = self._row(shard, place)
+        data = read_range(self.dataset / shard_name(shard), row["offset"], row["length"])
+        return from_members(split_members(data))
+
+    def text(self, shard: int, place: int) -> Sample:
+        """Reads one sample without its media."""
+        row = self._row(shard, place)
+        data = read_range(self.dataset / shard_name(shard), row["json_offset"], row["json_length"])
+        return from_members({"json": data})
+
+    def _row(self, shard: int, place: int) -> dict[str, Any]:
+        path = index_path(self.dataset / shard_name(shard))
+        if self._index[0] != path:
+            self._index = path, read_rows(path, ["offset", "length", "json_offset", "json_length"])
+        return self._index[1][place]
+
+    def exhibits(self, places: Iterable[tuple[int, int, str]]) -> list[Exhibit]:
+        """The media at these places (shard, sample, tar suffix), as far as the budget goes."""
+        result = []
+        for shard, place, suffix in places:
+            sample = self.sample(shard, place)
+            item = next((item for item in sample.items() if item.name == suffix), None)
+            if item is not None and suffix in sample.media:
+                exhibit = self.exhibit(sample, item)
+                result += [exhibit] if exhibit.pictures or exhibit.sound else []
+        return result
+
+    def dialogue(self, sample: Sample) -> ShownDialogue:
+        """A dialogue with its items placed."""
+        turns = tuple(
+            Bubble(
+                role=turn.role,
+                parts=tuple(
+                    self.exhibit(sample, part) if isinstance(part, Item) else shortened(part) for part in turn.parts
+                ),
+            )
+            for turn in sample.turns[:MAX_TURNS]
+        )
+        left = len(sample.turns) - len(turns)
+        return ShownDialogue(key=sample.key, source=sample.source, turns=turns, left=left)
+
+    def exhibit(self, sample: Sample, item: Item) -> Exhibit:
+        """One item; without pictures or sound where it has no medium, cannot be decoded or the budget is spent."""
+        known = (sample.key, item.name)
+        exhibit = self._made.get(known) or self._make(sample, item)
+        cost = sum(len(picture.uri) for picture in exhibit.pictures) + len(exhibit.sound)
+        if cost > self.budget:
+            return replace(exhibit, pictures=(), sound="")
+        self.budget -= cost
+        if item.name:
+            self._made[known] = exhibit
+        return exhibit
+
+    def _make(self, sample: Sample, item: Item) -> Exhibit:
+        facts = dict(sample.meta.get("media", {}).get(item.name, {}))
+        exhibit = Exhibit(
+            modality=item.modality.value,
+            key=sample.key,
+            source=sample.source,
+            caption=shortened(item.caption),
+            file=str(facts.pop("file", "")),
+            facts=_described(facts),
+        )
+        medium = sample.media.get(item.name)
+        return _shown(exhibit, medium, float(facts.get("seconds", 0))) if medium and self.budget > 0 else exhibit
+
+
+def _shown(exhibit: Exhibit, medium: Media, seconds: float) -> Exhibit:
+    """The exhibit with pictures or sound; as it is where its medium cannot be decoded."""
+    try:
+        decoded = decode(medium, fps=FRAMES / seconds if seconds else 1.0)
+    except ValueError:
+        return exhibit
+    match decoded:
+        case Image(pixels=pixels):
+            return replace(exhibit, pictures=(_picture(pixels, THUMBNAIL),))
+        case Video(frames=frames):
+            chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
+            return replace(exhibit, pictures=tuple(_picture(frames[place], FRAME) for place in chosen))
+        case Audio():
+            return _with_sound(exhibit, decoded)
+
+
+def shortened(text: str) -> str:
+    """A text, cut where it is too long for a page."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
+
+
+def _described(facts: dict[str, float]) -> str:
+    """The facts of a medium in a few words: 640 x 480 px, 12.5 s, 30 fps, 16 kHz."""
+    size = [f"{facts['width']} x {facts['height']} px"] if facts.get("width") else []
+    units = {"seconds": "s", "fps": "fps"}
+    rest = [f"{facts[name]:.3g} {unit}" for name, unit in units.items() if facts.get(name)]
+    rate = [f"{facts['sample_rate'] / 1000:g} kHz"] if facts.get("sample_rate") else []
+    return ", ".join(size + rest + rate)
+
+
+def _picture(pixels: npt.NDArray[np.uint8], side: int) -> Picture:
+    picture = PIL.Image.fromarray(pixels)
+    picture.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=QUALITY)
+    return Picture(uri=_uri("image/jpeg", buffer.getvalue()), width=picture.width, height=picture.height)
+
+
+def _with_sound(exhibit: Exhibit, audio: Audio) -> Exhibit:
+    """The exhibit with the first seconds in mono, as FLAC, which every browser plays, and how loud they are."""
+    samples = audio.waveform.mean(axis=0)
+    cut = len(samples) > SECONDS * audio.sample_rate
+    samples = samples[: int(SECONDS * audio.sample_rate)]
+    rate = min(audio.sample_rate, SAMPLE_RATE)
+    if rate != audio.sample_rate:
+        samples = np.clip(soxr.resample(samples, audio.sample_rate, rate), -1, 1)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
+    loudness = [float(np.abs(block).max()) for block in np.array_split(samples, PEAKS) if len(block)]
+    loudest = max(loudness) or 1.0
+    peaks = tuple(round(value / loudest, 3) for value in loudness)
+    return replace(exhibit, sound=_uri("audio/flac", buffer.getvalue()), peaks=peaks, cut=cut)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,24 @@
+"""Readers of other people's files, by the name the catalog calls them.
+
+A reader takes a catalog entry and its file or folder, of any format of rows, and yields samples, and rejects for the
+rows it cannot use. It opens no media: an item's name is a file below the entry's media folder, or inside a container.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines.sample import Reject, Sample
+from pipelines.sources import alpaca, chats, conversations, mosit, pairs, t2x, videochat
+from pipelines.sources.entry import Entry
+
+Reader = Callable[[Entry, Path], Iterator[Sample | Reject]]
+
+READERS: dict[str, Reader] = {
+    "pairs": pairs.read,
+    "conversations": conversations.read,
+    "chats": chats.read,
+    "alpaca": alpaca.read,
+    "videochat": videochat.read,
+    "t2x": t2x.read,
+    "mosit": mosit.read,
+}

@@ -1,0 +1,143 @@
+"""What every reader shares: the rows of a source, the checks of their fields, and rows that become samples."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.sample import Reject, Sample, Turn
+from pipelines.sources.entry import Entry
+from pipelines.tables import formats
+from pipelines.tables.keys import row_key
+from pipelines.tables.raw import Parser, Raw
+
+Row = Mapping[str, Any]
+
+
+class Dialogue(NamedTuple):
+    """What a row says, and what is to be known about it beside that."""
+
+    turns: tuple[Turn, ...]
+    meta: Mapping[str, Any] = {}
+
+
+ToKey = Callable[[Row, int], str]
+ToDialogue = Callable[[Row], Dialogue]
+
+MAX_NAME_BYTES = 1024
+MAX_CAPTION_BYTES = 8 * 1024
+MAX_TEXT_BYTES = 32 * 1024
+_REPLACEMENT = "\ufffd"
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://|(data):", re.IGNORECASE)
+
+
+def read(
+    entry: Entry, path: Path, to_key: ToKey, to_dialogue: ToDialogue, parsers: Mapping[str, Parser] | None = None
+) -> Iterator[Sample | Reject]:
+    """Yields a sample for every good row of a file or folder and a reject for every bad one, in order.
+
+    The entry's column names are translated first. `to_key` and `to_dialogue` raise ValueError with the reason to reject
+    a row. Where a file breaks off, what was readable is followed by one reject. `parsers` read further file suffixes.
+
+    Raises:
+        ValueError: the file is not of its format, or the folder holds no rows.
+    """
+    raws = formats.read(path, entry.patterns(path), parsers or {})
+    return (_sample(entry, raw, index, to_key, to_dialogue) for index, raw in enumerate(raws))
+
+
+def field(row: Row, *spellings: str) -> Any:
+    """The value under the first spelling that is there and not null.
+
+    Raises:
+        ValueError: `missing field: ...`.
+    """
+    value = optional(row, *spellings)
+    if value is None:
+        raise ValueError(f"missing field: {' or '.join(spellings)}")
+    return value
+
+
+def optional(row: Row, *spellings: str) -> Any:
+    """As `field`, but None where no spelling is there."""
+    return next((row[spelling] for spelling in spellings if row.get(spelling) is not None), None)
+
+
+def listed(row: Row, *spellings: str) -> list[Any]:
+    """A field that holds one value or a list of them, as a list; empty where it is missing."""
+    value = optional(row, *spellings)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def name(value: Any, what: str) -> str:
+    """The name of a medium's file.
+
+    Raises:
+        ValueError: it is not a string, empty, a URL, over 1 KB, or damaged.
+    """
+    text = _text(value, what)
+    if not text.strip():
+        raise ValueError(f"empty {what}")
+    if url := _URL.match(text):
+        raise ValueError(f"missing file: {what} is a {url[1] or url[2]} URL, and nothing is downloaded")
+    return _sound(text, what, MAX_NAME_BYTES)
+
+
+def caption(value: Any, what: str = "caption") -> str:
+    """A caption in one line: white space is normalised.
+
+    Raises:
+        ValueError: it is not a string, empty, over 8 KB, or damaged.
+    """
+    text = " ".join(_text(value, what).split())
+    if not text:
+        raise ValueError(f"empty {what}")
+    return _sound(text, what, MAX_CAPTION_BYTES)
+
+
+def prose(value: Any, what: str) -> str:
+    """A speaker's text: its lines and inner spaces stay, line ends become `\\n`; it may be empty.
+
+    Raises:
+        ValueError: it is not a string, over 32 KB, or damaged.
+    """
+    text = _text(value, what).replace("\r\n", "\n").replace("\r", "\n").strip()
+    return _sound(text, what, MAX_TEXT_BYTES)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"bad field: {what} must be a string")
+    return value
+
+
+def _sound(text: str, what: str, limit: int) -> str:
+    if _REPLACEMENT in text:
+        raise ValueError(f"damaged text: {what} is not valid UTF-8")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"damaged text: {what} holds half of a surrogate pair") from None
+    if size > limit:
+        raise ValueError(f"too long {what}: {size} bytes, the limit is {limit}")
+    return text
+
+
+def _sample(entry: Entry, raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDialogue) -> Sample | Reject:
+    key = row_key(index) if raw.key is None else raw.key
+    try:
+        if raw.error:
+            raise ValueError(raw.error)
+        if not isinstance(raw.value, dict):
+            raise ValueError("bad row: not an object")
+        row = _translated(entry, raw.value)
+        key = to_key(row, index)
+        turns, meta = to_dialogue(row)
+        return Sample(key=key, source=raw.source, turns=turns, meta=meta)
+    except ValueError as error:
+        return Reject(source=raw.source, key=key, stage="read", reason=str(error))
+
+
+def _translated(entry: Entry, row: Row) -> Row:
+    """The row with its columns under the names that readers know; the columns' own names stay too."""
+    return {**row, **{name: optional(row, *columns) for name, columns in entry.fields.items()}}

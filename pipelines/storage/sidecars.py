@@ -1,0 +1,123 @@
+"""Sidecars: embeddings beside a dataset's shards, one `.npy` a sample, same keys, same order, media untouched.
+
+`<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
+embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D),
+encoder features (num_items, E) or a decoder's latents (num_items, C, ...), as float32, float16, or int8 with a scale
+for each vector (`storage.py`). The index beside it adds how many of the L positions are the caption's own, and a hash
+of what each embedding was made from.
+"""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.sample import Modality
+from pipelines.storage.ownership import IDENTITY_BYTES
+from pipelines.storage.precision import restore
+from pipelines.storage.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+
+# What a sidecar holds: caption embeddings for one output modality, or features of the input items; or, for the
+# denoising loss alone, latents of the media that are to be generated.
+ENCODER = "encoder"
+KINDS = (*(modality.value for modality in Modality), ENCODER)
+LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
+ROW_KINDS = (*KINDS, *LATENTS)
+
+SIDECAR_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("lengths", pa.list_(pa.int32())),
+        ("sha256", pa.string()),
+        ("identities", pa.list_(pa.binary(IDENTITY_BYTES))),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarManifest:
+    """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to.
+
+    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`.
+    """
+
+    kind: str
+    encoder_id: str
+    encoder_name: str
+    untrained: bool
+    shape: list[int]
+    dtype: str
+    items: int
+    shards: list[Shard]
+    of_shards: list[str]
+    max_error: float = 0.0
+    min_cosine: float = 1.0
+
+    def write(self, directory: Path) -> None:
+        """Writes the manifest, the mark of a finished sidecar."""
+        write_manifest(directory, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "SidecarManifest":
+        """Reads a finished sidecar's manifest.
+
+        Raises:
+            ValueError: it is damaged, or of another version of this program.
+        """
+        fields = read_manifest(directory)
+        try:
+            return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+        except (TypeError, KeyError):
+            raise ValueError(f"{directory / MANIFEST}: of another version; run jobs/embed.py again") from None
+
+
+def sidecar_folder(dataset: Path, encoder_id: str) -> Path:
+    """Where the sidecar of one encoder lies."""
+    return dataset / "embeddings" / encoder_id
+
+
+def find_sidecars(dataset: Path, kind: str) -> dict[str, SidecarManifest]:
+    """The finished sidecars of a kind beside a dataset, by encoder id."""
+    manifests = [SidecarManifest.read(path.parent) for path in sorted(dataset.glob(f"embeddings/*/{MANIFEST}"))]
+    return {manifest.encoder_id: manifest for manifest in manifests if manifest.kind == kind}
+
+
+def output_modality(kind: str) -> Modality | None:
+    """The modality of the output items that a sidecar of this kind is of; None for the encoder's, of input items."""
+    return None if kind == ENCODER else Modality(kind.removesuffix("_latents"))
+
+
+def takes_media(kind: str) -> bool:
+    """Whether a sidecar of this kind is made from media; else from captions."""
+    return kind == ENCODER or kind in LATENTS
+
+
+def embed_command(shards: Path, kind: str) -> str:
+    """What makes the sidecars of a kind."""
+    modality = output_modality(kind)
+    flags = f"--modality {modality or ENCODER}{' --latents' if kind in LATENTS else ''}"
+    return f"jobs/embed.py --shards {shards} {flags}"
+
+
+def needs(manifest: Manifest, kind: str) -> int:
+    """How many items of a dataset a sidecar of this kind holds, of latents at most so many; none needs no sidecar."""
+    modality = output_modality(kind)
+    return manifest.output_items.get(modality.value, 0) if modality else manifest.input_items
+
+
+def to_npy(array: npt.NDArray[Any]) -> bytes:
+    """An array as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(data: bytes) -> npt.NDArray[Any]:
+    """Reads `.npy` bytes, int8 with scales as float32; pickles are refused by numpy with a ValueError."""
+    return restore(np.load(io.BytesIO(data), allow_pickle=False))

@@ -1,0 +1,35 @@
+"""Keys of samples: what a row calls itself, in the letters a shard allows."""
+
+import hashlib
+import re
+from pathlib import PurePosixPath
+
+from pipelines.tables import columns
+
+MAX_KEY_LENGTH = 64
+_HASH_LENGTH = 8
+
+
+def make_key(raw: str) -> str:
+    """Turns any text into a key of at most 64 characters of `[a-z0-9_-]`.
+
+    A text that is a key already stays as it is; any other gets 8 hex digits of its SHA-256, so that what was told
+    apart before still is (WebDataset splits names at dots and slashes, and some file systems ignore case).
+    """
+    clean = re.sub(r"[^a-z0-9_-]+", "-", raw.lower()).strip("-")
+    if clean == raw and 0 < len(raw) <= MAX_KEY_LENGTH:
+        return raw
+    digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
+    prefix = clean[: MAX_KEY_LENGTH - _HASH_LENGTH - 1].strip("-")
+    return f"{prefix}-{digest}" if prefix else digest
+
+
+def row_key(index: int, stem: str = "") -> str:
+    """The key of the row at `index` of its file, behind the stem of its medium where it has one."""
+    return make_key(f"{stem}-{index:07d}" if stem else f"{index:07d}")
+
+
+def stem_of(name: str) -> str:
+    """A medium's file name without folders and suffix; empty where it has none: embedded in a table."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "" if any(part.lower().endswith(columns.SUFFIXES) for part in path.parts[:-1]) else path.stem

@@ -1,0 +1,87 @@
+"""How many layers of the LLM a machine has room for; all other parts stay whole."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.common.cli import UsageError
+from tests.benchmarks.real.hub import Hub
+from tests.benchmarks.real.llm import LAYERS
+
+SMALL_LAYERS = 2
+# GB that each command takes beside one copy of the LLM in 16 bits, driver and Ray included: of training what the
+# rehearsal of 32 layers took (16.3 and 18.3 GB in the worker of stages 2 and 3, 13.5 of them weights), of the others
+# what their parts take, decoders in float32.
+_BESIDE_THE_LLM = {
+    "prepare": 1.5,
+    "embed": 7.0,
+    "stage-1": 4.0,
+    "stage-2": 5.0,
+    "stage-3": 7.0,
+    "generate": 16.0,
+    "import": 3.0,
+    "export": 3.0,
+    "chat": 18.0,
+}
+# What runs and checkpoints take on the disk, in files of trained weights, of 0.8 GB each.
+_FILES_WRITTEN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """GB of disk and of memory, None where they do not matter, and the commands that are to run in them."""
+
+    disk: float | None
+    memory: float | None
+    steps: Collection[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """GB that are needed beside the LLM, what for, and how many are given."""
+
+    option: str
+    given: float
+    gigabytes: float
+    purpose: str
+
+
+def num_layers(budget: Budget, *, layers: int | None, small: bool) -> int:
+    """The layers of the LLM that fit; `layers` where they are chosen.
+
+    Raises UsageError where those chosen do not fit, or not even one does.
+    """
+    if small:
+        if budget.disk is not None or budget.memory is not None:
+            raise UsageError("--small: has a size of its own (1.1 GB); leave --disk and --memory out")
+        return layers or SMALL_LAYERS
+    needs = list(_needs(budget)) if budget.disk is not None or budget.memory is not None else []
+    return min((_fitting(need, layers) for need in needs), default=layers or LAYERS)
+
+
+def _needs(budget: Budget) -> Iterator[_Need]:
+    hub = Hub(root=Path(), layers=1)
+    if budget.disk is not None:
+        files = _FILES_WRITTEN * hub.layouts[hub.delta.parent.name].num_bytes
+        others = sum(layout.num_bytes for layout in hub.layouts.values()) - hub.vicuna.num_bytes
+        yield _Need(
+            option="--disk",
+            given=budget.disk,
+            gigabytes=(others + files) / 1e9,
+            purpose="the other parts and what is trained",
+        )
+    if budget.memory is not None:
+        step = max(budget.steps, key=_BESIDE_THE_LLM.__getitem__)
+        yield _Need(option="--memory", given=budget.memory, gigabytes=_BESIDE_THE_LLM[step], purpose=step)
+
+
+def _fitting(need: _Need, layers: int | None) -> int:
+    one, two = (Hub(root=Path(), layers=count).vicuna.num_bytes / 1e9 for count in (1, 2))
+    most = min(LAYERS, 1 + int((need.given - need.gigabytes - one) // (two - one)))
+    if most < (layers or 1):
+        needed = need.gigabytes + one + ((layers or 1) - 1) * (two - one)
+        raise UsageError(
+            f"{need.option} {need.given:g}: {layers or 1} of the LLM's layers take {needed:.1f} GB with "
+            f"{need.purpose}; give more, leave steps out by --only, or use --small"
+        )
+    return layers or most

@@ -1,0 +1,146 @@
+"""Runs a command and watches it: how long it takes, and what it and all that it starts hold in memory."""
+
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+from jobs.common import cli
+
+_EVERY = 0.5  # seconds
+_IDLE = 10.0  # times what a look takes: the kernel counts the pages of every process, and many gigabytes have many
+_LAST_LINES = 4096
+_SHARES = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a command took: seconds, and the peak memory in bytes of itself and of all processes below it together.
+
+    Memory is PSS, in which processes that share a page have a part of it each, but for the pages of mapped files, which
+    the kernel drops where memory is short: a `.bin` of weights is mapped while it is loaded. `largest` is the peak of
+    the one process that held most. `status` is the exit status, `last_line` of what it printed.
+    """
+
+    seconds: float
+    driver: int
+    workers: int
+    largest: int
+    status: int
+    last_line: str
+
+
+def measure(
+    command: Sequence[str],
+    log: Path,
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    meanwhile: "Callable[[subprocess.Popen[bytes]], object] | None" = None,
+) -> Measured:
+    """Runs a command in a folder to its end, with all it prints in `log`; `meanwhile` runs beside it.
+
+    Where `meanwhile` fails, the command is ended, and the failure is its last line unless it had failed before.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    failure = ""
+    with log.open("wb") as file:
+        started = perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=file, stderr=file)
+        watch = Watch(process.pid)
+        watch.start()
+        try:
+            if meanwhile is not None:
+                meanwhile(process)
+            process.wait()
+        except (OSError, ValueError, RuntimeError) as error:
+            failure = "" if process.poll() else cli.describe(error)  # it has told more itself
+        finally:
+            _end(process)
+            watch.stop()
+    return Measured(
+        seconds=perf_counter() - started,
+        driver=watch.driver,
+        workers=watch.workers,
+        largest=watch.largest,
+        status=process.returncode or (1 if failure else 0),
+        last_line=failure or last_line(log),
+    )
+
+
+def last_line(log: Path) -> str:
+    """The last line that says something."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_LINES))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class Watch(threading.Thread):
+    """Looks at a process and all below it twice a second, or as often as takes a tenth of a core, until stopped."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.driver = self.workers = self.largest = 0
+        self._pid, self._done = pid, threading.Event()
+
+    def run(self) -> None:
+        """Looks, and once more at the end."""
+        pause = _EVERY
+        while True:
+            ended, started = self._done.wait(pause), perf_counter()
+            driver, *workers = [_memory(process) for process in _family(self._pid)] or [0]
+            self.driver = max(self.driver, driver)
+            self.workers = max(self.workers, sum(workers))
+            self.largest = max(self.largest, *workers, 0)
+            if ended:
+                return
+            pause = max(_EVERY, _IDLE * (perf_counter() - started))
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._done.set()
+        self.join()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none once it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory(process: psutil.Process) -> int:
+    """Its share of the memory that no file stands behind; where a system does not tell shares, what it alone uses."""
+    try:
+        shares = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    except OSError:
+        return _unique(process)
+    return 1024 * sum(int(size) for size in _SHARES.findall(shares))
+
+
+def _unique(process: psutil.Process) -> int:
+    try:
+        info: Any = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(info.uss)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends what is left of a command."""
+    if process.poll() is None:
+        for one in reversed(_family(process.pid)):
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+        process.wait()

@@ -1,0 +1,205 @@
+"""The suites of `jobs/bench.py`, and their tables."""
+
+import importlib
+import json
+import platform
+from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.common import cli
+from model.checkpoints.description import SHIPPED
+from tests.benchmarks import Row, cores, not_measured, real, say
+
+SUITES: Mapping[str, Mapping[str, str]] = {
+    "pipelines": {
+        "shards": "writing shards, against Dataset.write_webdataset",
+        "images": "preparing images, against a bare Pillow loop and img2dataset",
+        "memory": "peak memory of 20,000 samples, against 2,000",
+        "captions": "caption embeddings, against float32 in arrival order and padding to 512",
+        "reading": "reading an epoch, against the webdataset library",
+        "rerun": "a rerun with nothing to do, for 1,000 shards",
+    },
+    "training": {
+        "waiting": "what a real run of stage 3 waits for data, against its steps",
+        "step": "a training step, against a bare loop of PyTorch",
+        "features": "stage 1 from cached features, against the encoder in the loop",
+        "logits": "logits where a token is learned, against logits everywhere: time and peak memory",
+    },
+    "chat": {
+        "replies": "each case over HTTP: the first word, the whole reply, and the second reply against the first",
+        "tokens": "tokens a second of the LLM, against transformers' generate on the same weights",
+        "media_batches": "each decoder in batches, against one medium at a time",
+        "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and what batches bring",
+    },
+}
+
+
+GPU = {
+    "training": "training steps of a 7B model",
+    "captions": "captions a second of the decoders' text encoders",
+    "decoders": "seconds a medium of the decoders, in each precision",
+    "encoder": "media a second of ImageBind",
+    "small": "the preset for a card of 24 GB: steps and whole replies",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a suite, prints its table, and fails with `--strict` where a target is missed."""
+    parser = cli.parser("Measure the pipelines, training, the chat server, or a GPU.")
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
+    for suite, sections in SUITES.items():
+        _add_suite(suites, suite, sections)
+    _add_gpu(suites)
+    _add_real(suites)
+    arguments = parser.parse_args(argv)
+    cli.quiet()
+    if arguments.suite == "real":
+        for line in real.run(arguments, machine()):
+            print(line, flush=True)
+        return
+    if arguments.suite == "gpu":
+        from tests.benchmarks import gpu
+
+        for line in gpu.run(only=arguments.only or ()):
+            print(line, flush=True)
+        return
+    _run_suite(arguments)
+
+
+def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
+    listed = "; ".join(f"{name}: {what}" for name, what in sections.items())
+    parser = suites.add_parser(
+        suite,
+        help=f"ratios of medians: {', '.join(sections)}",
+        description=f"Measure {suite}: ratios of medians, both sides taken in turn in the same run. Sections: {listed}",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=sections, metavar="NAME", help=f"of {', '.join(sections)}")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the usual amount of work")
+    parser.add_argument("--json", metavar="FILE", help="where the figures go as JSON too")
+    parser.add_argument("--strict", action="store_true", help="fail where a target is missed or not measured")
+    if suite == "training":
+        parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
+    if suite == "chat":
+        parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model that is asked")
+
+
+def _add_real(suites: Any) -> None:
+    parser = suites.add_parser(
+        "real",
+        help=real.DESCRIPTION,
+        description=f"Run {real.DESCRIPTION}.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    real.add_arguments(parser)
+
+
+def _add_gpu(suites: Any) -> None:
+    listed = "; ".join(f"{name}: {what}" for name, what in GPU.items())
+    parser = suites.add_parser(
+        "gpu",
+        help=f"Markdown tables of what one GPU does: {', '.join(GPU)}",
+        description=f"Measure what one GPU does, at the released sizes and with random weights. Sections: {listed}",
+    )
+    parser.add_argument("--only", nargs="+", choices=GPU, metavar="NAME", help=f"of {', '.join(GPU)}")
+
+
+def _run_suite(arguments: Namespace) -> None:
+    if not 0 < arguments.scale < float("inf"):
+        raise cli.UsageError(f"--scale {arguments.scale}: must be above 0")
+    out = Path(arguments.json) if arguments.json else None
+    if out and not out.resolve().parent.is_dir():
+        raise FileNotFoundError(f"{out}: its folder does not exist")
+
+    names = arguments.only or list(SUITES[arguments.suite])
+    if arguments.suite == "training":
+        from tests.benchmarks.training import ground
+
+        with ground(cli.existing_folder(arguments.data) if arguments.data else None) as prepared:
+            rows = _measure(SUITES["training"], names, arguments.scale, prepared)
+    else:
+        place = (arguments.checkpoint,) if arguments.suite == "chat" else ()
+        rows = _measure(SUITES[arguments.suite], names, arguments.scale, *place)
+    facts = machine() + (f", scale {arguments.scale:g}" if arguments.scale != 1 else "")
+    print("\n".join(["", *table(rows), "", facts]))
+    if out:
+        out.write_text(json.dumps({"machine": facts, "rows": [_fields(row) for row in rows]}, indent=2) + "\n")
+    short = [row for row in rows if not row.met]
+    if arguments.strict and short:
+        raise ValueError(f"{len(short)} of {len(rows)} targets: missed or not measured")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table, aligned: what, ours, peer, ratio, target, verdict; and each note in a line of its own."""
+    header = ("what", "ours", "peer", "unit", "ratio", "target", "")
+    cells = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    notes = ["", *(row.note for row in rows)]
+    lines = []
+    for line, note in zip(cells, notes, strict=True):
+        aligned = (
+            cell.ljust(width) if column in (0, 3, 6) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        lines += ["  ".join(aligned).rstrip()] + ([f"    {note}"] if note else [])
+    return lines
+
+
+def machine() -> str:
+    """What the figures were measured on, in one line."""
+    return f"{cores()} cores of {_processor()}, {_memory()}, {platform.system()}, Python {platform.python_version()}"
+
+
+def _measure(sections: Mapping[str, str], names: Sequence[str], scale: float, *place: object) -> list[Row]:
+    """The rows of the sections named; one that fails is told and counts as not measured, and the others go on."""
+    rows: list[Row] = []
+    for name in names:
+        say(f"== {name}: {sections[name]}")
+        try:
+            rows += importlib.import_module(f"tests.benchmarks.{name}").run(scale, *place)
+        except Exception as error:
+            reason = cli.describe(cli.root_cause(error))
+            say(f"{name}: {reason}")
+            rows.append(not_measured(name, None, "", reason))
+    return rows
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+    if not row.measured:
+        return row.name, "-", "-", row.unit, "-", target, row.verdict
+    return row.name, _figure(row.ours), _figure(row.peer), row.unit, _ratio(row.ratio), target, row.verdict
+
+
+def _figure(value: float) -> str:
+    """Three digits that matter, in plain writing."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def _fields(row: Row) -> dict[str, object]:
+    """A row for JSON, which has no NaN."""
+    fields = asdict(row) | {"verdict": row.verdict}
+    return {name: None if value != value else value for name, value in fields.items()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory() -> str:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return "memory unknown"
+    return f"{int(lines[0].split()[1]) / 2**20:.0f} GB of memory"

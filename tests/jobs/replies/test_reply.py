@@ -1,0 +1,73 @@
+"""A request from its checkpoint to the bytes of its files, in this process: no Ray is started."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jobs.replies.reply import Request, Result, respond
+from model.checkpoints.checkpoint import save_pretrained
+from model.checkpoints.description import SHIPPED, as_path
+from model.checkpoints.hub import read_model_config
+from model.core.nextgpt import NextGPT
+from model.inference.query import Sampling
+from model.parts.config import load_preset
+from pipelines.media.codecs import decode, encode
+from pipelines.sample import Image, Modality
+from pipelines.world.oracles import read
+
+
+@pytest.fixture(scope="module")
+def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_pretrained(NextGPT.from_config(load_preset("tiny")), checkpoint)
+    return Request(
+        checkpoint=checkpoint,
+        config=load_preset("tiny"),
+        architecture="joint",
+        prompt="like this, but louder",
+        inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
+        require=list(Modality),
+        sampling=Sampling(max_items=3, max_new_tokens=60, temperature=1.0, seed=3),
+        steps=2,
+    )
+
+
+def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(request_of_all: Request) -> None:
+    *pieces, result = respond(request_of_all)
+    assert isinstance(result, Result)
+    assert "".join(str(piece) for piece in pieces) == result.text
+    assert [(medium.modality, medium.format) for medium in result.media] == [
+        (Modality.IMAGE, "png"),
+        (Modality.VIDEO, "mp4"),
+        (Modality.AUDIO, "wav"),
+    ]
+    assert all(decode(medium) for medium in result.media)
+    assert len(result.untrained) == 5
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(request_of_all: Request) -> None:
+    one, two = list(respond(request_of_all)), list(respond(request_of_all))
+    assert one == two
+    *_, other = respond(replace(request_of_all, sampling=replace(request_of_all.sampling, seed=4)))
+    assert other != one[-1]
+
+
+def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(request_of_all: Request) -> None:
+    asked = replace(
+        request_of_all,
+        checkpoint=as_path(SHIPPED),
+        config=read_model_config(SHIPPED),
+        architecture="scheduler",
+        prompt="Make a picture of a small red circle at the left.",
+        inputs=[],
+        require=[],
+        sampling=Sampling(max_items=3),
+        steps=None,
+    )
+    *pieces, result = respond(asked)
+    assert isinstance(result, Result)
+    assert "".join(str(piece) for piece in pieces) == result.text
+    [picture] = result.media
+    assert getattr(read(decode(picture)), "colour", None) == "red"
+    assert list(respond(asked))[-1] == result
