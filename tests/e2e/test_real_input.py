@@ -35,6 +35,7 @@ SUBMISSION = (
     r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING) "
     r"(cli|job_manager|working_dir|packaging|dashboard_sdk|sdk)\.py:\d+ -- |Running entrypoint for job "
     r"|(\w+: )?[\w ]+: \d+ of \d+ \w+"
+    r"|\[mutex\.cc : \d+\] RAW: |\s*@ +0x"  # gRPC's locks within Ray, where a machine is busy
 )
 STAGE = (
     r"stage \d(, configuration \w+$| step \d+/\d+: )|held out, after step |\d+ samples an epoch of "
