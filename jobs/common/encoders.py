@@ -28,6 +28,7 @@ _ROOT = Path(__file__).parents[2]
 _PROGRAM = (
     "jobs/common/encoders.py",
     "model/architectures/imagebind.py",
+    "model/decoders/decoder.py",
     "model/decoders/latents.py",
     "model/decoders/text_encoders.py",
     "model/encoders/imagebind_encoder.py",

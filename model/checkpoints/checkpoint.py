@@ -79,7 +79,7 @@ def save_pretrained(
     base_rows: bool = True,
 ) -> None:
     """Writes a whole checkpoint, with the base LLM's own tokenizer unless given: `write_files`, then `finish`."""
-    tokenizer = tokenizer or load_tokenizer(model.config)
+    tokenizer = load_tokenizer(model.config) if tokenizer is None else tokenizer
     finish(
         directory,
         write_files(model, directory, tokenizer, stages=stages, card=card, state=state, base_rows=base_rows),
