@@ -16,6 +16,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Train would log what workers print, once more.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# c10d warns of host names without a reverse entry and of barriers before which the device was set already; workers read
+# this as they import torch. Errors are still told.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Loggers whose warnings tell a user of these commands nothing.
 CHATTER = ("ray._private.authentication", "ray.data", "ray.train", "torch.distributed.c10d_logger")
 
@@ -110,6 +113,8 @@ def quiet(level: int = logging.ERROR) -> None:
     for name in (*CHATTER, *by_file):
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Of DeepSpeed's barriers on a GPU: each worker has set its device before.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")
 
 
 def run(main: Main) -> None:

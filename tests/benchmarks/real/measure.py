@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs.common import cli
 _EVERY = 0.5  # seconds
 _IDLE = 10.0  # times what a look takes: the kernel counts the pages of every process, and many gigabytes have many
 _LAST_LINES = 4096
+_NVIDIA_SMI = which("nvidia-smi")
 _SHARES = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
 
 
@@ -32,6 +34,7 @@ class Measured:
     driver: int
     workers: int
     largest: int
+    gpu: int
     status: int
     last_line: str
 
@@ -69,6 +72,7 @@ def measure(
         driver=watch.driver,
         workers=watch.workers,
         largest=watch.largest,
+        gpu=watch.gpu,
         status=process.returncode or (1 if failure else 0),
         last_line=failure or last_line(log),
     )
@@ -87,7 +91,7 @@ class Watch(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.driver = self.workers = self.largest = 0
+        self.driver = self.workers = self.largest = self.gpu = 0
         self._pid, self._done = pid, threading.Event()
 
     def run(self) -> None:
@@ -99,6 +103,7 @@ class Watch(threading.Thread):
             self.driver = max(self.driver, driver)
             self.workers = max(self.workers, sum(workers))
             self.largest = max(self.largest, *workers, 0)
+            self.gpu = max(self.gpu, _gpu_memory())
             if ended:
                 return
             pause = max(_EVERY, _IDLE * (perf_counter() - started))
@@ -133,6 +138,15 @@ def _unique(process: psutil.Process) -> int:
     except psutil.Error:
         return 0
     return int(info.uss)
+
+
+def _gpu_memory() -> int:
+    """Bytes held on all GPUs of the machine, by NVIDIA's own tool: what CUDA itself takes is counted too."""
+    if _NVIDIA_SMI is None:
+        return 0
+    query = [_NVIDIA_SMI, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout
+    return sum(int(line) for line in found.split() if line.isdigit()) << 20
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -19,7 +19,7 @@ from tests.benchmarks.real.measure import Measured, measure
 from tests.benchmarks.real.samples import cut_samples
 from tests.benchmarks.real.steps import DATA, PRESET, Amount, Step, all_steps, environment
 
-_HEADER = ("command", "seconds", "driver", "workers", "largest worker", "written", "exit")
+_HEADER = ("command", "seconds", "driver", "workers", "largest worker", "GPU", "written", "exit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
         yield _line(row)
     yield ""
     facts = f"{machine}; {hub.cut}"
-    yield f"{facts}. Memory is PSS in GB, the workers' together and with Ray's own processes; written is in GB."
+    yield f"{facts}. In GB; memory is PSS, the workers' together and with Ray's own processes, a GPU's what it held."
     table = [{**asdict(row), "failed": row.failed} for row in rows]
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
     if failed := [f"{row.name}: {row.note}" for row in rows if row.measured and row.failed]:
@@ -136,9 +136,9 @@ def _lay_data(data: Path | None, folder: Path, count: int) -> None:
 
 def _line(row: Row) -> str:
     if row.measured is None:
-        return f"| {row.name} | | | | | | {row.note} |"
+        return f"| {row.name} | | | | | | | {row.note} |"
     found = row.measured
-    gigabytes = (f"{value / 1e9:.2f}" for value in (found.driver, found.workers, found.largest, row.written))
+    gigabytes = (f"{value / 1e9:.2f}" for value in (found.driver, found.workers, found.largest, found.gpu, row.written))
     ended = f"{found.status}: {row.note}" if row.note else str(found.status)
     return f"| {row.name} | {found.seconds:.0f} | " + " | ".join([*gigabytes, ended.replace("|", "/")]) + " |"
 
