@@ -63,7 +63,8 @@ def plan_pool(gpus: int | None = None) -> Pool:
 
 def identify(tasks: Sequence[EmbedTask], pool: Pool) -> dict[str, EncoderIdentity]:
     """Asks workers which encoders the tasks use, by kind: the driver's machine need not be able to load them."""
-    resources = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+    # Side by side on a GPU too: all of a model's encoders together take less than one actor's batches.
+    resources = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus / max(1, len(tasks)))
     with track("look at encoders", len(tasks), "encoders", announce=True) as bar:
         recalled = ray.get(resources(_recall).remote(tasks))
         found = {task.kind: identity for task, identity in zip(tasks, recalled, strict=True) if identity}
