@@ -79,6 +79,7 @@ PROCESSES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # bfloat16 takes minutes on a CPU that has no instructions for it
 @pytest.mark.skipif(not PROCESS.is_file(), reason="needs the process files of Linux")
 @pytest.mark.parametrize("name", PROCESSES)
 def test_peaks_of_processes_on_a_cpu_are_met_within_10_percent(
