@@ -108,7 +108,7 @@ class Film:
 
     def _timed(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yields every frame and the seconds at which it is shown. Raises Refused where the end is missing."""
-        count, time = 0, 0.0
+        count, time, frame = 0, 0.0, None
         for count, frame in enumerate(_decoded(self.container, self.stream), start=1):
             if count > self.limits.max_frames:
                 raise Refused(f"too long: more than {self.limits.max_frames} frames")
@@ -117,6 +117,8 @@ class Film:
             self.limits.check_pixels(frame.width, frame.height)
             self.limits.check_seconds(time)
             yield time, frame
+        if frame is not None and frame.is_corrupt:
+            raise Refused("unreadable: cut off: its last frame is not whole")
         if count and time < 0.9 * self.timing.last:
             raise Refused(f"unreadable: cut off after {time:.1f} of {self.timing.seconds:.1f} s")
 
