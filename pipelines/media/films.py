@@ -30,11 +30,29 @@ Turn = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Stamp:
-    """When a packet is shown and for how long, by its stream's clock, and whether packets lie in that order here."""
+    """At which second a packet is shown, for how many, and whether packets lie in that order here."""
 
-    time: int
-    duration: int
+    time: float
+    duration: float
     is_in_order: bool
+
+
+class _Clock:
+    """Makes one run of a clock that begins anew where transport or program streams were joined, as players do."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._may_restart = container.format.name in ("mpegts", "mpeg")
+        self._last, self._step, self._added = -math.inf, 0.0, 0.0
+
+    def added(self, time: float) -> float:
+        """The seconds to add to time stamps from this one on, which follow each other."""
+        passed = time - self._last
+        if self._may_restart and passed < -1:  # Less is only a frame that comes late.
+            self._added += self._step - passed
+        elif 0 < passed < math.inf:
+            self._step = passed
+        self._last = time
+        return self._added
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +126,14 @@ class Film:
 
     def _timed(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yields every frame and the seconds at which it is shown. Raises Refused where the end is missing."""
-        count, time, frame = 0, 0.0, None
+        count, time, frame, clock = 0, 0.0, None, _Clock(self.container)
         for count, frame in enumerate(_decoded(self.container, self.stream), start=1):
             if count > self.limits.max_frames:
                 raise Refused(f"too long: more than {self.limits.max_frames} frames")
             own = frame.time
-            time = (count - 1) / self.timing.rate if own is None else max(0.0, own - self.timing.start)
+            time = (
+                (count - 1) / self.timing.rate if own is None else max(0.0, own + clock.added(own) - self.timing.start)
+            )
             self.limits.check_pixels(frame.width, frame.height)
             self.limits.check_seconds(time)
             yield time, frame
@@ -139,8 +159,9 @@ def open_video(data: bytes, limits: Limits) -> Iterator[Film]:
     # Not every container can be read again from its beginning by seeking.
     with open_container(data) as container:
         stream = _first_video(container, limits)
-        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-        yield Film(container, stream, limits, timing, turn, aspect if aspect > 0 else Fraction(1))
+        aspect = max(stream.sample_aspect_ratio or Fraction(1), Fraction(0)) or Fraction(1)
+        limits.check_pixels(round(stream.codec_context.width * aspect), stream.codec_context.height)
+        yield Film(container, stream, limits, timing, turn, aspect)
 
 
 def _first_video(container: av.container.InputContainer, limits: Limits) -> av.VideoStream:
@@ -173,6 +194,7 @@ def _survey(
 ) -> tuple[list[_Stamp], Turn]:
     """Reads every packet and decodes one frame: the time stamps of what is shown, and how frames are turned."""
     stamps, frame, is_keyed, is_cut_off, present = list[_Stamp](), None, False, False, -math.inf
+    clock, tick = _Clock(container), float(stream.time_base or 1)
     for packet in container.demux():
         if not packet.size:
             continue
@@ -181,11 +203,14 @@ def _survey(
             continue
         frame = frame or _first_frame(packet)
         is_keyed = is_keyed or packet.is_keyframe
-        time = packet.pts if packet.pts is not None else packet.dts
-        present = present if packet.dts is None else max(present, packet.dts)
+        pts, dts = packet.pts if packet.pts is not None else packet.dts, packet.dts
+        if pts is None:
+            continue
+        present = max(present, pts if dts is None else dts)
+        time = pts * tick + clock.added((pts if dts is None else dts) * tick)
         # An edit list hides packets that only help to decode others; nothing can be decoded before a key frame.
-        if time is not None and is_keyed and not packet.is_discard:
-            stamps.append(_Stamp(time, packet.duration or 0, packet.dts in (None, packet.pts)))
+        if is_keyed and not packet.is_discard:
+            stamps.append(_Stamp(time, (packet.duration or 0) * tick, dts in (None, pts)))
         if len(stamps) > 2 * limits.max_frames:  # A packet may be a field, half a frame.
             raise Refused(f"too long: more than {limits.max_frames} frames")
     if "mp4" in container.format.name:
@@ -207,15 +232,14 @@ def _first_frame(packet: "av.Packet[av.VideoStream]") -> av.VideoFrame | None:
 
 def _timing(stamps: list[_Stamp], stream: av.VideoStream, delays: bool) -> Timing:
     """When frames are shown, by the sorted time stamps of their packets, of which there is at least one."""
-    tick = float(stream.time_base or 1)
-    times = np.array([stamp.time for stamp in stamps]) * tick
+    times = np.array([stamp.time for stamp in stamps])
     start = 0.0 if delays else float(times[0])
     times -= start
     gaps = np.diff(times)
     gaps = gaps[gaps > 0]
     claimed = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
-    usual = float(np.median(gaps)) if len(gaps) else 1 / (claimed[0] if claimed else 1.0)
-    lasts = stamps[-1].duration * tick or usual
+    usual = float(np.sort(gaps)[len(gaps) // 2]) if len(gaps) else 1 / (claimed[0] if claimed else 1.0)
+    lasts = stamps[-1].duration or usual
     if not stamps[-1].is_in_order and len(gaps):  # Then its duration is that of another.
         lasts = min(lasts, float(gaps.max()))
     last = float(times[-1])
