@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 _MP4_PARENTS = (b"moov", b"trak", b"edts")
 _SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all others.
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")  # The object that tells the size of the file.
 _TS_PACKET = 188
 
 
@@ -29,6 +30,13 @@ def is_cut(data: bytes, container: str) -> bool:
     """Whether a file of FFmpeg's format `container` ends before the container does."""
     if "matroska" in container:
         return _ends_inside_segment(data)
+    if container == "avi":  # What was not finished says 0.
+        start = data.find(b"movi", 0, 1 << 20)
+        return start >= 8 and start + _number(data, "<I", start - 4) > len(data)
+    if container == "asf":
+        start = data.find(_ASF_FILE, 0, 1 << 16)
+        is_broadcast = _number(data, "<I", start + 88) & 1
+        return start >= 0 and not is_broadcast and _number(data, "<Q", start + 40) > len(data)
     if container == "gif":  # Some tools leave a few bytes behind the trailer.
         return b"\0;" not in data[-1024:]
     if container == "mpegts":
