@@ -244,7 +244,7 @@ def _timing(stamps: list[_Stamp], stream: av.VideoStream, delays: bool) -> Timin
         lasts = min(lasts, float(gaps.max()))
     last = float(times[-1])
     for rate in (*claimed, 1 / usual, len(gaps) / max(last - float(times[0]), usual)):
-        if _is_even(times - times[0], rate) and lasts < 1.5 / rate:
+        if _is_even(times - times[0], rate) and abs(lasts - 1 / rate) < min(2 * _JITTER, 0.4 / rate):
             return Timing(start, last + 1 / rate, last, rate, 1 / rate, is_even=True)
     rate = len(times) / (last + lasts)
     return Timing(start, last + lasts, last, rate, float(gaps.min()) if len(gaps) else lasts, is_even=False)
