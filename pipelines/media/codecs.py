@@ -137,7 +137,7 @@ def _decode_video(data: bytes, limits: Limits, fps: float | None) -> Video:
             limits.check_decoded((max(place, len(frames)) + 1) * frame.nbytes)
             frames += [frames[-1] if frames else frame] * (place - len(frames))
             frames.append(frame)
-        rest = max(0, round(film.timing.seconds * rate) - len(frames))
+        rest = 0 if film.timing.is_even else max(0, round(film.timing.seconds * rate) - len(frames))
         limits.check_decoded((len(frames) + rest) * frames[0].nbytes)
         return Video(frames=np.stack(frames + frames[-1:] * rest), fps=rate)
 

@@ -198,7 +198,8 @@ def _survey(
     for packet in container.demux():
         if not packet.size:
             continue
-        is_cut_off = packet.is_corrupt  # Of the last one: there was less than it should hold.
+        # Of the last one: there was less than it should hold. A transport stream may end anywhere.
+        is_cut_off = packet.is_corrupt and container.format.name != "mpegts"
         if packet.stream.index != stream.index:
             continue
         frame = frame or _first_frame(packet)

@@ -216,6 +216,30 @@ def test_a_stream_that_begins_between_key_frames_is_shown_from_the_next_one() ->
     assert stored.facts["seconds"] == pytest.approx(2.8, abs=GRID)
 
 
+def test_a_transport_stream_may_end_at_any_of_its_packets() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        video: Any = container.add_stream("libx264", rate=25, options={"tune": "zerolatency"})
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        sound: Any = container.add_stream("aac", rate=16_000, layout="mono")
+        for index in range(50):
+            picture = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 20 + 4 * index, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(picture))
+            noise = np.random.default_rng(index).uniform(-1, 1, (1, 640)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 16_000, 640 * index, Fraction(1, 16_000)
+            container.mux(sound.encode(heard))
+        container.mux([*video.encode(), *sound.encode()])
+    data = buffer.getvalue()
+    packets = len(data) // 188
+    for end in range(packets - 40, packets, 3):
+        stored = store(medium(data[: 188 * end]), POLICY)
+        assert 1 < stored.facts["seconds"] <= 2
+        for time, level in shown(stored.media.data):
+            assert level == pytest.approx(20 + 100 * time, abs=8)
+
+
 # --- Edit lists, and how much there is -------------------------------------------------------------------------------
 
 
