@@ -130,10 +130,9 @@ class Film:
         for count, frame in enumerate(_decoded(self.container, self.stream), start=1):
             if count > self.limits.max_frames:
                 raise Refused(f"too long: more than {self.limits.max_frames} frames")
-            own = frame.time
-            time = (
-                (count - 1) / self.timing.rate if own is None else max(0.0, own + clock.added(own) - self.timing.start)
-            )
+            time = (count - 1) / self.timing.rate
+            if frame.time is not None:
+                time = max(0.0, frame.time + clock.added(frame.time) - self.timing.start)
             self.limits.check_pixels(frame.width, frame.height)
             self.limits.check_seconds(time)
             yield time, frame
@@ -203,14 +202,15 @@ def _survey(
         if packet.stream.index != stream.index:
             continue
         frame = frame or _first_frame(packet)
-        is_keyed = is_keyed or packet.is_keyframe
+        if packet.is_keyframe and not is_keyed:  # Nothing can be decoded before the first, if any is marked.
+            is_keyed = True
+            stamps.clear()
         pts, dts = packet.pts if packet.pts is not None else packet.dts, packet.dts
         if pts is None:
             continue
         present = max(present, pts if dts is None else dts)
         time = pts * tick + clock.added((pts if dts is None else dts) * tick)
-        # An edit list hides packets that only help to decode others; nothing can be decoded before a key frame.
-        if is_keyed and not packet.is_discard:
+        if not packet.is_discard:  # An edit list hides packets that only help to decode others.
             stamps.append(_Stamp(time, (packet.duration or 0) * tick, dts in (None, pts)))
         if len(stamps) > 2 * limits.max_frames:  # A packet may be a field, half a frame.
             raise Refused(f"too long: more than {limits.max_frames} frames")
@@ -244,7 +244,7 @@ def _timing(stamps: list[_Stamp], stream: av.VideoStream, delays: bool) -> Timin
     if not stamps[-1].is_in_order and len(gaps):  # Then its duration is that of another.
         lasts = min(lasts, float(gaps.max()))
     last = float(times[-1])
-    for rate in (*claimed, 1 / usual, len(gaps) / max(last - float(times[0]), usual)):
+    for rate in (*claimed, 1 / usual, (len(gaps) or 1) / max(last - float(times[0]), usual)):
         if _is_even(times - times[0], rate) and abs(lasts - 1 / rate) < min(2 * _JITTER, 0.4 / rate):
             return Timing(start, last + 1 / rate, last, rate, 1 / rate, is_even=True)
     rate = len(times) / (last + lasts)

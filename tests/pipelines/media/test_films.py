@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,8 +183,6 @@ def test_the_frame_that_stays_is_stored_and_not_one_that_flashed_by() -> None:
 
 
 def test_the_last_picture_of_a_gif_is_shown_as_long_as_it_says() -> None:
-    import PIL.Image
-
     buffer = io.BytesIO()
     pictures = [PIL.Image.new("RGB", (40, 30), (level,) * 3) for level in (20, 120, 220)]
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=[100, 1000, 5000])
@@ -194,6 +193,21 @@ def test_the_last_picture_of_a_gif_is_shown_as_long_as_it_says() -> None:
     levels = video.frames.mean(axis=(1, 2, 3))
     assert levels == pytest.approx([20] + [120] * 10 + [220] * 50, abs=3)
     assert once_stored_stays(stored)
+
+
+def test_a_film_of_one_frame_lasts_as_long_as_it_says() -> None:
+    for duration, seconds in ((500, 0.5), (5000, 5.0)):
+        buffer = io.BytesIO()
+        pictures = [PIL.Image.new("RGB", (40, 30), (level,) * 3) for level in (90, 91)]
+        pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=[duration, 20])
+        stored = store(medium(buffer.getvalue()), POLICY)
+        assert stored.facts["seconds"] == pytest.approx(seconds, abs=GRID)
+        single = io.BytesIO()
+        pictures[0].save(single, "GIF", duration=duration)
+        stored = store(medium(single.getvalue()), POLICY)
+        assert stored.facts["seconds"] == seconds
+        assert len(shown(stored.media.data)) == 1
+        assert once_stored_stays(stored)
 
 
 @pytest.mark.parametrize(("format", "codec"), [("mpegts", "libx264"), ("mpeg", "mpeg2video")])
