@@ -17,8 +17,9 @@ import numpy as np
 import PIL.Image
 import soundfile
 
+from pipelines.media.films import Frame, open_video
 from pipelines.media.policy import Limits, OutOfMemory, Refused
-from pipelines.media.streams import Frame, open_image, open_sound, open_video, upright_rgb
+from pipelines.media.streams import open_image, open_sound, upright_rgb
 from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
 
 DEFAULT_LIMITS = Limits()
@@ -53,8 +54,9 @@ def load(path: Path, modality: Modality, limits: Limits = DEFAULT_LIMITS) -> Med
 def decode(media: Media, limits: Limits = DEFAULT_LIMITS, fps: float | None = None) -> Decoded:
     """Decodes a medium whole: image uint8 (H, W, 3), video uint8 (T, H, W, 3), audio float32 (C, T).
 
-    With `fps`, a video keeps at most that many frames a second, chosen by their time stamps, and never holds the
-    others. EXIF and container rotation are applied. Raises ValueError with a one-line reason for anything it refuses.
+    Frame i of a video is what is shown at i/fps seconds: its own frames where their rate is even, at most `fps` of them
+    a second; else frames at that rate, each repeated for as long as it is shown. Those left out are never held. EXIF,
+    rotation and pixels that are not square are put right. Raises ValueError with a one-line reason where it refuses.
     """
     if fps is not None and not fps > 0:
         raise ValueError(f"fps is {fps}; it must be above 0, or None for every frame")
@@ -85,11 +87,18 @@ def encode(decoded: Decoded) -> Media:
     return Media(modality=modality, data=buffer.getvalue(), format=suffix, note=note)
 
 
-def write_mp4(frames: Iterable[tuple[int, Frame]], fps: float, crf: int, buffer: io.BytesIO) -> None:
-    """Writes frames, each with its place in time counted in 1/fps seconds, as H.264; equal frames, equal bytes."""
+def write_mp4(
+    frames: Iterable[tuple[int, Frame]], fps: float, crf: int, buffer: io.BytesIO, end: int | None = None
+) -> None:
+    """Writes frames, each with its place in time counted in 1/fps seconds, as H.264; equal frames, equal bytes.
+
+    Where some places are empty, `end` is the place at which the last frame ends.
+    """
     codec, options = "mpeg4", {"q": "2"}
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"crf": str(crf), "preset": _PRESET, **_SAME_BYTES}
+    if end is not None:  # An mp4 tells the lengths of frames in the order in which they are decoded.
+        options["bf"] = "0"
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
@@ -104,7 +113,10 @@ def write_mp4(frames: Iterable[tuple[int, Frame]], fps: float, crf: int, buffer:
             frame = av.VideoFrame.from_ndarray(even, format="rgb24")
             frame.pts, frame.time_base = place, 1 / rate
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        rest = stream.encode()
+        if rest and end is not None:
+            rest[-1].duration = max(1, end - place)
+        container.mux(rest)
 
 
 def _one_line(error: Exception) -> str:
@@ -120,10 +132,14 @@ def _decode_image(data: bytes, limits: Limits, fps: float | None) -> Image:
 def _decode_video(data: bytes, limits: Limits, fps: float | None) -> Video:
     frames: list[Frame] = []
     with open_video(data, limits) as film:
-        for _, frame in film.frames(fps):
-            limits.check_decoded((len(frames) + 1) * frame.nbytes)
+        rate = film.grid(fps)
+        for place, frame in film.frames(rate):
+            limits.check_decoded((max(place, len(frames)) + 1) * frame.nbytes)
+            frames += [frames[-1] if frames else frame] * (place - len(frames))
             frames.append(frame)
-        return Video(frames=np.stack(frames), fps=film.rate if fps is None else min(film.rate, fps))
+        rest = 0 if film.timing.is_even else max(0, round(film.timing.seconds * rate) - len(frames))
+        limits.check_decoded((len(frames) + rest) * frames[0].nbytes)
+        return Video(frames=np.stack(frames + frames[-1:] * rest), fps=rate)
 
 
 def _decode_audio(data: bytes, limits: Limits, fps: float | None) -> Audio:

@@ -42,7 +42,8 @@ class AudioPolicy(_Settings):
 class VideoPolicy(_Settings):
     """Videos: H.264 without sound, at most so many frames a second, seconds and pixels of the short side.
 
-    `crf` is x264's quality, lower is better. An upright H.264 mp4 within these bounds stays as it is.
+    Frames keep their times: at an even rate of at most `fps` exactly, else within 1/fps seconds. `crf` is x264's
+    quality, lower is better. An upright H.264 mp4 of square pixels within these bounds, on average, stays as it is.
     """
 
     short_side: Annotated[int, Field(ge=2)] = 320  # ZeroScope draws 576x320 at 8 frames a second.

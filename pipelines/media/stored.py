@@ -14,8 +14,9 @@ import soundfile
 import soxr
 
 from pipelines.media.codecs import refusals, write_mp4
+from pipelines.media.films import Film, Frame, open_video
 from pipelines.media.policy import MediaPolicy
-from pipelines.media.streams import Film, Sound, open_image, open_sound, open_video, orientation, upright_rgb
+from pipelines.media.streams import Sound, open_image, open_sound, orientation, upright_rgb
 from pipelines.sample import Media, Modality
 
 Facts = dict[str, int | float]
@@ -118,9 +119,8 @@ def _store_video(media: Media, policy: MediaPolicy) -> Stored:
         conforms = _conforms(film, policy)
         if not (conforms or policy.keep_originals):
             return _mp4(media, film, policy)
-        frames = [frame for _, frame in film.frames(_CHECK_FPS)]
-        height, width = frames[0].shape[:2]
-        facts = {"width": width, "height": height, "seconds": round(film.seconds, 3), "fps": round(film.rate, 3)}
+        [(_, frame)] = film.frames(_CHECK_FPS)
+        facts = _film_facts((frame.shape[1], frame.shape[0]), film.timing.seconds, film.timing.rate)
         return _stored(media, media.data, "mp4" if conforms else media.format, facts)
 
 
@@ -131,28 +131,35 @@ def _conforms(film: Film, policy: MediaPolicy) -> bool:
         and context.pix_fmt == "yuv420p"
         and "mp4" in film.container.format.name
         and min(context.width, context.height) <= video.short_side
-        and film.rate <= video.fps * 1.001
-        and film.seconds <= video.max_seconds
+        and film.timing.rate <= video.fps * 1.001
+        and film.timing.seconds <= video.max_seconds
         and len(film.container.streams) == 1
-        and not film.is_turned()
+        and film.is_plain
     )
 
 
 def _mp4(media: Media, film: Film, policy: MediaPolicy) -> Stored:
     buffer, video, places = io.BytesIO(), policy.video, list[int]()
-    fps, sides = min(film.rate, video.fps), (0, 0)
+    fps, sides = film.grid(video.fps), (0, 0)
 
-    def kept() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    def kept() -> Iterator[tuple[int, Frame]]:
         nonlocal sides
-        # A slow film keeps every frame: time stamps rounded to milliseconds would lose some.
-        for place, frame in film.frames(fps if fps < film.rate else None, video.short_side, video.max_seconds):
+        for place, frame in film.frames(fps, video.short_side, video.max_seconds):
             places.append(place)
             sides = frame.shape[1] + frame.shape[1] % 2, frame.shape[0] + frame.shape[0] % 2
             yield place, frame
 
-    write_mp4(kept(), fps, video.crf, buffer)
-    facts = {"width": sides[0], "height": sides[1], "seconds": round((places[-1] + 1) / fps, 3), "fps": round(fps, 3)}
-    return _stored(media, buffer.getvalue(), "mp4", facts)
+    if film.timing.is_even:
+        write_mp4(kept(), fps, video.crf, buffer)
+        return _stored(media, buffer.getvalue(), "mp4", _film_facts(sides, (places[-1] + 1) / fps, fps))
+    end = round(min(film.timing.seconds, video.max_seconds) * fps)
+    write_mp4(kept(), fps, video.crf, buffer, end)
+    seconds = max(end, places[-1] + 1) / fps
+    return _stored(media, buffer.getvalue(), "mp4", _film_facts(sides, seconds, len(places) / seconds))
+
+
+def _film_facts(sides: tuple[int, int], seconds: float, fps: float) -> Facts:
+    return {"width": sides[0], "height": sides[1], "seconds": round(seconds, 3), "fps": round(fps, 3)}
 
 
 def _stored(media: Media, data: bytes, suffix: str, facts: Facts) -> Stored:
