@@ -42,6 +42,9 @@ def _arguments(argv: Sequence[str]) -> Namespace:
         "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail above this share of rows"
     )
     parser.add_argument("--retry-rejected", action="store_true", help="try rejected rows again, as after a bad disk")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="follow links in local media folders to files anywhere"
+    )
     parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media/policy.py")
     parser.add_argument("--media", nargs="+", default=[], metavar="KEY=VALUE", help="over it: image.short_side=256 ...")
     return parser.parse_args(argv)
@@ -84,8 +87,10 @@ def _prepare(arguments: Namespace) -> None:
 def _sources(arguments: Namespace) -> "list[Source]":
     """What is to be prepared, in the catalog's order."""
     from jobs.common.settings import load_media_policy
+    from pipelines.media.folder import Links
     from pipelines.prepare.staging import Source
     from pipelines.sources.catalog import load_catalog
+    from pipelines.storage.files import is_local
 
     mistakes = []
     if arguments.samples_per_shard < 1:
@@ -112,6 +117,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
         raise FileNotFoundError(f"{where}: holds no {expected}")
     if not found:
         raise FileNotFoundError(f"{where}: holds no dataset of the catalog; it needs T-X_pair_data or IT_data")
+    links = Links(roots=tuple(filter(is_local, roots)), follow=arguments.follow_links)
     return [
         Source(
             entry=entry,
@@ -120,6 +126,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
             directory=out / entry.name,
             samples_per_shard=arguments.samples_per_shard,
             policy=policy,
+            links=links,
         )
         for entry in selected
         if entry.name in found
