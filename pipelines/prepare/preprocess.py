@@ -4,6 +4,7 @@ Neither the number of workers nor a crash changes a byte, and a rerun does only 
 `staging` for what is compared, `parts` for the work itself, `state` for what is remembered.
 """
 
+import errno
 import json
 import time
 from collections import Counter
@@ -136,14 +137,20 @@ def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected:
     chunks = [{"part": part, "fingerprint": staged.chunks[part].fingerprint} for part in parts]
 
     def work(chunk: dict[str, Any]) -> dict[str, Any]:
-        outcome = prepare_part(source, chunk["part"], chunk["fingerprint"], retry_rejected)
+        try:
+            outcome = prepare_part(source, chunk["part"], chunk["fingerprint"], retry_rejected)
+        except OSError as error:  # As an exception it would come with Ray Data's words in place of its own.
+            told = [error.errno or errno.EIO, error.strerror or str(error), error.filename and str(error.filename)]
+            return {"part": chunk["part"], "outcome": "", "failure": json.dumps(told)}
         size = part_path(source, chunk["part"]).stat().st_size
         count(source.entry.name, rows=outcome.accepted, rejects=len(outcome.rejects), bytes=size)
-        return {"part": chunk["part"], "outcome": json.dumps(asdict(outcome))}
+        return {"part": chunk["part"], "outcome": json.dumps(asdict(outcome)), "failure": ""}
 
     outcomes = {}
     with track(f"{source.entry.name}: prepare", sum(staged.chunks[part].rows for part in parts), "rows") as bar:
         for row in _map(chunks, work):
+            if row["failure"]:
+                raise OSError(*json.loads(row["failure"]))
             outcome = outcomes[row["part"]] = Outcome.from_fields(json.loads(row["outcome"]))
             bar.advance(outcome.accepted + len(outcome.rejects), rejected=len(outcome.rejects))
     return outcomes
