@@ -16,6 +16,7 @@ from pipelines.storage.files import read_at, read_range, stamp
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _BLOCK = 512
 _SKIP_BYTES = 1 << 20
+_DIGITS = re.compile(r"([0-9]+)")
 # What packed files begin with, whatever they are called.
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER_CODECS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -85,7 +86,7 @@ def tar_members(file: BinaryIO) -> Iterator[Member]:
                 if not member.isdir():
                     is_plain = member.isreg() and not member.issparse()
                     place = (member.offset_data, member.size) if is_plain else (-1, 0)
-                    yield Member(str(PurePosixPath(member.name)), *place)
+                    yield Member(_plain_name(member.name), *place)
             end = tar.offset
         file.seek(end)
         block = file.read(_BLOCK)
@@ -121,7 +122,12 @@ def read_tar_member(path: Path, member: str, max_bytes: int, name: str) -> bytes
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """What names are sorted by so that `0.2.jpg` comes before `0.10.jpg`."""
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
+
+
+def _plain_name(name: str) -> str:
+    """A name without `./` and doubled slashes; most have none."""
+    return str(PurePosixPath(name)) if name.startswith("./") or "//" in name or "/./" in name else name
 
 
 class _Unpacked:

@@ -76,6 +76,9 @@ def source_files(folder: Path, patterns: Sequence[str] = ()) -> list[Path]:
         found = _saved(folder) or next(filter(None, (_matching(folder, layout) for layout in _LAYOUTS)), [])
     tars = [file for file in found if archives.is_tar(file)]
     if tars:
+        # Someone unpacked it, and left it there.
+        packed = {file for file in tars if not file.name.endswith(".tar") and archives.beside(file, ".tar") in tars}
+        found = [file for file in found if file not in packed]
         listed = {archives.beside(tar, ".parquet") for tar in tars}
         lists = [file for file in tars[0].parent.glob("*.parquet") if file not in listed]
         alone = (file.with_suffix(".tar") for file in lists if is_download_list(file))

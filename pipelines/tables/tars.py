@@ -49,7 +49,7 @@ def tar_rows(path: Path, name: str) -> Iterator[Raw]:
             texts = cast(BinaryIO, spool) if is_packed(path) else tar
             samples, damage = _samples(tar, texts)
             for count, ((base, number), members) in enumerate(samples.items()):
-                seen.add(PurePosixPath(base).name)
+                seen.add(base.rpartition("/")[2])
                 yield _row(texts, base, number, members, f"{name}#{count}", name)
             if damage:
                 yield Raw(source=f"{name}#{len(samples)}", key="", error=damage)
@@ -105,10 +105,10 @@ def _reason(row: dict[str, Any], tar: str) -> str:
 
 def _base(member: str) -> str:
     """What members of one row share: the name up to its first dot, but for dots in front."""
-    path = PurePosixPath(member)
-    dots = len(path.name) - len(path.name.lstrip("."))
-    stem = path.name[:dots] + path.name[dots:].partition(".")[0]
-    return str(path.with_name(stem)) if stem.strip(".") else member
+    folder, slash, name = member.rpartition("/")
+    rest = name.lstrip(".")
+    stem = name[: len(name) - len(rest)] + rest.partition(".")[0]
+    return folder + slash + stem if rest else member
 
 
 def _samples(tar: BinaryIO, texts: BinaryIO) -> tuple[dict[tuple[str, int], list[Member]], str]:
@@ -133,6 +133,8 @@ def _samples(tar: BinaryIO, texts: BinaryIO) -> tuple[dict[tuple[str, int], list
 
 
 def _is_hidden(name: str) -> bool:
+    if not (name.startswith(".") or "/." in name or _MACOS_FOLDER in name):
+        return False  # As most are, at a tenth of the time.
     parts = PurePosixPath(name).parts
     return not leaves_root(name) and any(part.startswith(".") or part == _MACOS_FOLDER for part in parts)
 
@@ -154,7 +156,7 @@ def _row(texts: BinaryIO, base: str, number: int, members: list[Member], source:
         row = _fields(texts, members, name)
     except ValueError as error:
         return Raw(source=source, key=make_key(PurePosixPath(base).name), error=str(error))
-    names = [PurePosixPath(member.name).name for member in members]
+    names = [member.name.rpartition("/")[2] for member in members]
     return Raw(source=source, value=row | {"__key__": base, MEMBERS: names})
 
 
@@ -194,7 +196,8 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _suffix(member: Member) -> str:
-    return PurePosixPath(member.name).suffix[1:].lower()
+    _, dot, suffix = member.name.rpartition(".")
+    return suffix.lower() if dot else ""
 
 
 def _data(texts: BinaryIO, member: Member, where: str) -> bytes:

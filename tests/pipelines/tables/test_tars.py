@@ -376,6 +376,21 @@ def test_packed_tars_are_read_whatever_they_are_called(
         read_member(folder / f"x{suffix}", "03.jpg", 3000)
 
 
+def test_the_catalogs_tars_may_be_packed_and_one_that_was_unpacked_beside_is_read_once(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    folder = tmp_path / "T-X_pair_data" / "cc3m"
+    plain = write_tar(folder / "00000.tar", download("0", "a cat"))
+    (folder / "00000.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (folder / "00001.tar.gz").write_bytes(gzip.compress(write_tar(tmp_path / "1", download("1", "a dog")).read_bytes()))
+    catalog = load_catalog()
+    for expected in (["00000.tar/0.jpg", "00001.tar.gz/1.jpg"], ["00000.tar.gz/0.jpg", "00001.tar.gz/1.jpg"]):
+        entry, path = catalog.datasets["cc3m"], catalog.find(tmp_path)["cc3m"]
+        found = samples_of(list(READERS[entry.reader](entry, path)))
+        assert found == {"0": (expected[:1], "a cat"), "1": (expected[1:], "a dog")}
+        plain.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.zst"])
 def test_of_a_packed_tar_cut_off_the_whole_rows_are_kept(
     tmp_path: Path, read_path: ReadPath, write_tar: WriteTar, suffix: str
