@@ -42,50 +42,91 @@ def _arguments(argv: Sequence[str]) -> Namespace:
         "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail above this share of rows"
     )
     parser.add_argument("--retry-rejected", action="store_true", help="try rejected rows again, as after a bad disk")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="follow links in local media folders to files anywhere"
+    )
     parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media/policy.py")
     parser.add_argument("--media", nargs="+", default=[], metavar="KEY=VALUE", help="over it: image.short_side=256 ...")
     return parser.parse_args(argv)
 
 
 def _prepare(arguments: Namespace) -> None:
+    sources, out = _sources(arguments), cli.new_folder(arguments.out)
+    done, failures = list["Manifest"](), list[str]()
+    for source in sources:
+        try:
+            done.append(_prepared(source, arguments))
+        except (ValueError, OSError) as error:  # Of this source alone: the others are prepared.
+            cause = cli.root_cause(error)
+            failures.append(_naming(source.entry.name, cli.describe(cause)))
+            if isinstance(cause, OSError) and str(cause.filename or "").startswith(str(out)):
+                break  # What cannot be written here cannot be written for the others.
+    finished = {manifest.dataset for manifest in done}
+    unfinished = ", ".join(source.entry.name for source in sources if source.entry.name not in finished)
+    rows, samples = sum(manifest.rows for manifest in done), sum(manifest.samples for manifest in done)
+    left = f"; not finished: {unfinished}" if unfinished else ""
+    print(f"all: {rows} in = {samples} out + {rows - samples} rejected; shards in {out}{left}")
+    print(f"reports: {out / 'reports'}/<dataset>.html")
+    if failures:
+        raise cli.Failures("\n".join([*failures, *([f"not finished: {unfinished}"] if "," in unfinished else [])]))
+
+
+def _prepared(source: "Source", arguments: Namespace) -> "Manifest":
+    """Prepares a dataset, if anything is to be done, and prints what became of its rows.
+
+    Raises:
+        ValueError, OSError: it cannot be read or written, or too many of its rows are rejected.
+    """
     from pipelines.prepare.ledger import TooManyRejected, check_rejected
     from pipelines.prepare.state import finished
     from pipelines.storage.files import remove_tree
 
-    sources, out = _sources(arguments), cli.new_folder(arguments.out)
-    totals, failures = [0, 0, 0], dict[str, str]()
-    for source in sources:
-        try:
-            # A rerun with nothing to do needs no Ray.
-            manifest = None if arguments.retry_rejected else finished(source)
-            if manifest:
-                remove_tree(source.work)  # a worker whose node had died may have written on
-                check_rejected(manifest.dataset, manifest.rows, manifest.rejected, arguments.max_rejected)
-                state = "  (was up to date)"
-            else:
-                cli.start_ray()
-                from pipelines.prepare.preprocess import prepare
+    try:
+        # A rerun with nothing to do needs no Ray.
+        manifest = None if arguments.retry_rejected else finished(source)
+        if manifest:
+            remove_tree(source.work)  # a worker whose node had died may have written on
+            check_rejected(manifest.dataset, manifest.rows, manifest.rejected, arguments.max_rejected)
+            state = "  (was up to date)"
+        else:
+            cli.start_ray()
+            from pipelines.prepare.preprocess import prepare
 
-                prepared = prepare(source, arguments.max_rejected, arguments.retry_rejected)
-                _report(source, prepared)
-                manifest, state = prepared.manifest, f"  ({prepared.shards} shards written)"
-        except TooManyRejected as error:
-            failures[source.entry.name] = str(error)
-            continue
-        rejected = _print_counts(manifest, state)
-        totals = [totals[0] + manifest.rows, totals[1] + manifest.samples, totals[2] + rejected]
-    left = f"; not finished: {', '.join(failures)}" if failures else ""
-    print(f"all: {totals[0]} in = {totals[1]} out + {totals[2]} rejected; shards in {out}{left}")
-    print(f"reports: {out / 'reports'}/<dataset>.html")
-    if failures:
-        raise cli.Failures("\n".join(failures.values()))
+            prepared = prepare(source, arguments.max_rejected, arguments.retry_rejected)
+            _report(source, prepared)
+            manifest, state = prepared.manifest, f"  ({prepared.shards} shards written)"
+    except TooManyRejected:
+        print(f"{source.entry.name}: not finished")
+        _print_rejected(source.directory)
+        raise
+    rows, samples = manifest.rows, manifest.samples
+    print(f"{manifest.dataset}: {rows} in = {samples} out + {rows - samples} rejected{state}")
+    _print_rejected(source.directory)
+    return manifest
+
+
+def _naming(dataset: str, message: str) -> str:
+    return message if message.startswith(f"{dataset}: ") else f"{dataset}: {message}"
+
+
+def _print_rejected(directory: Path) -> None:
+    """Prints for each reason how many rows were rejected, one of them, and what can be done."""
+    from pipelines.prepare.ledger import accounts, advice
+
+    for category, account in accounts(directory).items():
+        print(f"  rejected {account.count}: {category}")
+        print(f"    such as {account.example.source}: {account.example.reason}")
+        if what := advice(account.example.reason):
+            print(f"    what can be done: {what}")
 
 
 def _sources(arguments: Namespace) -> "list[Source]":
     """What is to be prepared, in the catalog's order."""
     from jobs.common.settings import load_media_policy
+    from pipelines.media.folder import Links
     from pipelines.prepare.staging import Source
     from pipelines.sources.catalog import load_catalog
+    from pipelines.storage.files import is_local
 
     mistakes = []
     if arguments.samples_per_shard < 1:
@@ -112,6 +153,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
         raise FileNotFoundError(f"{where}: holds no {expected}")
     if not found:
         raise FileNotFoundError(f"{where}: holds no dataset of the catalog; it needs T-X_pair_data or IT_data")
+    links = Links(roots=tuple(filter(is_local, roots)), follow=arguments.follow_links)
     return [
         Source(
             entry=entry,
@@ -120,6 +162,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
             directory=out / entry.name,
             samples_per_shard=arguments.samples_per_shard,
             policy=policy,
+            links=links,
         )
         for entry in selected
         if entry.name in found
@@ -158,14 +201,6 @@ def _lineage(argv: Sequence[str]) -> None:
     unknown = print_origins(cli.existing_folder(arguments.shards), arguments.names)
     if unknown:
         raise ValueError(f"{arguments.shards}: {unknown} of {len(arguments.names)} found nowhere")
-
-
-def _print_counts(manifest: "Manifest", state: str) -> int:
-    rejected = sum(manifest.rejected.values())
-    print(f"{manifest.dataset}: {manifest.rows} in = {manifest.samples} out + {rejected} rejected{state}")
-    for reason, count in manifest.rejected.items():
-        print(f"  rejected {count}: {reason}")
-    return rejected
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ CAPTION_PROMPT = "generate a caption"
 def apply_view(kind: Kind, sample: Sample) -> Sample:
     """The sample as a view of this kind shows it; only its turns change.
 
-    A caption pair is stored as one exchange, user: item, assistant: caption. `caption` asks for the caption of the
-    item, `generate` asks with the caption for caption and item, `dialogue` leaves any sample as it is.
+    A caption pair is stored as one exchange, user: item, assistant: caption; a caption may tell of several items.
+    `caption` asks for the caption of the items, `generate` asks with the caption for caption and items, `dialogue`
+    leaves any sample as it is.
 
     Raises:
         ValueError: `caption` or `generate` of a sample that is not a pair.
@@ -23,11 +24,11 @@ def apply_view(kind: Kind, sample: Sample) -> Sample:
         case "dialogue":
             return sample
         case "caption":
-            item, caption = _pair(kind, sample)
-            return _exchange(sample, (item, CAPTION_PROMPT), (caption,))
+            items, caption = _pair(kind, sample)
+            return _exchange(sample, (*items, CAPTION_PROMPT), (caption,))
         case "generate":
-            item, caption = _pair(kind, sample)
-            return _exchange(sample, (caption,), (caption, item))
+            items, caption = _pair(kind, sample)
+            return _exchange(sample, (caption,), (caption, *items))
         case _:
             assert_never(kind)
 
@@ -82,8 +83,10 @@ def _exchange(sample: Sample, user: tuple[str | Item, ...], assistant: tuple[str
     return Sample(key=sample.key, source=sample.source, turns=turns, media=sample.media, meta=sample.meta)
 
 
-def _pair(kind: Kind, sample: Sample) -> tuple[Item, str]:
+def _pair(kind: Kind, sample: Sample) -> tuple[tuple[Item, ...], str]:
     match sample.turns:
-        case (Turn(role="user", parts=(Item() as item,)), Turn(role="assistant", parts=(str() as caption,))):
-            return item, caption
+        case (Turn(role="user", parts=(Item(), *_)), Turn(role="assistant", parts=(str() as caption,))):
+            items = tuple(sample.items("user"))
+            if items == sample.turns[0].parts:
+                return items, caption
     raise ValueError(f"{sample.source}: {sample.key} is no caption pair; a view of kind {kind!r} needs pairs")

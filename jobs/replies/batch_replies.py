@@ -17,12 +17,13 @@ import ray.data
 from jobs.replies.respond import Architecture, respond_batch
 from model.inference.query import Query, Sampling
 from model.parts.config import ModelConfig
-from pipelines.embed.embedding import Pool, map_rows, plan_pool
+from pipelines.embed.embedding import Pool, plan_pool
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
 from pipelines.progress import track
+from pipelines.ray_steps import map_rows
 from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
 from pipelines.sources.chats import read_prompts
 from pipelines.sources.entry import Entry

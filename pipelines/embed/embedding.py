@@ -6,7 +6,7 @@ tasks put shards together from these. A dataset's sidecar so depends on the data
 actors, on interruptions or on other datasets.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipelines.embed.sidecar_shards import (
     remember,
 )
 from pipelines.progress import track
+from pipelines.ray_steps import map_rows, stream_rows
 from pipelines.storage.files import remove_tree
 from pipelines.storage.ownership import ShardItems, ShardPlan, assign
 from pipelines.storage.precision import Loss
@@ -270,7 +271,7 @@ def _encode(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool)
         "num_gpus": pool.num_gpus,
     }
     with track("embed", total, "embeddings", announce=bool(rows)) as bar:
-        for row in _stream_rows(rows, _Actor, **actors):
+        for row in stream_rows(rows, _Actor, **actors):
             ranks = np.frombuffer(row["ranks"], np.int32)
             bar.advance(sidecars[row["sidecar"]].keep(row["shard"], row["pack"], ranks))
 
@@ -305,17 +306,3 @@ def _assemble_row(row: dict[str, Any], works: Sequence[tuple[str, SidecarWork]])
     state = assemble_shard(work, plan, Places.from_row(row))
     metrics.count(dataset, bytes=state.shard.bytes)
     return {"sidecar": row["sidecar"], "shard": plan.shard, "state": state.to_json()}
-
-
-def map_rows(rows: list[dict[str, Any]], step: Callable[..., Any], **options: Any) -> Iterator[dict[str, Any]]:
-    """A step on every row, a task a row, in any order."""
-    if rows:
-        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(step, **options).iter_rows()
-
-
-def _stream_rows(rows: list[dict[str, Any]], step: Callable[..., Any], **options: Any) -> Iterator[dict[str, Any]]:
-    """A step that gives several rows for one: each comes as soon as it is there, not with the last of its task."""
-    if rows:
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        dataset.context.target_max_block_size = 1
-        yield from dataset.flat_map(step, **options).iter_rows()

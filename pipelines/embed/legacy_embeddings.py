@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed.embedding import Embedded, Sidecar, map_rows, sidecar_work
+from pipelines.embed.embedding import Embedded, Sidecar, sidecar_work
 from pipelines.embed.identities import EncoderIdentity
 from pipelines.embed.shard_embedder import read_samples
 from pipelines.embed.sidecar_shards import ShardState, SidecarWork, open_spool, to_identities, write_shard
 from pipelines.progress import track
+from pipelines.ray_steps import map_rows
 from pipelines.sample import Item, Sample
 from pipelines.storage.files import is_local
 from pipelines.storage.ownership import IDENTITY_BYTES, ShardItems, ShardPlan

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from pipelines.embed.embedding import map_rows, plan_pool
+from pipelines.embed.embedding import plan_pool
 from pipelines.handover.mixture import Candidates
 from pipelines.handover.stage_samples import LENGTHS, PlannedView
 from pipelines.progress import track
+from pipelines.ray_steps import map_rows
 from pipelines.sample import Sample
 from pipelines.storage.files import atomic_path, is_sound, read_table
 from pipelines.storage.random_access import Range, Ranges

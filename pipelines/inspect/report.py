@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from pipelines.inspect.census import SHOWN, Census, count_rejects, take_census
 from pipelines.inspect.exhibits import Showcase, shortened
 from pipelines.inspect.histogram import Histogram, Spread
+from pipelines.prepare.ledger import accounts, advice
 from pipelines.sample import Modality
 from pipelines.storage.files import atomic_path
 from pipelines.storage.shards import MANIFEST, Manifest, Shard
@@ -72,12 +73,14 @@ def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
     is_dialogue = "dialogue" in manifest.views.values()
     talks = _read_talks(showcase, census) if is_dialogue else None
     media = {modality.value: showcase.exhibits(_chosen(census, modality)) for modality in SHOWN}
-    rejects = count_rejects(dataset)
+    rejects = dict(list(count_rejects(dataset).items())[:SHOWN_CATEGORIES])
+    known = accounts(dataset)
     return _template().render(
         manifest=manifest,
         rejected=manifest.rows - manifest.samples,
-        rejects=dict(list(rejects.items())[:SHOWN_CATEGORIES]),
-        categories=len(rejects),
+        rejects=rejects,
+        categories=len(known),
+        advice={category: advice(account.example.reason) for category, account in known.items()},
         media=media,
         counts={modality.value: count for modality, count in sorted(census.media.items())},
         seconds={

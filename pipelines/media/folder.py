@@ -1,10 +1,11 @@
 """The folder a dataset's media lie in: finds, loads and stores what rows name, and reads nothing outside of it."""
 
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from pipelines.media import codecs
@@ -23,11 +24,32 @@ _REMOTE_READS = 4  # at a time from an object store: each waits for the network,
 # A path the system cannot follow: too long in all, or a circle of links (RuntimeError before Python 3.13).
 _NO_PATH = (OSError, RuntimeError)
 
+_HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--.+")
+
 Key = tuple[str, Modality]
+ToMedia = Callable[[Key], Media | Refused]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """Where a link in a local media folder may lead: into that folder, into any of `roots`, or with `follow` anywhere.
+
+    Beside these, into the blobs of the Hugging Face cache that the folder is a snapshot of.
+    """
+
+    roots: tuple[Path, ...] = ()
+    follow: bool = False
+
+
+NO_LINKS = Links()
 
 
 def load_rows(
-    rows: Iterable[Sample], root: Path | None, policy: MediaPolicy, captions_stand_in: bool = False
+    rows: Iterable[Sample],
+    root: Path | None,
+    policy: MediaPolicy,
+    captions_stand_in: bool = False,
+    links: Links = NO_LINKS,
 ) -> Iterator[Sample | Reject]:
     """Loads the media each row names, checks them whole and gives them the policy's form; one result a row, in order.
 
@@ -38,7 +60,8 @@ def load_rows(
     """
     results: list[Stored | Refused] = []
     with media_process() as process:
-        for element in process.store(_elements(rows, root, policy.limits), policy):
+        read = partial(_try_read, root, links, policy.limits)
+        for element in process.store(_elements(rows, read, root is None or is_local(root)), policy):
             if isinstance(element, Stored | Refused):
                 results.append(element)
                 continue
@@ -104,17 +127,17 @@ def _wanted(row: Sample) -> list[Key]:
     return list(dict.fromkeys((item.name, item.modality) for item in row.items() if item.name))
 
 
-def _elements(rows: Iterable[Sample], root: Path | None, limits: Limits) -> Iterator[Media | Refused | Sample]:
-    """The media of each row, or why they cannot be read, and then the row itself."""
-    if root is None or is_local(root):
+def _elements(rows: Iterable[Sample], read: ToMedia, at_once: bool) -> Iterator[Media | Refused | Sample]:
+    """The media of each row, or why they cannot be read, and then the row itself; read when asked for, or ahead."""
+    if at_once:
         for row in rows:
-            yield from (_try_read(root, key, limits) for key in _wanted(row))
+            yield from map(read, _wanted(row))
             yield row
         return
     ahead: deque[Future[Media | Refused] | Sample] = deque()
     with ThreadPoolExecutor(_REMOTE_READS) as pool:
         for row in rows:
-            ahead.extend(pool.submit(_try_read, root, key, limits) for key in _wanted(row))
+            ahead.extend(pool.submit(read, key) for key in _wanted(row))
             ahead.append(row)
             while len(ahead) > 2 * _REMOTE_READS:
                 yield _done(ahead.popleft())
@@ -125,17 +148,17 @@ def _done(element: "Future[Media | Refused] | Sample") -> Media | Refused | Samp
     return element.result() if isinstance(element, Future) else element
 
 
-def _try_read(root: Path | None, key: Key, limits: Limits) -> Media | Refused:
+def _try_read(root: Path | None, links: Links, limits: Limits, key: Key) -> Media | Refused:
     try:
-        return _read(root, *key, limits)
+        return _read(root, links, *key, limits)
     except ValueError as error:
         return error if isinstance(error, Refused) else Refused(" ".join(str(error).split()))
     except _NO_PATH as error:
         return Refused(f"unreadable: {_shown(key[0])} ({' '.join(str(error).split())[:_MAX_SHOWN]})")
 
 
-def _read(root: Path | None, name: str, modality: Modality, limits: Limits) -> Media:
-    path, member = _inside(root, name)
+def _read(root: Path | None, links: Links, name: str, modality: Modality, limits: Limits) -> Media:
+    path, member = _inside(root, links, name)
     if not member:
         return codecs.load(path, modality, limits)
     data, suffix = read_member(path, member, limits.max_bytes)
@@ -156,9 +179,9 @@ def _shown(name: str) -> str:
     return " ".join(name.encode("utf-8", "replace").decode().split())[:_MAX_SHOWN]
 
 
-def _inside(root: Path | None, name: str) -> tuple[Path, str]:
+def _inside(root: Path | None, links: Links, name: str) -> tuple[Path, str]:
     """The file of a medium, kept inside its folder, and the member it is of that."""
-    shown = _shown(name)
+    shown, name = _shown(name), _below(root, name)
     if leaves_root(name):
         raise Refused(f"path outside the root: {shown}")
     if root is None:
@@ -168,9 +191,41 @@ def _inside(root: Path | None, name: str) -> tuple[Path, str]:
     if any(len(part.encode()) > MAX_NAME_BYTES for part in PurePosixPath(name).parts):
         raise Refused(f"{_MISSING}: {shown}... (no file name is that long)")
     path, member = split(root, name)
-    if is_local(path) and not path.resolve().is_relative_to(_resolved(root)):
-        raise Refused(f"path outside the root: {shown} is a link that leaves the media folder")
+    if is_local(path):
+        _check_link(root, links, path.resolve(), shown)
     return path, member
+
+
+def _below(root: Path | None, name: str) -> str:
+    """A name that is the absolute path of something in the media folder, from there on; any other as it is."""
+    path = PurePosixPath(name)
+    if root is None or not is_local(root) or not path.is_absolute():
+        return name
+    folder = next(filter(path.is_relative_to, (root, _resolved(root))), None)
+    return name if folder is None else str(path.relative_to(folder))
+
+
+def _check_link(root: Path, links: Links, target: Path, shown: str) -> None:
+    """Raises Refused unless a name leads to `target` inside the media folder, or by a link that is followed."""
+    folder = _resolved(root)
+    if target.is_relative_to(folder):
+        return
+    known = target.parent == _blobs(folder) or any(target.is_relative_to(_resolved(root)) for root in links.roots)
+    if not (known or links.follow):
+        raise Refused(f"path outside the root: {shown} is a link to {_shown(str(target))}; --follow-links follows it")
+    if target.exists() and not target.is_file():
+        raise Refused(f"unreadable: {shown} is a link to {_shown(str(target))}, which is not a regular file")
+
+
+@lru_cache(maxsize=64)
+def _blobs(folder: Path) -> Path | None:
+    """Where the Hugging Face cache keeps the files of which a folder is a snapshot, or a part of one; else None."""
+    for revision in (folder, *folder.parents):
+        repository = revision.parent.parent
+        if revision.parent.name == "snapshots" and _HUB_REPOSITORY.fullmatch(repository.name):
+            blobs = repository / "blobs"
+            return blobs if blobs.resolve() == blobs else None  # A link there would lead anywhere.
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -49,7 +49,7 @@ def prepare_part(source: Source, part: int, fingerprint: str, retry_rejected: bo
     if done and not (retry_rejected and done.rejects):
         return done
     stand_in = source.entry.missing_media == "caption"
-    results = load_rows(staged_rows(source, part), source.media, source.policy, captions_stand_in=stand_in)
+    results = load_rows(staged_rows(source, part), source.media, source.policy, stand_in, source.links)
     return write_part(source, part, fingerprint, results)
 
 

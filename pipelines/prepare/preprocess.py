@@ -7,13 +7,12 @@ Neither the number of workers nor a crash changes a byte, and a rerun does only 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 import ray
-import ray.data
 
 from pipelines.metrics import count
 from pipelines.prepare.ledger import by_reason, check_rejected
@@ -21,6 +20,7 @@ from pipelines.prepare.part_tars import Piece, assemble_shard, is_made, plan_sha
 from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows
 from pipelines.prepare.state import Outcome, State, StoredShard, finished
 from pipelines.progress import track
+from pipelines.ray_steps import map_rows
 from pipelines.sample import Modality, Reject
 from pipelines.storage.files import remove_tree, stamp, write_rows
 from pipelines.storage.shards import (
@@ -143,16 +143,10 @@ def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected:
 
     outcomes = {}
     with track(f"{source.entry.name}: prepare", sum(staged.chunks[part].rows for part in parts), "rows") as bar:
-        for row in _map(chunks, work):
+        for row in map_rows(chunks, work):
             outcome = outcomes[row["part"]] = Outcome.from_fields(json.loads(row["outcome"]))
             bar.advance(outcome.accepted + len(outcome.rejects), rejected=len(outcome.rejects))
     return outcomes
-
-
-def _map(rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One task of Ray Data a row, in whatever order they end."""
-    if rows:
-        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(work).iter_rows()
 
 
 def _recipe(outcomes: list[Outcome], pieces: list[Piece]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
 from pipelines.progress import Progress
 from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
@@ -34,6 +35,7 @@ class Source:
     directory: Path
     samples_per_shard: int
     policy: MediaPolicy = field(default_factory=MediaPolicy)
+    links: Links = NO_LINKS
 
     @property
     def work(self) -> Path:
@@ -49,7 +51,9 @@ class Source:
     def content_settings(self) -> str:
         """A hash of what the samples depend on: another licence is no reason to read a million images again."""
         told = self.entry.model_dump_json(exclude={"paths", "media", "licence", "source"})
-        return hash_strings([str(PREPROCESS_VERSION), str(self.samples_per_shard), told, self.policy.model_dump_json()])
+        links = ["follow links"] if self.links.follow else []
+        policy = self.policy.model_dump_json()
+        return hash_strings([str(PREPROCESS_VERSION), str(self.samples_per_shard), told, policy, *links])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,7 @@ class Stamps:
         if not is_local(self.root):
             return self._listing.get(name, "missing")
         try:
-            status = os.stat(f"{self.root}/{name}")  # plain `os`: there may be a million
+            status = os.stat(os.path.join(self.root, name))  # plain `os`: there may be a million
         except (OSError, ValueError):
             return "missing"
         return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
@@ -166,7 +170,7 @@ def _outer(name: str) -> str:
     """The file a medium is in: a container where the name goes on inside of one."""
     parts = PurePosixPath(name).parts
     ends = (place for place, part in enumerate(parts[:-1], 1) if part.lower().endswith(SUFFIXES))
-    return "/".join(parts[: next(ends, len(parts))])
+    return str(PurePosixPath(*parts[: next(ends, len(parts))]))
 
 
 def _rows_path(source: Source, chunk: int) -> Path:

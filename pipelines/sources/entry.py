@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.sample import Modality
+from pipelines.tables import archives
 from pipelines.views import Kind
 
 _WILDCARD = re.compile(r"[*?[]")
@@ -109,5 +110,7 @@ def split_glob(candidate: str) -> tuple[tuple[str, ...], str]:
 
 
 def spellings(path: str) -> list[str]:
-    """Both generations of the original write the folder of pairs their own way."""
-    return list(dict.fromkeys((path, path.replace("T-X_pair_data", "T_X_pair_data"))))
+    """A candidate as it may be written: both generations name the folder of pairs their own way; tars may be packed."""
+    named = dict.fromkeys((path, path.replace("T-X_pair_data", "T_X_pair_data")))
+    tars = [name.removesuffix(".tar") for name in named if name.endswith(".tar") and _WILDCARD.search(name)]
+    return list(dict.fromkeys([*named, *(name + suffix for name in tars for suffix in archives.SUFFIXES)]))

@@ -11,6 +11,7 @@ from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
+from pipelines.tables.tars import MEMBERS
 
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
@@ -35,7 +36,7 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
     value = rows.optional(row, *_spelled(entry, _IDS))
     if value is None:
-        stem = stem_of(_name(entry, row))
+        stem = stem_of(_names(entry, row)[0])
         return make_key(stem) if stem else row_key(index)
     if not isinstance(value, str | int):
         raise ValueError("bad field: id is neither text nor a whole number")
@@ -47,11 +48,12 @@ def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     spellings = ("caption",) if "caption" in entry.fields else _CAPTIONS
     value = rows.optional(row, *spellings)
     caption = rows.caption(rows.field(row, "caption") if value is None else value)
-    item = Item(modality=entry.modality, name=_name(entry, row), caption=caption)
-    return rows.Dialogue((Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(caption,))))
+    items = tuple(Item(modality=entry.modality, name=name, caption=caption) for name in _names(entry, row))
+    return rows.Dialogue((Turn(role="user", parts=items), Turn(role="assistant", parts=(caption,))))
 
 
-def _name(entry: Entry, row: rows.Row) -> str:
+def _names(entry: Entry, row: rows.Row) -> list[str]:
+    """The media of a pair: one, but for the several of a sample in a tar, which its caption tells of together."""
     assert entry.modality is not None
     mapped = "name" in entry.fields
     spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *_SUFFIXES[entry.modality])
@@ -59,7 +61,9 @@ def _name(entry: Entry, row: rows.Row) -> str:
     if value is None and entry.media_name:
         value = entry.named(row)
     what = "name" if mapped else f"{entry.modality}_name"
-    return rows.name(rows.field(row, what) if value is None else value, what)
+    if value is None:
+        raise ValueError(f"missing field: {what}")
+    return [rows.name(name, what) for name in (value if isinstance(value, list) and MEMBERS in row else [value])]
 
 
 def _spelled(entry: Entry, spellings: tuple[str, ...]) -> tuple[str, ...]:

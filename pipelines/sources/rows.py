@@ -10,6 +10,7 @@ from pipelines.sources.entry import Entry
 from pipelines.tables import formats
 from pipelines.tables.keys import row_key
 from pipelines.tables.raw import Parser, Raw
+from pipelines.tables.tars import lacking
 
 Row = Mapping[str, Any]
 
@@ -135,7 +136,8 @@ def _sample(entry: Entry, raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDi
         turns, meta = to_dialogue(row)
         return Sample(key=key, source=raw.source, turns=turns, meta=meta)
     except ValueError as error:
-        return Reject(source=raw.source, key=key, stage="read", reason=str(error))
+        reason = lacking(str(error), raw.value) if isinstance(raw.value, dict) else str(error)
+        return Reject(source=raw.source, key=key, stage="read", reason=reason)
 
 
 def _translated(entry: Entry, row: Row) -> Row:

@@ -4,11 +4,12 @@ A path is a `pathlib.Path`, or for a URL (`s3://`, `gs://`, `memory://` ...) a `
 way and passes for one here. What a local disk alone can do (renaming, links, change times) is hidden in this module.
 """
 
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 COPY_BYTES = 1 << 20
+# What goes wrong in writing alone: whoever writes a file may read others meanwhile.
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 # Indexes are small; and Arrow's threads, when a short process ends, have been seen to end it with an abort.
 _ONE_THREAD: dict[str, Any] = {"use_threads": False, "pre_buffer": False}
 
@@ -59,26 +62,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a local temporary path; on success it takes the place of `path` at once, on error it is removed.
 
     On a local disk it lies beside `path`, is synced and renamed; an object store shows an upload once it is whole.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; it names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     local = is_local(path)
-    handle, name = tempfile.mkstemp(dir=path.parent if local else None, prefix=f".{path.name}.")
-    os.close(handle)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent if local else None, prefix=f".{path.name}.")
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        if local:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        else:
-            with temporary.open("rb") as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, COPY_BYTES)
-            temporary.unlink()
+        with _naming(path, only=_OF_WRITING):
+            yield temporary
+        with _naming(path):
+            _move(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Puts a finished local file in the place of `path`."""
+    if is_local(path):
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    else:
+        with temporary.open("rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+        temporary.unlink()
+
+
+@contextmanager
+def _naming(path: Path, only: Container[int | None] | None = None) -> Iterator[None]:
+    """Lets errors of the system name the file that cannot be written, those of the numbers in `only` where given."""
+    try:
+        yield
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 def stamp(path: Path) -> str:

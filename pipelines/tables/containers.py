@@ -3,19 +3,14 @@
 An item's name goes on inside its container: `00000.tar/000000012.jpg`, `train.parquet/image/17`.
 """
 
-import tarfile
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from pipelines.storage.files import is_local, read_range, stamp
-from pipelines.tables import columns
+from pipelines.storage.files import is_local
+from pipelines.tables import archives, columns
 
-SUFFIXES = (".tar", *columns.SUFFIXES)
-_BLOCK = 512
+SUFFIXES = (*archives.SUFFIXES, *columns.SUFFIXES)
 # Formats by what their files begin with; `?` stands for any byte.
 _MAGIC = {
     "jpg": b"\xff\xd8\xff",
@@ -57,13 +52,14 @@ def read_member(path: Path, member: str, max_bytes: int) -> tuple[bytes, str]:
     if leaves_root(member):
         raise ValueError(f"path outside the root: {name}")
     try:
-        if path.suffix.lower() == ".tar":
-            return _read_tar(path, member, max_bytes, name)
+        if archives.is_tar(path):
+            data = archives.read_tar_member(path, member, max_bytes, name)
+            return data, media_format(data, member, name)
         data, original = columns.read_bytes(path, member, max_bytes)
         return data, media_format(data, original, name)
     except FileNotFoundError:
         raise ValueError(f"missing file: {name} (there is no {path.name})") from None
-    except (OSError, pa.ArrowException, tarfile.TarError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"unreadable: {name}: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -88,60 +84,3 @@ def leaves_root(name: str) -> bool:
     """Whether a name is absolute or climbs."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or "\0" in name
-
-
-def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Every member of a tar that is no folder, in order, without its data.
-
-    Raises:
-        ValueError: `unreadable: ...`, after the members before the damage: the tar is broken or has no end.
-    """
-    try:
-        with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # It would keep them all.
-                if not member.isdir():
-                    yield member
-            end = tar.offset
-        file.seek(end)
-        block = file.read(_BLOCK)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"unreadable: the tar breaks off ({' '.join(str(error).split())[:200]})") from None
-    if len(block) < _BLOCK or block.strip(b"\0"):
-        raise ValueError(f"unreadable: the tar breaks off after {end} bytes")
-
-
-def is_plain(member: tarfile.TarInfo) -> bool:
-    """Whether a tar's member is a regular file stored in one piece: no link, no device, not sparse."""
-    return member.isreg() and not member.issparse()
-
-
-def _read_tar(path: Path, member: str, max_bytes: int, name: str) -> tuple[bytes, str]:
-    place = _tar_index(path, stamp(path)).get(member)
-    if place is None:
-        raise ValueError(f"missing file: {path.name} holds no {member}")
-    offset, size = place
-    if offset < 0:
-        raise ValueError(f"unreadable: {name} is a link or no regular file")
-    if size == 0:
-        raise ValueError(f"empty file: {name}")
-    if size > max_bytes:
-        raise ValueError(f"too large: {name} has {size} bytes, the limit is {max_bytes}")
-    data = read_range(path, offset, size)
-    if len(data) != size:
-        raise ValueError(f"unreadable: {name} breaks off after {len(data)} of {size} bytes")
-    return data, media_format(data, member, name)
-
-
-@lru_cache(maxsize=16)
-def _tar_index(path: Path, _stamp: str) -> dict[str, tuple[int, int]]:
-    """Where the data of each member begin and their length; a beginning of -1 for what is no regular file."""
-    index: dict[str, tuple[int, int]] = {}
-    with path.open("rb") as file:
-        try:
-            for member in tar_members(cast(BinaryIO, file)):
-                place = (member.offset_data, member.size) if is_plain(member) else (-1, 0)
-                index.setdefault(str(PurePosixPath(member.name)), place)
-        except ValueError:  # What stands before the damage can be read; readers of rows reject the rest.
-            pass
-    return index

@@ -6,6 +6,7 @@ from re import fullmatch
 from typing import Any
 
 from pipelines.storage.files import read_json
+from pipelines.tables import archives
 from pipelines.tables.raw import Parser, Raw, one_line
 from pipelines.tables.tables import arrow_rows, embeds_media, parquet_rows
 from pipelines.tables.tars import is_download_list, tar_rows
@@ -19,12 +20,11 @@ PARSERS: Mapping[str, Parser] = {
     ".tsv": csv_rows,
     ".parquet": parquet_rows,
     ".arrow": arrow_rows,
-    ".tar": tar_rows,
 }
 _NAME = r"[^/\\\0]*[^/\\\0.][^/\\\0]*"  # Not `..` either.
 # What a folder without a word about itself is taken for: the first of these that it holds.
 _LAYOUTS = (
-    ("*.tar",),
+    tuple(f"*{suffix}" for suffix in archives.SUFFIXES),
     ("metadata.jsonl", "metadata.csv", "metadata.parquet"),
     ("**/metadata.jsonl", "**/metadata.csv", "**/metadata.parquet"),
     *(
@@ -46,18 +46,21 @@ def read(path: Path, patterns: Sequence[str], parsers: Mapping[str, Parser]) -> 
     """
     known = {**PARSERS, **parsers}
     if not path.is_dir():
-        yield from known.get(path.suffix.lower(), json_array)(path, path.name)
+        yield from _parser(path, known)(path, path.name)
         return
     for file in source_files(path, patterns):
         name = _below(file, path)
-        parser = known.get(file.suffix.lower(), json_array)
-        rows = parser(file, name)
+        rows = _parser(file, known)(file, name)
         try:
             if file.stem == "metadata" and "/" in name:
                 rows = (_moved(raw, str(PurePosixPath(name).parent)) for raw in rows)
             yield from rows
         except (ValueError, OSError) as error:
             yield Raw(source=name, key="", error=f"unreadable: {one_line(error).removeprefix(f'{file}: ')}")
+
+
+def _parser(file: Path, known: Mapping[str, Parser]) -> Parser:
+    return tar_rows if archives.is_tar(file) else known.get(file.suffix.lower(), json_array)
 
 
 def source_files(folder: Path, patterns: Sequence[str] = ()) -> list[Path]:
@@ -71,9 +74,13 @@ def source_files(folder: Path, patterns: Sequence[str] = ()) -> list[Path]:
     found = _matching(folder, patterns)
     if not found:
         found = _saved(folder) or next(filter(None, (_matching(folder, layout) for layout in _LAYOUTS)), [])
-    tars = [file for file in found if file.suffix == ".tar"]
+    tars = [file for file in found if archives.is_tar(file)]
     if tars:
-        lists = [file for file in tars[0].parent.glob("*.parquet") if file.with_suffix(".tar") not in tars]
+        # Someone unpacked it, and left it there.
+        packed = {file for file in tars if not file.name.endswith(".tar") and archives.beside(file, ".tar") in tars}
+        found = [file for file in found if file not in packed]
+        listed = {archives.beside(tar, ".parquet") for tar in tars}
+        lists = [file for file in tars[0].parent.glob("*.parquet") if file not in listed]
         alone = (file.with_suffix(".tar") for file in lists if is_download_list(file))
         found = sorted([*(file for file in found if file.suffix != ".parquet"), *alone], key=str)
     if not found:
@@ -88,7 +95,7 @@ def holds_media(path: Path, patterns: Sequence[str] = ()) -> bool:
             path = source_files(path, patterns)[0]
         except ValueError:
             return False
-    return path.suffix == ".tar" or (path.suffix in (".parquet", ".arrow") and embeds_media(path))
+    return archives.is_tar(path) or (path.suffix in (".parquet", ".arrow") and embeds_media(path))
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """The media of rows: what can be read is loaded, stored and named, what cannot is refused with its reason."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from dataset_cases import picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.media.folder import load_rows
+from pipelines.media.folder import NO_LINKS, Links, load_rows
 from pipelines.media.policy import MediaPolicy
 from pipelines.sample import Item, Modality, Part, Reject, Sample, Turn
 from pipelines.storage.files import to_path
@@ -38,14 +39,14 @@ def item(name: str, caption: str = "") -> Item:
     return Item(modality=Modality.IMAGE, name=name, caption=caption)
 
 
-def load(row: Sample, root: Path | None, captions_stand_in: bool = False) -> Sample:
-    [loaded] = load_rows([row], root, POLICY, captions_stand_in)
+def load(row: Sample, root: Path | None, captions_stand_in: bool = False, links: Links = NO_LINKS) -> Sample:
+    [loaded] = load_rows([row], root, POLICY, captions_stand_in, links)
     assert isinstance(loaded, Sample)
     return loaded
 
 
-def refused(row: Sample, root: Path | None, captions_stand_in: bool = False) -> str:
-    [reject] = load_rows([row], root, POLICY, captions_stand_in)
+def refused(row: Sample, root: Path | None, captions_stand_in: bool = False, links: Links = NO_LINKS) -> str:
+    [reject] = load_rows([row], root, POLICY, captions_stand_in, links)
     assert isinstance(reject, Reject)
     assert (reject.key, reject.source, reject.stage) == (row.key, row.source, "media")
     return reject.reason
@@ -128,6 +129,84 @@ def test_an_input_medium_that_cannot_be_read_is_refused_with_its_reason(images: 
 def test_a_link_that_stays_in_the_folder_is_followed(images: Path) -> None:
     (images / "link.png").symlink_to(images / "a.png")
     assert load(exchange((item("link.png"),)), images).media["png"].data == picture(1).data
+
+
+def test_a_link_that_leaves_the_folder_is_refused_with_where_it_leads_unless_it_may_be_followed(images: Path) -> None:
+    secret = images.parent / "secret.png"
+    (images / "link.png").symlink_to("../secret.png")
+    (images / "outside").symlink_to(images.parent)
+    for name in ("link.png", "outside/secret.png"):
+        row = exchange((item(name),))
+        assert refused(row, images) == (
+            f"path outside the root: {name} is a link to {secret}; --follow-links follows it"
+        )
+        for links in (Links(follow=True), Links(roots=(images.parent,))):
+            assert load(row, images, links=links).media["png"].data == picture(3).data
+    elsewhere = Links(roots=(images / "deep",))
+    assert refused(exchange((item("link.png"),)), images, links=elsewhere).startswith("path outside the root: link.png")
+    assert refused(exchange((item("../secret.png"),)), images, links=Links(follow=True)).startswith("path outside")
+    assert refused(exchange((item(str(secret)),)), images, links=Links(follow=True)).startswith("path outside")
+
+
+def test_links_are_followed_to_regular_files_alone(images: Path) -> None:
+    os.mkfifo(images.parent / "pipe")
+    for name, target in {"pipe.png": "../pipe", "pipe.tar": "../pipe", "zero.png": "/dev/zero", "up.png": ".."}.items():
+        (images / name).symlink_to(target)
+        inner = f"{name}/0.png" if name.endswith(".tar") else name
+        said = refused(exchange((item(inner),)), images, links=Links(follow=True))
+        assert said.startswith(f"unreadable: {inner} is a link to /")
+        assert said.endswith(", which is not a regular file")
+    (images / "gone.png").symlink_to("../nothing.png")
+    assert refused(exchange((item("gone.png"),)), images, links=Links(follow=True)) == "missing file: gone.png"
+
+
+def test_a_media_folder_may_be_a_link_and_an_absolute_path_may_lead_into_it(images: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(images)
+    with tarfile.open(images / "0.tar", "w") as tar:
+        tar.add(images / "a.png", "a.png")
+    for name in ("a.png", f"{link}/a.png", f"{images}/a.png", f"{images}/0.tar/a.png"):
+        assert load(exchange((item(name),)), link).media["png"].data == picture(1).data
+    for name in (f"{images}/../secret.png", f"{images}2/a.png", f"{images.parent}/secret.png"):
+        assert refused(exchange((item(name),)), link) == f"path outside the root: {name}"
+
+
+def snapshot(root: Path) -> Path:
+    """A folder as `huggingface_hub` keeps it: its files are links to blobs that are called by their hashes."""
+    repository = root / "hub" / "datasets--me--birds"
+    folder = repository / "snapshots" / "0123abcd" / "data"
+    folder.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "aaaa").write_bytes(picture(4).data)
+    (folder / "a.png").symlink_to("../../../blobs/aaaa")
+    return folder
+
+
+def test_a_snapshot_of_the_hugging_face_cache_leads_to_its_blobs_and_no_further(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path)
+    blobs = folder.parents[2] / "blobs"
+    (tmp_path / "link").symlink_to(folder)
+    for root in (folder, tmp_path / "link", folder.parent):
+        name = "data/a.png" if root == folder.parent else "a.png"
+        assert load(exchange((item(name),)), root).media["png"].data == picture(4).data
+    (tmp_path / "secret.png").write_bytes(picture(3).data)
+    (blobs / "bbbb").symlink_to(tmp_path / "secret.png")
+    (folder / "b.png").symlink_to("../../../blobs/bbbb")
+    (folder / "c.png").symlink_to("../../../../../secret.png")
+    for name in ("b.png", "c.png"):
+        assert f"{name} is a link to {tmp_path}/secret.png;" in refused(exchange((item(name),)), folder)
+
+
+@pytest.mark.parametrize("what", ["blobs are a link", "no cache"])
+def test_what_only_looks_like_a_snapshot_leads_nowhere(tmp_path: Path, what: str) -> None:
+    folder = snapshot(tmp_path)
+    repository = folder.parents[2]
+    if what == "no cache":
+        folder = repository.rename(tmp_path / "birds") / "snapshots" / "0123abcd" / "data"
+    else:
+        (repository / "blobs").rename(tmp_path / "private")
+        (repository / "blobs").symlink_to(tmp_path / "private")
+    assert refused(exchange((item("a.png"),)), folder).startswith("path outside the root: a.png is a link to ")
 
 
 def test_an_input_medium_without_a_media_folder_is_refused() -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.media.codecs import decode
-from pipelines.media.folder import load_rows
+from pipelines.media.folder import Links, load_rows
 from pipelines.prepare import state
 from pipelines.prepare.ledger import TooManyRejected
 from pipelines.prepare.part_tars import plan_shards, prepare_part
 from pipelines.prepare.preprocess import prepare
-from pipelines.prepare.staging import Source, stage_rows
+from pipelines.prepare.staging import Source, Stamps, stage_rows
 from pipelines.sample import Modality, Sample
 from pipelines.sources.entry import Entry
 from pipelines.sources.readers import READERS
@@ -400,3 +401,24 @@ def test_a_rerun_with_nothing_to_do_opens_no_medium_no_shard_and_no_source(finis
     opened, OPENED = {Path(name).name for name in OPENED}, None
     assert opened <= {STATE, MANIFEST}
     assert opened
+
+
+def test_a_medium_named_by_its_absolute_path_is_watched_too(dirty: Path, tmp_path: Path) -> None:
+    images = copy(dirty / "images", tmp_path / "images")
+    names = [str(images / f"{GOOD[0]}.png")]
+    before = Stamps(root=images).of(names)
+    assert Stamps(root=images).of(names) == before
+    (images / f"{GOOD[0]}.png").write_bytes(picture(50, size=16).data)
+    assert Stamps(root=images).of(names) != before
+
+
+def test_rows_whose_links_were_not_followed_are_tried_again_once_links_are_followed(
+    dirty: Path, tmp_path: Path
+) -> None:
+    plain = source(dirty, tmp_path / "out")
+    followed = replace(plain, links=Links(follow=True))
+    elsewhere = replace(plain, links=Links(roots=(tmp_path,)))
+    assert followed.settings != plain.settings == elsewhere.settings
+    fingerprints = [[chunk.fingerprint for chunk in stage_rows(which).chunks] for which in (plain, followed, elsewhere)]
+    assert not set(fingerprints[0]) & set(fingerprints[1])
+    assert fingerprints[0] == fingerprints[2]

@@ -1,0 +1,80 @@
+"""Steps of Ray Data over rows, whose errors come out as they were raised.
+
+Ray Data logs an error of a step at length and puts words of its own into it. What a person is to be told, such as that
+a disk is full, therefore comes out of a step as a row, and is raised where the rows are taken.
+"""
+
+import errno
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import ray.data
+
+Row = dict[str, Any]
+_FAILURE = "failure"
+
+
+def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
+    """A step on every row, a task a row, in any order.
+
+    Raises:
+        OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
+    """
+    if rows:
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        yield from _raising(dataset.map(_told(step, _row), **options).iter_rows())
+
+
+def stream_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
+    """A step that gives several rows for one: each comes as soon as it is there, not with the last of its task.
+
+    Raises:
+        OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
+    """
+    if rows:
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        dataset.context.target_max_block_size = 1
+        yield from _raising(dataset.flat_map(_told(step, _rows), **options).iter_rows())
+
+
+def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """A step, or the class of an actor, whose errors are rows."""
+    if not isinstance(step, type):
+        return partial(call, step)
+
+    class Told(step):  # type: ignore[misc, valid-type]
+        def __call__(self, row: Row) -> Any:
+            return call(super().__call__, row)
+
+    return Told
+
+
+def _row(step: Callable[[Row], Row], row: Row) -> Row:
+    try:
+        return step(row)
+    except (OSError, ValueError) as error:
+        return _failure(error)
+
+
+def _rows(step: Callable[[Row], Iterable[Row]], row: Row) -> Iterator[Row]:
+    try:
+        yield from step(row)
+    except (OSError, ValueError) as error:
+        yield _failure(error)
+
+
+def _failure(error: OSError | ValueError) -> Row:
+    told: list[Any] = [str(error)]
+    if isinstance(error, OSError):
+        told = [error.errno or errno.EIO, error.strerror or str(error), error.filename and str(error.filename)]
+    return {_FAILURE: json.dumps(told)}
+
+
+def _raising(rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        if row.get(_FAILURE):
+            told = json.loads(row[_FAILURE])
+            raise ValueError(*told) if len(told) == 1 else OSError(*told)
+        yield row

@@ -1,0 +1,76 @@
+"""Steps of Ray Data: every row once, and errors as they were raised."""
+
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray.cloudpickle
+import ray.data
+
+from pipelines.ray_steps import map_rows, stream_rows
+
+Row = dict[str, Any]
+
+
+def work(row: Row) -> Row:
+    if row["number"] == 3:
+        raise OSError(errno.ENOSPC, "No space left on device", "/shards/a.tar")
+    if row["number"] == 4:
+        raise ValueError("a.json: not valid JSON")
+    return {"square": row["number"] ** 2}
+
+
+def works(row: Row) -> Iterator[Row]:
+    for number in range(row["number"] + 1):
+        yield work({"number": number})
+
+
+class Actor:
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def __call__(self, row: Row) -> Row:
+        return work({"number": row["number"] + self._offset})
+
+
+ACTORS: dict[str, Any] = {"fn_constructor_args": (1,), "compute": ray.data.ActorPoolStrategy(size=1)}
+
+
+@pytest.fixture(autouse=True)
+def by_value() -> Iterator[None]:
+    """Workers cannot import this module."""
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("mapped", "step", "options", "expected"),
+    [
+        (map_rows, work, {}, [0, 1, 4]),
+        (map_rows, Actor, ACTORS, [1, 4]),
+        (stream_rows, works, {}, [0, 0, 0, 1, 1, 4]),
+    ],
+)
+def test_every_row_is_worked_on_once_and_a_full_disk_is_told_as_the_system_tells_it(
+    local_ray: None,
+    capfd: pytest.CaptureFixture[str],
+    mapped: Callable[..., Iterator[Row]],
+    step: Callable[..., Any],
+    options: dict[str, Any],
+    expected: list[int],
+) -> None:
+    good = [{"number": number} for number in range(len(set(expected)))]
+    assert sorted(row["square"] for row in mapped(good, step, **options)) == expected
+    bad = 2 if step is Actor else 3
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '/shards/a\.tar'$"):
+        list(mapped([{"number": bad}], step, **options))
+    if mapped is map_rows:
+        with pytest.raises(ValueError, match=r"^a\.json: not valid JSON$"):
+            list(mapped([{"number": bad + 1}], step, **options))
+    assert "Traceback" not in capfd.readouterr().err
+    assert list(mapped([], step, **options)) == []
