@@ -23,7 +23,7 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
     if listed:
         return turn_parts.turns(row, outputs=listed)
     speeches = turn_parts.speeches(row)
-    fields = rows.field(row, "conversations", "conversation")
+    fields = rows.field(row, *turn_parts.MESSAGES)
     said = [
         (role, [*turn_parts.text_part(text), *_items(turn)])
         for (role, text), turn in zip(speeches, fields, strict=True)
