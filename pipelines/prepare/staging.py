@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipelines.media.policy import MediaPolicy
+from pipelines.prepare.media_names import with_found_names
 from pipelines.progress import Progress
 from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
 from pipelines.sources.entry import Entry
@@ -119,7 +120,7 @@ def stage_rows(source: Source, progress: Progress | None = None, read: Reader | 
     chunks, rejects, seen, rows = list[Chunk](), list[Reject](), set[str](), list[Sample]()
     stamps = Stamps(root=source.media)
     remove_tree(source.work / "rows")
-    for row in read(source.entry, source.path):
+    for row in with_found_names(read(source.entry, source.path), source.media):
         if isinstance(row, Sample) and row.key in seen:
             row = Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
         if progress:

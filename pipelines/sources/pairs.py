@@ -5,13 +5,14 @@ NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
 
+OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of what its medium may be called
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
@@ -27,9 +28,9 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each pair as one exchange, user: the item with its caption, assistant: the caption.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
-    that names no medium gets the entry's `media_name`.
+    that names no medium gets the entry's `media_name`, and in its meta the other names to look for.
     """
-    return rows.read(entry, path, partial(_key, entry), partial(_dialogue, entry))
+    return rows.read(entry, path, partial(_key, entry), partial(_findable, entry))
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
@@ -49,6 +50,23 @@ def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     caption = rows.caption(rows.field(row, "caption") if value is None else value)
     item = Item(modality=entry.modality, name=_name(entry, row), caption=caption)
     return rows.Dialogue((Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(caption,))))
+
+
+def _findable(entry: Entry, row: rows.Row) -> rows.Dialogue:
+    """The pair, with the other names that the medium may have which the entry's `media_name` names."""
+    turns, meta = _dialogue(entry, row)
+    patterns = entry.name_patterns(row)
+    if not patterns or any(isinstance(part, Item) and part.name != entry.named(row) for part in turns[0].parts):
+        return rows.Dialogue(turns, meta)
+    names = (name for pattern in patterns for name in _spelled_suffixes(entry, pattern))
+    return rows.Dialogue(turns, {**meta, OTHER_NAMES: list(dict.fromkeys(names))})
+
+
+def _spelled_suffixes(entry: Entry, pattern: str) -> list[str]:
+    """A file name, and the same with the suffix of any other format of the modality."""
+    assert entry.modality is not None
+    stem = pattern.removesuffix(PurePosixPath(pattern).suffix)
+    return [pattern, *(f"{stem}.{suffix}" for suffix in _SUFFIXES[entry.modality])]
 
 
 def _name(entry: Entry, row: rows.Row) -> str:

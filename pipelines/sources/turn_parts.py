@@ -138,7 +138,9 @@ def turns(
     spoken = [(speaker, content_parts.parse(content)) for speaker, content in _speeches(row, spellings)]
     asked = [part for speaker, parts in spoken if speaker == "user" for part in parts if isinstance(part, str)]
     # LLaVA-Video writes <image> for its videos.
-    media = _Media(inputs, outputs, video_as_image=not any("<video>" in text.lower() for text in asked), has_media=has_media)
+    media = _Media(
+        inputs, outputs, video_as_image=not any("<video>" in text.lower() for text in asked), has_media=has_media
+    )
     said = [
         (speaker, _joined([found for part in parts for found in media.parts(speaker, part)]))
         for speaker, parts in spoken
