@@ -1,8 +1,7 @@
 """An entry of the catalog: a dataset, and how training stages see it."""
 
 import re
-from collections.abc import Callable, Mapping
-from glob import escape
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -96,22 +95,22 @@ class Entry(BaseModel):
         Raises:
             ValueError: `missing field: ...`.
         """
-        if names := self._named(row, str):
+        if names := filled(self.media_name, row):
             return names[0]
         missing = next(column for column, _ in _COLUMN.findall(self.media_name[0]) if row.get(column) is None)
         raise ValueError(f"missing field: {missing}")
 
-    def name_patterns(self, row: Mapping[str, Any]) -> list[str]:
-        """All names that `media_name` gives the medium of a row, as glob patterns."""
-        return self._named(row, escape)
 
-    def _named(self, row: Mapping[str, Any], spelled: Callable[[str], str]) -> list[str]:
-        def value(match: re.Match[str]) -> str:
-            return spelled(_told(row[match[1]]).zfill(int(match[2] or 0)))
+def filled(templates: Iterable[str], row: Mapping[str, Any], spelled: Callable[[str], str] = str) -> list[str]:
+    """File names with a row's values in place of their columns, those of which all are there."""
 
-        columns = {name: {column for column, _ in _COLUMN.findall(name)} for name in self.media_name}
-        there = (name for name in self.media_name if all(row.get(column) is not None for column in columns[name]))
-        return [_COLUMN.sub(value, name) for name in there]
+    def value(match: re.Match[str]) -> str:
+        return spelled(_told(row[match[1]]).zfill(int(match[2] or 0)))
+
+    def is_there(template: str) -> bool:
+        return all(row.get(column) is not None for column, _ in _COLUMN.findall(template))
+
+    return [_COLUMN.sub(value, template) for template in templates if is_there(template)]
 
 
 def _told(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from upath import UPath
 
 from pipelines.media.folder import load_rows
 from pipelines.media.policy import MediaPolicy
+from pipelines.prepare.media_names import with_found_names
 from pipelines.prepare.staging import Source, stage_rows, staged_rows
 from pipelines.sample import Reject, Sample
 from pipelines.sources.catalog import load_catalog
@@ -31,6 +33,7 @@ NAMES = {
     "in milliseconds": "{ytid}_{start}000_{end}000.wav",
     "with zeros": "{ytid}_{start:06}.wav",
     "as AudioLDM's": "Y{ytid}.wav",
+    "as MusicCaps'": "[{ytid}]-[{start}-{end}].wav",
 }
 CLIPS = [("91139", "r1nicOVtvkQ", 130, 0.2), ("11543", "_0-8vTLHTL_", 30, 0.4), ("7", "s7knHCFW82w", 300, 0.6)]
 
@@ -106,6 +109,19 @@ def test_the_clips_are_found_on_an_object_store(tmp_path: Path) -> None:
         (store / file.relative_to(tmp_path).as_posix()).write_bytes(file.read_bytes())
     results = prepared(to_path("memory://clips"), tmp_path / "out")
     assert [heard(result)[2] for result in results] == [0.2, 0.4, 0.6]
+
+
+@pytest.mark.parametrize("columns", [("ytid", "start_s"), ("YTID", "start_seconds"), ("youtube_id", "start_time")])
+def test_an_entry_of_ones_own_needs_no_names_for_clips(
+    tmp_path: Path, read_path: Callable[..., list[Sample | Reject]], columns: tuple[str, str]
+) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*columns, "caption"], ["_0-8vTLHTL_", "30", "a bell"]])
+    (tmp_path / "_0-8vTLHTL__30_40.wav").write_bytes(sound(0.2, "wav"))
+    rows = read_path("pairs", tmp_path / "rows.csv", modality="audio")
+    [row] = with_found_names(rows, tmp_path)
+    [result] = load_rows([row], tmp_path, MediaPolicy(keep_originals=True)) if isinstance(row, Sample) else [row]
+    assert heard(result)[1:] == ("a bell", 0.2)
 
 
 def test_a_name_of_ones_own_may_be_one_of_several_too(tmp_path: Path) -> None:
