@@ -69,12 +69,16 @@ class Pool:
 
 
 def items(row: Row, fields: Sequence[str]) -> list[Item]:
-    """Items named in a row's fields, such as `input_{}` and `{}_name` of any modality: a name or a list of names."""
-    return [
-        Item(modality=modality, name=name(value, f"{modality} name"))
-        for modality in Modality
-        for value in listed(row, *(spelling.format(modality) for spelling in fields))
-    ]
+    """Items named in a row's fields, such as `input_{}` and `{}_name` of any modality: a name or a list of names.
+
+    The first field of a modality that names any counts; an empty one names none, as in a CSV file.
+    """
+    found = []
+    for modality in Modality:
+        listings = (listed(row, spelling.format(modality)) for spelling in fields)
+        names = next((names for names in listings if names not in ([], [""])), [])
+        found += [Item(modality=modality, name=name(value, f"{modality} name")) for value in names]
+    return found
 
 
 def captioned_items(row: Row) -> list[Item]:
@@ -147,8 +151,8 @@ def turns(
     ]
     check_order([speaker for speaker, _ in said], is_prompt)
     _follow([parts for speaker, parts in said if speaker == "user"], media.inputs.rest())
-    if left := media.outputs.rest():
-        next(parts for speaker, parts in reversed(said) if speaker == "assistant").extend(left)
+    for answer in [parts for speaker, parts in said if speaker == "assistant"][-1:]:  # A prompt may have none yet.
+        answer.extend(media.outputs.rest())
     return finished(said, embeddings(row), is_prompt)
 
 

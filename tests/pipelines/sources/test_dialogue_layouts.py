@@ -1,11 +1,15 @@
 """Dialogues as their publishers lay them out: who speaks, what stands where, and the same by both readers."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.sample import Item, Modality, Reject, Sample
+from pipelines.sources.conversations import read_prompts
+from pipelines.sources.entry import Entry
 
 Read = Callable[..., list[Any]]
 Turns = list[tuple[str, tuple[str | Item, ...]]]
@@ -105,7 +109,7 @@ def test_what_is_no_dialogue_is_rejected_with_the_same_reason(reads: Reads, said
 
 
 def test_html_is_text_in_rows_without_media(reads: Reads) -> None:
-    without: list[dict[str, Any]] = [{}, {"image": None}, {"images": []}]
+    without: list[dict[str, Any]] = [{}, {"image": None}, {"images": []}, {"image": ""}]
     for media in without:
         sample = reads(talk(("human", "Write HTML"), ("gpt", "Use <video> and <image> tags: `<video>`"), **media))
         assert turns(sample) == asked("Write HTML", answer="Use <video> and <image> tags: `<video>`")
@@ -132,6 +136,17 @@ def test_several_images_of_a_row_take_their_placeholders_in_order(reads: Reads, 
 @pytest.mark.parametrize("mark", ["<Image>", "<IMAGE>"])
 def test_a_placeholder_is_one_in_any_case(reads: Reads, mark: str) -> None:
     assert turns(reads(talk(("human", f"{mark}\nx"), ("gpt", "Yes."), image="a.jpg"))) == asked(A, "x")
+
+
+def test_a_field_that_names_nothing_hides_no_other(reads: Reads) -> None:
+    nothing: list[Any] = [[], "", None]
+    for empty in nothing:
+        sample = reads(talk(("human", "<image>\nx"), ("gpt", "Yes."), images=empty, image="a.jpg"))
+        assert turns(sample) == asked(A, "x")
+    lost = reads(talk(("human", "<image>\nx"), ("gpt", "Yes."), image=""))
+    assert lost.reason == "missing medium: the row names none for a placeholder <image>"
+    blank = reads(talk(("human", "<image>\nx"), ("gpt", "Yes."), image=["a.jpg", ""]))
+    assert blank.reason == "empty image name"
 
 
 def test_all_turns_may_show_one_image(reads: Reads) -> None:
@@ -163,6 +178,14 @@ def test_content_parts_are_read_by_both(reads: Reads) -> None:
     named = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "Well?"}]
     both = reads(talk(("user", named), ("assistant", "Yes."), images=["a.jpg"]))
     assert turns(both) == asked(A, "Well?"), "the row lists what its parts name"
+
+
+def test_a_prompt_needs_no_answer_for_what_it_asks_for(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "User", "content": "<image> Draw."}], "images": ["a.jpg"], "image_captions": ["cat"]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    entry = Entry(name="rows", reader="chats", paths=["rows.json"])
+    [sample] = read_prompts(entry, tmp_path / "rows.json")
+    assert turns(sample) == [("user", (A, "Draw."))]
 
 
 LAYOUTS: dict[str, tuple[str, dict[str, Any], Turns]] = {
