@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.sample import Item, Reject, Sample
-from pipelines.sources import rows, turn_parts
+from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
 
@@ -20,7 +20,7 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     NExT-GPT's older code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
     `turn_parts.turns` says where they stand.
     """
-    return rows.read(entry, path, _key, lambda row: _dialogue(row, turn_parts.CONVERSATIONS))
+    return rows.read(entry, path, _key, lambda row: _dialogue(row, speakers.CONVERSATIONS))
 
 
 def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
@@ -28,7 +28,7 @@ def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
     A medium in an assistant's turn is to be generated and needs a `caption`, but no file.
     """
-    return rows.read(entry, path, lambda row, index: row_key(index), lambda row: _dialogue(row, turn_parts.MESSAGES))
+    return rows.read(entry, path, lambda row, index: row_key(index), lambda row: _dialogue(row, speakers.MESSAGES))
 
 
 def read_prompts(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
@@ -45,13 +45,13 @@ def _key(row: rows.Row, index: int) -> str:
     return make_key(stem) if stem else row_key(index)
 
 
-def _dialogue(row: rows.Row, spellings: turn_parts.Spellings) -> rows.Dialogue:
+def _dialogue(row: rows.Row, spellings: speakers.Spellings) -> rows.Dialogue:
     return turn_parts.turns(row, _inputs(row), turn_parts.captioned_items(row), spellings=spellings)
 
 
 def _prompt(row: rows.Row) -> rows.Dialogue:
     return turn_parts.turns(
-        row, _inputs(row), turn_parts.captioned_items(row), spellings=turn_parts.MESSAGES, is_prompt=True
+        row, _inputs(row), turn_parts.captioned_items(row), spellings=speakers.MESSAGES, is_prompt=True
     )
 
 

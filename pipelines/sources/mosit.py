@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipelines.sample import Item, Modality, Part, Reject, Sample
-from pipelines.sources import rows, turn_parts
+from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import row_key
 from pipelines.tables.raw import Raw
@@ -43,7 +43,7 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
 
     said = [
         (speaker, turn_parts.text_part(text) if speaker == "system" else parts(text))
-        for speaker, text in turn_parts.speeches(row)
+        for speaker, text in speakers.speeches(row)
     ]
     spoken = (part for speaker, turn in said if speaker != "system" for part in turn)
     loose = (_LOOSE_TAG.search(part) for part in spoken if isinstance(part, str))

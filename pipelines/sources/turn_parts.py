@@ -1,24 +1,14 @@
-"""Conversations in other people's rows: speakers, texts, content parts, and where the row's media stand in them."""
+"""Conversations in other people's rows: texts, content parts, and where the row's media stand in them."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pipelines.sample import Item, Modality, Part, Role, Turn
-from pipelines.sources import content_parts
-from pipelines.sources.rows import Dialogue, Row, caption, field, listed, name, prose
+from pipelines.sample import Item, Modality, Part, Turn
+from pipelines.sources import content_parts, speakers
+from pipelines.sources.rows import Dialogue, Row, caption, listed, name, prose
 
 PLACEHOLDER = re.compile(r"<(image|video|audio)>", re.IGNORECASE)
-Speaker = Role | Literal["system"]
-Speech = tuple[Speaker, list[Part]]
-Spellings = tuple[str, ...]
-CONVERSATIONS: Spellings = ("conversations", "conversation")
-MESSAGES: Spellings = ("messages", *CONVERSATIONS)
-_SPEAKERS: dict[str, Speaker] = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-}
 
 
 class Pool:
@@ -125,7 +115,7 @@ def turns(
     inputs: Sequence[Item] = (),
     outputs: Sequence[Item] = (),
     *,
-    spellings: Spellings = CONVERSATIONS,
+    spellings: speakers.Spellings = speakers.CONVERSATIONS,
     is_prompt: bool = False,
     has_media: bool | None = None,
 ) -> Dialogue:
@@ -139,7 +129,7 @@ def turns(
     Raises:
         ValueError: fields are missing or bad, speakers do not take turns, a turn is empty, a placeholder has no item.
     """
-    spoken = [(speaker, content_parts.parse(content)) for speaker, content in _speeches(row, spellings)]
+    spoken = [(speaker, content_parts.parse(content)) for speaker, content in speakers.messages(row, spellings)]
     asked = [part for speaker, parts in spoken if speaker == "user" for part in parts if isinstance(part, str)]
     # LLaVA-Video writes <image> for its videos.
     media = _Media(
@@ -149,7 +139,7 @@ def turns(
         (speaker, _joined([found for part in parts for found in media.parts(speaker, part)]))
         for speaker, parts in spoken
     ]
-    check_order([speaker for speaker, _ in said], is_prompt)
+    speakers.check_order([speaker for speaker, _ in said], is_prompt)
     _follow([parts for speaker, parts in said if speaker == "user"], media.inputs.rest())
     for answer in [parts for speaker, parts in said if speaker == "assistant"][-1:]:  # A prompt may have none yet.
         answer.extend(media.outputs.rest())
@@ -166,7 +156,7 @@ class _Media:
         self.outputs = Pool(outputs)
         self._has_media = bool(inputs or outputs) if has_media is None else has_media
 
-    def parts(self, speaker: Speaker, part: str | content_parts.Medium) -> list[Part]:
+    def parts(self, speaker: speakers.Speaker, part: str | content_parts.Medium) -> list[Part]:
         """A text, split where placeholders stand for media of the row; or an item."""
         if isinstance(part, content_parts.Medium):
             item = self._item(speaker, part)
@@ -181,7 +171,7 @@ class _Media:
         pool = self.outputs if speaker == "assistant" else self.inputs
         return split(text, PLACEHOLDER, lambda match: _no_system(speaker, pool.take(Modality(match[1].lower()))))
 
-    def _item(self, speaker: Speaker, medium: content_parts.Medium) -> Item:
+    def _item(self, speaker: speakers.Speaker, medium: content_parts.Medium) -> Item:
         modality = medium.modality
         words = "" if medium.caption is None else caption(medium.caption, f"{modality} caption")
         if medium.data:
@@ -203,7 +193,7 @@ def _check_no_medium_is_lost(text: str) -> None:
         raise ValueError(f"missing medium: the row names none for a placeholder {lost[0]}")
 
 
-def _no_system(speaker: Speaker, item: Item) -> Item:
+def _no_system(speaker: speakers.Speaker, item: Item) -> Item:
     if speaker == "system":
         raise ValueError("bad conversation: a system message holds a medium")
     return item
@@ -233,61 +223,12 @@ def text_turns(row: Row) -> Dialogue:
     Raises:
         ValueError: fields are missing or bad, speakers do not take turns, a turn is empty.
     """
-    return finished((speaker, text_part(text)) for speaker, text in speeches(row))
+    return finished((speaker, text_part(text)) for speaker, text in speakers.speeches(row))
 
 
 def text_part(text: str) -> list[Part]:
     """A text as the parts of a turn: none, where it is empty."""
     return [text] if text else []
-
-
-def speeches(row: Row) -> list[tuple[Speaker, str]]:
-    """Who says what in a conversation of texts, under any spelling of the field.
-
-    Raises:
-        ValueError: it is no conversation, or user and assistant do not take turns, the user first.
-    """
-    said = [(speaker, prose(content, "text")) for speaker, content in _speeches(row, CONVERSATIONS)]
-    check_order([speaker for speaker, _ in said])
-    return said
-
-
-def _speeches(row: Row, spellings: Spellings) -> list[tuple[Speaker, Any]]:
-    """Who says what, as the row has it; `messages` is read also where it is none of the spellings."""
-    found = next((spelling for spelling in MESSAGES if row.get(spelling) is not None), None)
-    conversation = field(row, *(spellings if found is None else [found]))
-    if not isinstance(conversation, list) or not all(isinstance(said, dict) for said in conversation):
-        raise ValueError(f"bad field: {found} is no list of turns")
-    who, what = ("from", "role"), ("value", "content")
-    if found == "messages":
-        who, what = who[::-1], what[::-1]
-    return [(role_of(field(turn, *who)), field(turn, *what)) for turn in conversation]
-
-
-def check_order(speakers: Sequence[Speaker], is_prompt: bool = False) -> None:
-    """Whether user and assistant take turns; system messages may stand anywhere between.
-
-    Raises:
-        ValueError: they do not, the assistant begins, or there is no answer at all; or a prompt ends in an answer.
-    """
-    roles = [speaker for speaker in speakers if speaker != "system"]
-    if is_prompt and roles and roles[-1] == "assistant":
-        raise ValueError("bad conversation: the last turn is the assistant's, so that nothing is left to answer")
-    expected: list[Speaker] = ["user", "assistant"] * (len(roles) + 1)
-    if len(roles) < (1 if is_prompt else 2) or roles != expected[: len(roles)]:
-        raise ValueError("bad conversation: user and assistant must take turns, the user first")
-
-
-def role_of(value: Any) -> Speaker:
-    """Who speaks, under any of the usual names, in any case.
-
-    Raises:
-        ValueError: it is no name of a user, an assistant or the system.
-    """
-    speaker = _SPEAKERS.get(value.strip().lower()) if isinstance(value, str) else None
-    if speaker is None:
-        raise ValueError(f"bad conversation: unknown speaker {str(value)[:20]!r}")
-    return speaker
 
 
 def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], Item | None]) -> list[Part]:
@@ -301,11 +242,13 @@ def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], I
     return [part for part in parts if part]
 
 
-def finished(said: Iterable[Speech], meta: Mapping[str, Any] | None = None, is_prompt: bool = False) -> Dialogue:
+def finished(
+    said: Iterable[speakers.Speech], meta: Mapping[str, Any] | None = None, is_prompt: bool = False
+) -> Dialogue:
     """A dialogue from speakers and parts that alternate.
 
-    The model's chat format has no system turn: a system message stands in the user's turn (`with_system`), and `system`
-    in the meta tells its words from the user's. A last question without an answer teaches nothing: unless it
+    The model's chat format has no system turn: a system message stands in the user's turn (`speakers.with_system`), and
+    `system` in the meta tells its words from the user's. A last question without an answer teaches nothing: unless it
     `is_prompt`, it is left out, and `unanswered` in the meta says so.
 
     Raises:
@@ -313,7 +256,7 @@ def finished(said: Iterable[Speech], meta: Mapping[str, Any] | None = None, is_p
     """
     said = list(said)
     system = [part for speaker, parts in said if speaker == "system" for part in parts]
-    spoken = [(role, _joined(parts) if system else parts) for role, parts in with_system(said)]
+    spoken = [(role, _joined(parts) if system else parts) for role, parts in speakers.with_system(said)]
     result = tuple(Turn(role=role, parts=tuple(parts)) for role, parts in spoken)
     unanswered = {"unanswered": True} if result[-1].role == "user" and not is_prompt else {}
     if unanswered:
@@ -322,33 +265,6 @@ def finished(said: Iterable[Speech], meta: Mapping[str, Any] | None = None, is_p
     if empty:
         raise ValueError(f"empty turn: the {empty} says nothing")
     return Dialogue(result, {**(meta or {}), **({"system": system} if system else {}), **unanswered})
-
-
-def with_system(said: Iterable[Speech]) -> list[tuple[Role, list[Part]]]:
-    """Speeches with each system message in a user's turn, since the model's chat format has no turn for it.
-
-    It ends the user's turn that it stands behind, before the answer it is meant for, and else begins the one in front
-    of which it stands.
-
-    Raises:
-        ValueError: there is no such turn.
-    """
-    result: list[tuple[Role, list[Part]]] = []
-    system: list[Part] = []
-    for speaker, parts in said:
-        if speaker == "system":
-            if result and result[-1][0] == "user":
-                result[-1][1].extend(parts)
-            else:
-                system += parts
-        else:
-            if system and speaker == "assistant":
-                break
-            result.append((speaker, [*system, *parts]))
-            system = []
-    if system:
-        raise ValueError("bad conversation: a system message is followed by no user")
-    return result
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:

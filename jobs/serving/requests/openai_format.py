@@ -15,7 +15,7 @@ from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Turn
 from pipelines.sources import content_parts
 from pipelines.sources.content_parts import Medium
-from pipelines.sources.turn_parts import Speech, role_of, with_system
+from pipelines.sources.speakers import Speech, role_of, with_system
 
 MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "wav": "audio/wav"}
 MAX_TEXT = 20_000  # characters
