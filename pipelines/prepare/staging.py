@@ -22,7 +22,7 @@ from pipelines.tables.containers import SUFFIXES
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
-PREPROCESS_VERSION = 2
+PREPROCESS_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
