@@ -25,7 +25,7 @@ from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, s
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
 from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
-from pipelines.sources.chats import read_prompts
+from pipelines.sources.conversations import read_prompts
 from pipelines.sources.entry import Entry
 from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json
 from pipelines.storage.shards import hash_strings
@@ -82,8 +82,8 @@ def answer_file(
 ) -> Summary:
     """Answers each conversation of a file into `out`: `replies.jsonl`, `rejects.jsonl`, and the media they name.
 
-    Rows are chats (`pipelines.sources.chats`) that end in a user's turn; their media lie below the folder `media`. What
-    cannot be read or answered stands in `rejects.jsonl` with its reason. Needs a running Ray.
+    Rows are chats (`pipelines.sources.conversations`) that end in a user's turn; their media lie below the folder
+    `media`. What cannot be read or answered stands in `rejects.jsonl` with its reason. Needs a running Ray.
     """
     source = Source(
         entry=Entry(name="conversations", reader="chats", paths=[conversations.name]),

@@ -46,6 +46,7 @@ def encode_dialogue(
 ) -> EncodedDialogue:
     """Encodes a dialogue in Vicuna v0's layout: `### Human: ... \\n### Assistant: ... \\n### Human: ...`.
 
+    It has no system turn; readers and the API put a system message into the user's turn (`speakers.with_system`).
     An input item with a name takes `<Img>`, `num_input_tokens` placeholders (their embeddings are overwritten) and
     `</Img>`; one without gives its caption as text. An output item takes its modality's signal tokens. Labels are the
     answers, their signal tokens and the closing `\\n###`. A dialogue longer than `max_length` is cut at the end,

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
+from pipelines.prepare.media_names import with_found_names
 from pipelines.progress import Progress
 from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
 from pipelines.sources.entry import Entry
@@ -22,7 +23,7 @@ from pipelines.tables.containers import SUFFIXES
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
-PREPROCESS_VERSION = 2
+PREPROCESS_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def stage_rows(source: Source, progress: Progress | None = None, read: Reader | 
     chunks, rejects, seen, rows = list[Chunk](), list[Reject](), set[str](), list[Sample]()
     stamps = Stamps(root=source.media)
     remove_tree(source.work / "rows")
-    for row in read(source.entry, source.path):
+    for row in with_found_names(read(source.entry, source.path), source.media):
         if isinstance(row, Sample) and row.key in seen:
             row = Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
         if progress:

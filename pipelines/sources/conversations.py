@@ -1,10 +1,14 @@
-"""Conversations about given media, or that ask for media: the newer files of NExT-GPT, and LLaVA-Instruct."""
+"""Conversations about given media, or that ask for media: NExT-GPT's newer files, LLaVA's, ShareGPT's, and chats.
+
+`{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "..."}]}`
+`{"messages": [{"role": "user", "content": [{"type": "text", "text": "..."}, {"type": "image", "image": "a.jpg"}]}]}`
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.sample import Item, Reject, Sample
-from pipelines.sources import rows, turn_parts
+from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
 
@@ -12,10 +16,24 @@ from pipelines.tables.keys import make_key, row_key, stem_of
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each conversation; placeholders such as `<image>` become the items the row names.
 
-    A row's input media are in `input_image` (newer files), `image` (LLaVA) or `image_name` (LLaVA as NExT-GPT's older
-    code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
+    A row's input media are in `input_image` (newer files), `images`, `image` (LLaVA) or `image_name` (LLaVA as
+    NExT-GPT's older code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
+    `turn_parts.turns` says where they stand.
     """
-    return rows.read(entry, path, _key, _dialogue)
+    return rows.read(entry, path, _key, lambda row: _dialogue(row, speakers.CONVERSATIONS))
+
+
+def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+    """Yields each chat as `read` does; a row is called by its number, since media stand in any of its parts.
+
+    A medium in an assistant's turn is to be generated and needs a `caption`, but no file.
+    """
+    return rows.read(entry, path, lambda row, index: row_key(index), lambda row: _dialogue(row, speakers.MESSAGES))
+
+
+def read_prompts(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+    """Yields each chat as `read_chats` does, but of those that end in a user's turn: they wait for their answer."""
+    return rows.read(entry, path, lambda row, index: row_key(index), _prompt)
 
 
 def _key(row: rows.Row, index: int) -> str:
@@ -27,9 +45,15 @@ def _key(row: rows.Row, index: int) -> str:
     return make_key(stem) if stem else row_key(index)
 
 
-def _dialogue(row: rows.Row) -> rows.Dialogue:
-    return turn_parts.turns(row, _inputs(row), turn_parts.captioned_items(row))
+def _dialogue(row: rows.Row, spellings: speakers.Spellings) -> rows.Dialogue:
+    return turn_parts.turns(row, _inputs(row), turn_parts.captioned_items(row), spellings=spellings)
+
+
+def _prompt(row: rows.Row) -> rows.Dialogue:
+    return turn_parts.turns(
+        row, _inputs(row), turn_parts.captioned_items(row), spellings=speakers.MESSAGES, is_prompt=True
+    )
 
 
 def _inputs(row: rows.Row) -> list[Item]:
-    return turn_parts.items(row, ["input_{}", "{}", "{}_name"])
+    return turn_parts.items(row, ["input_{}", "{}s", "{}", "{}_name"])

@@ -1,7 +1,7 @@
 """An entry of the catalog: a dataset, and how training stages see it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from pipelines.tables import archives
 from pipelines.views import Kind
 
 _WILDCARD = re.compile(r"[*?[]")
-_COLUMN = re.compile(r"\{(\w+)\}")
+_COLUMN = re.compile(r"\{(\w+)(?::0(\d))?\}")
 
 
 def _below_root(value: str) -> str:
@@ -32,10 +32,11 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
 
 
-def _template(value: str) -> str:
-    if not _COLUMN.search(value) or set("{}") & set(_COLUMN.sub("", value)):
-        raise ValueError(f"{value!r} must be a file name with columns of the row in it, such as '{{id}}.mp4'")
-    return value
+def _templates(values: list[str]) -> list[str]:
+    for value in values:
+        if not _COLUMN.search(value) or set("{}") & set(_COLUMN.sub("", value)):
+            raise ValueError(f"{value!r} must be a file name with columns of the row in it, such as '{{id}}.mp4'")
+    return values
 
 
 class View(BaseModel):
@@ -52,8 +53,10 @@ class Entry(BaseModel):
 
     A source is a file, a folder, or with `*` the files of a folder. `modality` says what a caption pair holds; other
     readers find it in their rows. `fields` maps what a reader looks for to the columns of the source, the first that
-    is there; `media_name` is the name of a pair's medium where no column has it (`{page_dir}/{videoid}.mp4`). With
-    `missing_media: caption` a user's medium that is missing is replaced by its caption, and the sample says so.
+    is there. `media_name` is the name of a pair's medium where no column has it (`{page_dir}/{videoid}.mp4`), or a list
+    of names, of which the first that is there is taken; in a file's own name `*` stands for any text, and `{start:06}`
+    is filled up with zeros. With `missing_media: caption` a user's medium that is missing is replaced by its caption,
+    and the sample says so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +67,7 @@ class Entry(BaseModel):
     media: Annotated[list[RelativePath], BeforeValidator(_as_list)] = []
     modality: Modality | None = None
     fields: dict[str, Names] = {}
-    media_name: Annotated[str, AfterValidator(_template)] | None = None
+    media_name: Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_templates)] = []
     missing_media: Literal["reject", "caption"] = "reject"
     views: dict[str, View] = {}
     licence: str = ""
@@ -88,18 +91,32 @@ class Entry(BaseModel):
         return [pattern for parts, pattern in globs if pattern and (not parts or folder.parts[-len(parts) :] == parts)]
 
     def named(self, row: Mapping[str, Any]) -> str:
-        """The name that `media_name` gives the medium of a row.
+        """The name that `media_name` gives the medium of a row, the first whose columns are there.
 
         Raises:
             ValueError: `missing field: ...`.
         """
+        if names := filled(self.media_name, row):
+            return names[0]
+        missing = next(column for column, _ in _COLUMN.findall(self.media_name[0]) if row.get(column) is None)
+        raise ValueError(f"missing field: {missing}")
 
-        def value(match: re.Match[str]) -> str:
-            if row.get(match[1]) is None:
-                raise ValueError(f"missing field: {match[1]}")
-            return str(row[match[1]])
 
-        return _COLUMN.sub(value, self.media_name or "")
+def filled(templates: Iterable[str], row: Mapping[str, Any], spelled: Callable[[str], str] = str) -> list[str]:
+    """File names with a row's values in place of their columns, those of which all are there."""
+
+    def value(match: re.Match[str]) -> str:
+        return spelled(_told(row[match[1]]).zfill(int(match[2] or 0)))
+
+    def is_there(template: str) -> bool:
+        return all(row.get(column) is not None for column, _ in _COLUMN.findall(template))
+
+    return [_COLUMN.sub(value, template) for template in templates if is_there(template)]
+
+
+def _told(value: Any) -> str:
+    """A value as a file name has it: pandas makes floats of whole numbers."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def split_glob(candidate: str) -> tuple[tuple[str, ...], str]:

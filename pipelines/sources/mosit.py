@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipelines.sample import Item, Modality, Part, Reject, Sample
-from pipelines.sources import rows, turn_parts
+from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import row_key
 from pipelines.tables.raw import Raw
@@ -35,14 +35,18 @@ def _key(row: rows.Row, index: int) -> str:
 
 def _dialogue(row: rows.Row) -> rows.Dialogue:
     if any(f"{modality}_captions" in row for modality in Modality):
-        return turn_parts.turns(row, outputs=turn_parts.captioned_items(row))
+        return turn_parts.turns(row, outputs=turn_parts.captioned_items(row), has_media=True)
     media = _listed(row)
 
     def parts(text: str) -> list[Part]:
         return turn_parts.split(text, _TAG, lambda match: _item(match, media))
 
-    said = [(role, parts(text)) for role, text in turn_parts.speeches(row)]
-    loose = (_LOOSE_TAG.search(part) for _, turn in said for part in turn if isinstance(part, str))
+    said = [
+        (speaker, turn_parts.text_part(text) if speaker == "system" else parts(text))
+        for speaker, text in speakers.speeches(row)
+    ]
+    spoken = (part for speaker, turn in said if speaker != "system" for part in turn)
+    loose = (_LOOSE_TAG.search(part) for part in spoken if isinstance(part, str))
     if tag := next(filter(None, loose), None):
         raise ValueError(f"bad tag: {tag[0]} has no partner")
     return turn_parts.finished(said)

@@ -3,16 +3,18 @@
 NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_name" | "audio_name"}]`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 
 from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
-from pipelines.sources.entry import Entry
+from pipelines.sources.entry import Entry, filled
 from pipelines.tables.keys import make_key, row_key, stem_of
 from pipelines.tables.tars import MEMBERS
 
+OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of what its medium may be called
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
@@ -22,15 +24,35 @@ _SUFFIXES = {
     Modality.VIDEO: ("mp4", "webm"),
     Modality.AUDIO: ("wav", "flac", "mp3", "ogg"),
 }
+# A clip of a YouTube video, in the columns of AudioCaps, MusicCaps and AudioSet, and what people call its file.
+_CLIP = {
+    "youtube_id": ("youtube_id", "ytid", "YTID"),
+    "start_time": ("start_time", "start_s", "start_seconds"),
+}
+_CLIP_NAMES = (
+    "{youtube_id}_{start_time}",
+    "{youtube_id}_{start_time}_*",  # with its end
+    "{youtube_id}_{start_time}.0*",  # 30.000_40.000
+    "{youtube_id}_{start_time}000_*",  # in milliseconds
+    "{youtube_id}_{start_time:06}",
+    "{youtube_id}_{start_time:06}_*",
+    "{youtube_id}",
+    "Y{youtube_id}_{start_time}",
+    "Y{youtube_id}_{start_time}_*",
+    "Y{youtube_id}_{start_time}000_*",
+    "Y{youtube_id}",
+    "[[]{youtube_id}]-[[]{start_time}-*",
+)
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
     """Yields each pair as one exchange, user: the item with its caption, assistant: the caption.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
-    that names no medium gets the entry's `media_name`.
+    that names no medium gets the entry's `media_name`, or a name that people give to clips of YouTube, and in its meta
+    the other names to look for.
     """
-    return rows.read(entry, path, partial(_key, entry), partial(_dialogue, entry))
+    return rows.read(entry, path, partial(_key, entry), partial(_findable, entry))
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
@@ -52,12 +74,34 @@ def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     return rows.Dialogue((Turn(role="user", parts=items), Turn(role="assistant", parts=(caption,))))
 
 
+def _findable(entry: Entry, row: rows.Row) -> rows.Dialogue:
+    """The pair, with the other names that the medium may have if the row names none."""
+    turns, meta = _dialogue(entry, row)
+    names = _possible_names(entry, row)
+    if not names or any(isinstance(part, Item) and part.name != names[0] for part in turns[0].parts):
+        return rows.Dialogue(turns, meta)
+    assert entry.modality is not None
+    stems = [(name, name.removesuffix(PurePosixPath(name).suffix)) for name in _possible_names(entry, row, escape)]
+    spelled = (other for name, stem in stems for other in (name, *(f"{stem}.{s}" for s in _SUFFIXES[entry.modality])))
+    return rows.Dialogue(turns, {**meta, OTHER_NAMES: list(dict.fromkeys(spelled))})
+
+
+def _possible_names(entry: Entry, row: rows.Row, spelled: Callable[[str], str] = str) -> list[str]:
+    """What the medium of a row that names none may be called: by the entry's `media_name`, or as a clip of YouTube."""
+    assert entry.modality is not None
+    clip = {column: rows.optional(row, *spellings) for column, spellings in _CLIP.items()}
+    names = (f"{name}.{_SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
+    return [*filled(entry.media_name, row, spelled), *filled(names, clip, spelled)]
+
+
 def _names(entry: Entry, row: rows.Row) -> list[str]:
     """The media of a pair: one, but for the several of a sample in a tar, which its caption tells of together."""
     assert entry.modality is not None
     mapped = "name" in entry.fields
     spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *_SUFFIXES[entry.modality])
     value = rows.optional(row, *spellings)
+    if value is None:
+        value = next(iter(_possible_names(entry, row)), None)
     if value is None and entry.media_name:
         value = entry.named(row)
     what = "name" if mapped else f"{entry.modality}_name"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.sample import Reject, Sample
-from pipelines.sources import alpaca, chats, conversations, mosit, pairs, t2x, videochat
+from pipelines.sources import alpaca, conversations, mosit, pairs, t2x, videochat
 from pipelines.sources.entry import Entry
 
 Reader = Callable[[Entry, Path], Iterator[Sample | Reject]]
@@ -16,7 +16,7 @@ Reader = Callable[[Entry, Path], Iterator[Sample | Reject]]
 READERS: dict[str, Reader] = {
     "pairs": pairs.read,
     "conversations": conversations.read,
-    "chats": chats.read,
+    "chats": conversations.read_chats,
     "alpaca": alpaca.read,
     "videochat": videochat.read,
     "t2x": t2x.read,

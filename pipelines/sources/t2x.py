@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.sample import Item, Modality, Reject, Sample
-from pipelines.sources import rows, turn_parts
+from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import row_key
 
@@ -22,8 +22,8 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
     listed = turn_parts.captioned_items(row)
     if listed:
         return turn_parts.turns(row, outputs=listed)
-    speeches = turn_parts.speeches(row)
-    fields = rows.field(row, "conversations", "conversation")
+    speeches = speakers.speeches(row)
+    fields = rows.field(row, *speakers.MESSAGES)
     said = [
         (role, [*turn_parts.text_part(text), *_items(turn)])
         for (role, text), turn in zip(speeches, fields, strict=True)

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample import Item, Part, Reject, Role, Sample, Turn
+from pipelines.sample import Item, Reject, Sample, Turn
 from pipelines.sources import rows, turn_parts
 from pipelines.sources.entry import Entry
+from pipelines.sources.speakers import Speech
 from pipelines.tables.keys import row_key, stem_of
 
 
@@ -29,7 +30,7 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
     return rows.Dialogue((first, *turns[1:]), meta)
 
 
-def _exchange(pair: dict[str, Any]) -> Iterator[tuple[Role, list[Part]]]:
+def _exchange(pair: dict[str, Any]) -> Iterator[Speech]:
     """An instruction may stand before the question, or instead of one."""
     asked = [rows.prose(pair.get(name) or "", name) for name in ("i", "q")]
     yield "user", turn_parts.text_part("\n".join(filter(None, asked)))

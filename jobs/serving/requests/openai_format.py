@@ -6,73 +6,48 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from jobs.serving.requests import uploads
 from jobs.serving.requests.events import Finished
 from model.inference.query import Query, Sampling
 from pipelines.media.policy import Refused
-from pipelines.sample import Item, Media, Modality, Part, Role, Turn
+from pipelines.sample import Item, Media, Modality, Part, Turn
+from pipelines.sources import content_parts
+from pipelines.sources.content_parts import Medium
+from pipelines.sources.speakers import Speech, role_of, with_system
 
 MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "wav": "audio/wav"}
-Text = Annotated[str, Field(max_length=20_000)]
+MAX_TEXT = 20_000  # characters
+MAX_PARTS = 64
 Name = Annotated[str, Field(max_length=200)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+def _shown(content: Any) -> list[str | Medium]:
+    parts = content_parts.parse(content)
+    for part in parts:
+        if isinstance(part, Medium) and not (part.place or part.data):
+            raise ValueError(f"missing field: {part.modality}_url")
+    return parts
 
 
-class TextPart(_Part):
-    """Text."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Url(_Part):
-    """Where a medium is: a data URI in base64, or a URL that the server allows."""
-
-    url: str
+def _schema() -> dict[str, Any]:
+    """What `/docs` says of content: the parts that OpenAI's clients send; others are read that mean the same."""
+    text = {"type": "string", "maxLength": MAX_TEXT}
+    fields: dict[str, Any] = {f"{modality}_url": _object({"url": {"type": "string"}}) for modality in Modality}
+    fields |= {"text": text, "input_audio": _object({"data": {"type": "string", "contentEncoding": "base64"}})}
+    parts = [_object({"type": {"const": name}, name: field}) for name, field in fields.items()]
+    return {"anyOf": [text, {"type": "array", "maxItems": MAX_PARTS, "items": {"anyOf": parts}}]}
 
 
-class ImagePart(_Part):
-    """A picture."""
-
-    type: Literal["image_url"]
-    image_url: Url
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), "required": list(properties)}
 
 
-class VideoPart(_Part):
-    """A video."""
-
-    type: Literal["video_url"]
-    video_url: Url
-
-
-class AudioUrlPart(_Part):
-    """A sound by its URL."""
-
-    type: Literal["audio_url"]
-    audio_url: Url
-
-
-class AudioData(_Part):
-    """A sound in base64; its format is recognised by content."""
-
-    data: str
-    format: Name = ""
-
-
-class AudioPart(_Part):
-    """A sound."""
-
-    type: Literal["input_audio"]
-    input_audio: AudioData
-
-
-ContentPart = Annotated[TextPart | ImagePart | VideoPart | AudioUrlPart | AudioPart, Field(discriminator="type")]
-Parts = Annotated[list[ContentPart], Field(max_length=64)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Parts = Annotated[
+    list[Text | Medium], Field(max_length=MAX_PARTS), BeforeValidator(_shown), WithJsonSchema(_schema(), "validation")
+]
 
 
 class Message(BaseModel):
@@ -85,7 +60,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Parts | None = None
+    content: Parts | None = None
     parts: Parts | None = None
 
 
@@ -141,19 +116,17 @@ class Mistake(ValueError):
 def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
     """What the model is asked. Raises Mistake."""
     media: dict[str, Media] = {}
-    turns = list[Turn]()
-    system: list[Part] = []
+    said = list[Speech]()
     for place, message in enumerate(request.messages):
-        param = f"messages[{place}]"
+        speaker, param = role_of(message.role), f"messages[{place}]"
         content = list(_content(message, param, media, allowed_urls))
-        if message.role in ("system", "developer"):
-            if any(isinstance(part, Item) for part in content):
-                raise Mistake("a system message holds a medium; put it into a user's", param)
-            system += content
-            continue
-        role: Role = "assistant" if message.role == "assistant" else "user"
-        turns.append(Turn(role=role, parts=(*system, *content)))
-        system = []
+        if speaker == "system" and any(isinstance(part, Item) for part in content):
+            raise Mistake("a system message holds a medium; put it into a user's", param)
+        said.append((speaker, content))
+    try:
+        turns = [Turn(role=role, parts=tuple(parts)) for role, parts in with_system(said)]
+    except ValueError as error:
+        raise Mistake(str(error), "messages") from None
     turns = alternating(turns)  # Some clients send a picture and its question one after the other.
     _check_turns(turns)
     return Query(
@@ -198,45 +171,21 @@ def _check_turns(turns: Sequence[Turn]) -> None:
 
 def _content(message: Message, param: str, media: dict[str, Media], allowed: Sequence[str]) -> Iterator[Part]:
     field, content = ("content", message.content) if message.parts is None else ("parts", message.parts)
-    if isinstance(content, str):
-        yield content
-        return
     for place, part in enumerate(content or ()):
-        if isinstance(part, TextPart):
-            yield part.text
+        if isinstance(part, str):
+            yield part
             continue
-        modality = _MODALITIES[type(part)]
         if message.role == "assistant":  # What the model made itself it knows from what was said.
-            yield Item(modality=modality)
+            yield Item(modality=part.modality)
             continue
         try:
-            medium = uploads.check(_bytes(part, allowed), modality)
+            data = uploads.from_base64(part.data) if part.data else uploads.from_url(part.place, allowed)
+            medium = uploads.check(data, part.modality)
         except Refused as refused:
             raise Mistake(str(refused), f"{param}.{field}[{place}]") from None
         name = str(len(media))
         media[name] = medium
-        yield Item(modality=modality, name=name)
-
-
-_MODALITIES: dict[type, Modality] = {
-    ImagePart: Modality.IMAGE,
-    VideoPart: Modality.VIDEO,
-    AudioUrlPart: Modality.AUDIO,
-    AudioPart: Modality.AUDIO,
-}
-
-
-def _bytes(part: ContentPart, allowed: Sequence[str]) -> bytes:
-    match part:
-        case ImagePart():
-            return uploads.from_url(part.image_url.url, allowed)
-        case VideoPart():
-            return uploads.from_url(part.video_url.url, allowed)
-        case AudioUrlPart():
-            return uploads.from_url(part.audio_url.url, allowed)
-        case AudioPart():
-            return uploads.from_base64(part.input_audio.data)
-    raise AssertionError(part)
+        yield Item(modality=part.modality, name=name)
 
 
 def data_uri(medium: Media) -> str:

@@ -62,7 +62,7 @@ def test_parts_and_placeholders_without_a_name_take_the_rows_media_in_order(read
     row = chat([{"type": "image"}, text("This?"), {"type": "audio"}], "A cat.", "And <image> there?", "Two.")
     (sample,) = read("chats", [row | {"images": ["cat.jpg", "b.jpg", "c.jpg"], "audios": ["d.wav"]}])
     b, c, d = (Item(modality=kind, name=name) for kind, name in ((IMAGE, "b.jpg"), (IMAGE, "c.jpg"), (AUDIO, "d.wav")))
-    assert parts(sample) == [(c, CAT, "This?", d), ("A cat.",), ("And", b, "there?"), ("Two.",)]
+    assert parts(sample) == [(CAT, "This?", d), ("A cat.",), ("And", b, c, "there?"), ("Two.",)]
 
 
 def test_what_looks_like_a_placeholder_is_text_where_the_row_has_no_media(read: Read) -> None:

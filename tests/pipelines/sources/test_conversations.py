@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.sample import Item, Modality, Reject, Sample, Turn, turns_from_json, turns_to_json
+from pipelines.sources import turn_parts
 from pipelines.sources.catalog import load_catalog
 from pipelines.sources.readers import READERS
 
@@ -83,6 +86,64 @@ def test_llava_reads_the_same_in_every_spelling(read: Read, names: tuple[str, st
     assert sample.key == "000000033471-0000000"
 
 
+def numbered(modality: Modality, *numbers: int) -> list[Item]:
+    return [Item(modality=modality, name=f"{number}.bin") for number in numbers]
+
+
+@pytest.mark.parametrize("modality", list(Modality))
+def test_media_without_a_placeholder_follow_the_last_of_their_kind(read: Read, modality: Modality) -> None:
+    """Of three pictures and one `<image>` all are kept, in the row's order."""
+    names = [f"{number}.bin" for number in range(3)]
+    begun, within, later = (
+        {modality.value: names, "conversations": said(*talk)}
+        for talk in (
+            (f"<{modality}>\nCompare", "Yes."),
+            (f"See <{modality}> there", "Yes."),
+            ("Hi", "Hello", f"<{modality}> <{modality}> so?", "Yes."),
+        )
+    )
+    found = [parts(sample) for sample in read("conversations", [begun, within, later])]
+    zero, one, two = numbered(modality, 0, 1, 2)
+    assert found == [
+        [(zero, one, two, "Compare"), ("Yes.",)],
+        [("See", zero, one, two, "there"), ("Yes.",)],
+        [("Hi",), ("Hello",), (zero, one, two, "so?"), ("Yes.",)],
+    ]
+
+
+def test_media_of_a_kind_without_a_placeholder_follow_those_of_the_first_question(read: Read) -> None:
+    rows = [
+        {
+            "image": ["0.bin", "1.bin"],
+            "audio": ["2.bin", "3.bin"],
+            "conversations": said("Look: <image> well?", "Yes."),
+        },
+        {"image": "0.bin", "audio": "2.bin", "conversations": said("Hear.", "Yes.", "<image> And now?", "No.")},
+        {"image": ["0.bin", "1.bin"], "audio": "2.bin", "conversations": said("Well?", "Yes.")},
+    ]
+    (zero, one), (two, three) = numbered(IMAGE, 0, 1), numbered(AUDIO, 2, 3)
+    assert [parts(sample) for sample in read("conversations", rows)] == [
+        [("Look:", zero, one, two, three, "well?"), ("Yes.",)],
+        [(two, "Hear."), ("Yes.",), (zero, "And now?"), ("No.",)],
+        [(zero, one, two, "Well?"), ("Yes.",)],
+    ]
+
+
+@given(st.lists(st.sampled_from(list(Modality)), max_size=8), st.data())
+def test_no_medium_is_lost_and_none_overtakes_another_of_its_kind(kinds: list[Modality], data: st.DataObject) -> None:
+    items = [Item(modality=kind, name=f"{number}.bin") for number, kind in enumerate(kinds)]
+    row = {
+        kind.value: [item.name for item in items if item.modality == kind] for kind in Modality if kind in set(kinds)
+    }
+    marks = data.draw(st.permutations([f"<{item.modality}>" for item in items if data.draw(st.booleans())]))
+    cut = data.draw(st.integers(0, len(marks)))
+    talk = said(f"a {' b '.join(marks[:cut])}", "Yes.", f"c {' d '.join(marks[cut:])}", "No.")
+    turns = turn_parts.turns(row | {"conversations": talk}, items).turns
+    found = [part for turn in turns for part in turn.parts if isinstance(part, Item)]
+    for kind in Modality:
+        assert [item for item in found if item.modality == kind] == [item for item in items if item.modality == kind]
+
+
 def test_an_item_without_placeholder_stands_first(read: Read) -> None:
     (sample,) = read("conversations", [{"video": "a.mp4", "conversations": said("What?", "That.")}])
     assert parts(sample) == [(Item(modality=VIDEO, name="a.mp4"), "What?"), ("That.",)]
@@ -133,7 +194,11 @@ def test_a_last_question_without_answer_is_left_out(read: Read) -> None:
             {"conversations": said("a", "b")[::-1]},
             "bad conversation: user and assistant must take turns, the user first",
         ),
-        ({"conversations": [{"from": "system", "value": "x"}]}, "bad conversation: unknown speaker 'system'"),
+        (
+            {"conversations": [{"from": "system", "value": "x"}]},
+            "bad conversation: user and assistant must take turns, the user first",
+        ),
+        ({"conversations": [{"from": "Tool", "value": "x"}]}, "bad conversation: unknown speaker 'Tool'"),
         ({"conversations": [{"from": "human"}]}, "missing field: value or content"),
         ({"conversations": [{"value": "x"}]}, "missing field: from or role"),
         ({"conversations": said("Hi", " ")}, "empty turn: the assistant says nothing"),

@@ -63,6 +63,51 @@ def test_a_system_message_becomes_the_beginning_of_the_users_and_messages_of_one
     assert wire.to_query(between).turns[0].parts == ("hello", "Be brief.", "what is it?")
 
 
+def test_a_system_message_is_never_lost_and_never_put_into_the_models_mouth() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    answer = {"role": "assistant", "content": "hi"}
+    assert wire.to_query(request(user("hello"), system)).turns == [Turn(role="user", parts=("hello", "Be brief."))]
+    query = wire.to_query(request(user("hello"), system, answer, user("again")))
+    assert [turn.parts for turn in query.turns] == [("hello", "Be brief."), ("hi",), ("again",)]
+    with pytest.raises(wire.Mistake, match="a system message is followed by no user"):
+        wire.to_query(request(user("hello"), answer, system))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": wire.data_uri(PICTURE)},
+        {"type": "input_image", "image_url": wire.data_uri(PICTURE)},
+        {"type": "image", "image": wire.data_uri(PICTURE)},
+        {"type": "image", "image": {"data": base64.b64encode(PICTURE.data).decode()}},
+    ],
+)
+def test_a_medium_is_understood_under_the_spellings_that_readers_know(part: dict[str, Any]) -> None:
+    query = wire.to_query(request(user(text("look:"), part)))
+    assert query.turns[0].parts == ("look:", Item(modality=Modality.IMAGE, name="0"))
+    [picture] = query.media.values()
+    assert isinstance(picture, Image)
+    assert picture.pixels.shape == (32, 48, 3)
+
+
+def test_what_is_no_content_is_refused_in_one_line_that_names_the_field() -> None:
+    for content, reason in {
+        "file": "a part of type 'file'; it may be text, image, video or audio",
+        "image": "missing field: image_url",
+    }.items():
+        with pytest.raises(ValidationError, match=reason) as refused:
+            request(user({"type": content}))
+        [mistake] = refused.value.errors()
+        assert mistake["loc"] == ("messages", 0, "content")
+
+
+def test_the_description_of_content_names_the_parts_that_clients_send() -> None:
+    schema = wire.Request.model_json_schema()["$defs"]["Message"]["properties"]["content"]
+    [parts] = [kind for kind in schema["anyOf"] if kind["type"] == "array"]
+    kinds = {part["properties"]["type"]["const"] for part in parts["items"]["anyOf"]}
+    assert kinds == {"text", "image_url", "video_url", "audio_url", "input_audio"}
+
+
 def test_a_reply_can_be_sent_back_as_it_came() -> None:
     finished = Finished(
         parts=("Here:", Item(modality=Modality.IMAGE), "and", Item(modality=Modality.AUDIO)),
