@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.sample import Modality
+from pipelines.tables.raw import identifier, is_missing
 from pipelines.views import Kind
 
 _WILDCARD = re.compile(r"[*?[]")
@@ -94,9 +95,10 @@ class Entry(BaseModel):
         """
 
         def value(match: re.Match[str]) -> str:
-            if row.get(match[1]) is None:
+            value = row.get(match[1])
+            if is_missing(value):
                 raise ValueError(f"missing field: {match[1]}")
-            return str(row[match[1]])
+            return str(identifier(value))
 
         return _COLUMN.sub(value, self.media_name or "")
 

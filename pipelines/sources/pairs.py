@@ -11,6 +11,7 @@ from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
+from pipelines.tables.raw import identifier
 
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
@@ -33,7 +34,7 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
-    value = rows.optional(row, *_spelled(entry, _IDS))
+    value = identifier(rows.optional(row, *_spelled(entry, _IDS)))
     if value is None:
         stem = stem_of(_name(entry, row))
         return make_key(stem) if stem else row_key(index)

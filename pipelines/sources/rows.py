@@ -9,7 +9,7 @@ from pipelines.sample import Reject, Sample, Turn
 from pipelines.sources.entry import Entry
 from pipelines.tables import formats
 from pipelines.tables.keys import row_key
-from pipelines.tables.raw import Parser, Raw
+from pipelines.tables.raw import Parser, Raw, is_missing
 
 Row = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def read(
 
 
 def field(row: Row, *spellings: str) -> Any:
-    """The value under the first spelling that is there and not null.
+    """The value under the first spelling that is there and neither null nor NaN.
 
     Raises:
         ValueError: `missing field: ...`.
@@ -60,7 +60,7 @@ def field(row: Row, *spellings: str) -> Any:
 
 def optional(row: Row, *spellings: str) -> Any:
     """As `field`, but None where no spelling is there."""
-    return next((row[spelling] for spelling in spellings if row.get(spelling) is not None), None)
+    return next((row[spelling] for spelling in spellings if not is_missing(row.get(spelling))), None)
 
 
 def listed(row: Row, *spellings: str) -> list[Any]:

@@ -18,7 +18,7 @@ from upath import UPath
 
 from pipelines.sample import Item, Modality, Reject, Sample
 from pipelines.storage.files import to_path
-from pipelines.tables.text_rows import MAX_LINE_BYTES
+from pipelines.tables.lines import MAX_LINE_BYTES
 
 ReadPath = Callable[..., list[Any]]
 
