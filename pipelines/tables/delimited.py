@@ -1,7 +1,7 @@
 """Rows of CSV and TSV files: which delimiter they have, and whether quotes are quoting, their content says.
 
 A field is quoted where it begins with a quote and ends with one before a delimiter or the end of a line, those inside
-doubled: so csv, pandas and spreadsheets write. Any other quote is a character like others: many captions begin with one.
+doubled: so csv, pandas and spreadsheets write. Any other quote is a character like others: captions begin with some.
 """
 
 import io

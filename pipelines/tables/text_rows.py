@@ -127,12 +127,12 @@ def _parser(path: Path, head: bytes) -> Parser:
         return json_lines if _is_lines(start) else _object_parser(path, start)
     what = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), "")
     line = start.partition(b"\n")[0]
-    if b"\0" in line and not what:
-        what = f"binary, {bytes(start[:8])!r}"
+    if not what and (b"\0" in line or (b"\0" in start[:1024] and "\ufffd" in line.decode(errors="replace"))):
+        what = f"binary, it begins with {start[:8]!r}"
     if what:
         raise ValueError(f"{path}: it is {what}; {_POSSIBLE}")
-    if suffix in (".json", ".jsonl", ".ndjson") and not re.search(rb"[,;\t]", line):
-        raise ValueError(f"{path}: not a JSON array; it begins with {_shown(line)}; {_POSSIBLE}")
+    if suffix not in (".csv", ".tsv") and not re.search(rb"[,;\t]", line):
+        raise ValueError(f"{path}: not a JSON array or another table; it begins with {_shown(line)}; {_POSSIBLE}")
     return csv_rows
 
 
