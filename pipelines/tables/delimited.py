@@ -118,7 +118,7 @@ def _rows(records: Iterator[_Record], header: list[str], name: str) -> Iterator[
     last, was_whole, held = _Record(0, header, open_last=False), True, list[Raw]()
     for count, record in enumerate(records):
         cells = record.cells
-        is_whole = len(cells) == width
+        is_whole = len(cells) == width and len(cells[-1]) <= MAX_CELL_CHARACTERS
         error = "" if is_whole and was_whole else _error(record, last, width)
         if error or not is_whole:
             raw = Raw(source=f"{name}#{count}", error=error)
@@ -136,11 +136,11 @@ def _rows(records: Iterator[_Record], header: list[str], name: str) -> Iterator[
 def _error(record: _Record, last: _Record, width: int) -> str:
     """Why a record is no row, after the one in front; empty where it is one."""
     cells = record.cells
+    if _is_too_long(cells):
+        return f"bad row: field larger than field limit ({MAX_CELL_CHARACTERS})"
     if len(cells) != width:
-        if len(max(cells, key=len)) > MAX_CELL_CHARACTERS:
-            return f"bad row: field larger than field limit ({MAX_CELL_CHARACTERS})"
         return f"bad row: {len(cells)} cells under {width} columns (line {record.line})"
-    follows_part = len(last.cells) < width and not record.is_apart
+    follows_part = len(last.cells) < width and not record.is_apart and not _is_too_long(last.cells)
     if follows_part and record.open_first and last.open_last and _may_be_cut(cells[0]):
         return _cut(record, last, width)
     return ""
@@ -151,6 +151,10 @@ def _cut(record: _Record, part: _Record, width: int) -> str:
         f"bad row: line {record.line} may be cut by a line break without quotes: line {part.line} next to it has"
         f" {len(part.cells)} cells under {width} columns"
     )
+
+
+def _is_too_long(cells: list[str]) -> bool:
+    return len(max(cells, key=len)) > MAX_CELL_CHARACTERS
 
 
 def _may_be_cut(cell: str) -> bool:
@@ -186,6 +190,9 @@ def _records(lines: _Lines, dialect: _Dialect) -> Iterator[_Record]:
         text = line.rstrip("\r\n")
         if not text:
             is_apart = True
+        elif len(text) > _MAX_RECORD_CHARACTERS:  # What is behind that was cut: these are not its cells.
+            yield _Record(lines.number, [text] * (dialect.columns + 1), is_apart)
+            is_apart = False
         elif '"' not in text:
             yield _Record(lines.number, text.split(delimiter), is_apart)
             is_apart = False

@@ -181,6 +181,14 @@ def test_a_caption_in_front_cut_by_a_line_break_is_no_row(tmp_path: Path, read_p
     ]
 
 
+@pytest.mark.parametrize("size", [(1 << 20) + 1, 3 << 20])
+def test_a_cell_over_the_limit_is_no_row_whatever_its_width(tmp_path: Path, read_path: ReadPath, size: int) -> None:
+    (tmp_path / "rows.csv").write_text(f"caption,image_name\na cat,0.jpg\na dog,{'x' * size}\na bird,2.jpg\n")
+    results = read_path("pairs", tmp_path / "rows.csv", modality="image")
+    assert captions_of(results) == ["a cat", "a bird"]
+    assert reasons_of(results) == ["bad row: field larger than field limit (1048576)"]
+
+
 def test_a_quote_that_never_closes_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     with path.open("w") as file:
