@@ -14,7 +14,7 @@ from pipelines.media.process import media_process
 from pipelines.media.stored import Stored
 from pipelines.sample import Item, Media, Modality, Part, Reject, Sample, Turn
 from pipelines.storage.files import is_local
-from pipelines.tables.containers import leaves_root, read_member, split
+from pipelines.tables.containers import is_inline, leaves_root, read_inline, read_member, short_name, split
 
 # What file systems allow.
 MAX_NAME_BYTES = 255
@@ -109,7 +109,7 @@ class _Loading:
             return part
         if is_input:
             raise _naming(result, part.name)
-        self._missing.append(part.name)
+        self._missing.append(short_name(part.name))
         return replace(part, name="")
 
     def _name(self, item: Item, stored: Stored) -> str:
@@ -118,7 +118,7 @@ class _Loading:
             suffix = stored.media.format
             name = self._names[key] = suffix if len(self._found) == 1 else f"{len(self._media)}.{suffix}"
             self._media[name] = stored.media
-            self._facts[name] = {"file": item.name, **stored.facts}
+            self._facts[name] = {"file": short_name(item.name), **stored.facts}
         return self._names[key]
 
 
@@ -158,6 +158,9 @@ def _try_read(root: Path | None, links: Links, limits: Limits, key: Key) -> Medi
 
 
 def _read(root: Path | None, links: Links, name: str, modality: Modality, limits: Limits) -> Media:
+    if is_inline(name):
+        data, suffix = read_inline(name, limits.max_bytes)
+        return Media(modality=modality, data=data, format=suffix)
     path, member = _inside(root, links, name)
     if not member:
         return codecs.load(path, modality, limits)
@@ -168,7 +171,7 @@ def _read(root: Path | None, links: Links, name: str, modality: Modality, limits
 
 def _naming(refused: Refused, name: str) -> Refused:
     """The reason with the medium it is about."""
-    reason, shown = str(refused), _shown(name)
+    reason, shown = str(refused), _shown(short_name(name))
     if shown in reason:
         return refused
     return Refused(f"{reason} ({shown})" if ":" in reason else f"{reason}: {shown}")

@@ -19,7 +19,7 @@ from pipelines.sources.entry import Entry
 from pipelines.sources.readers import READERS, Reader
 from pipelines.storage.files import atomic_path, is_local, remove_tree, stamp, stamps_below
 from pipelines.storage.shards import hash_strings, shard_name
-from pipelines.tables.containers import SUFFIXES
+from pipelines.tables.containers import SUFFIXES, is_inline
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
@@ -161,7 +161,8 @@ def _stage_chunk(source: Source, chunk: int, rows: list[Sample], stamps: Stamps)
     ]
     with atomic_path(_rows_path(source, chunk)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    media = list(dict.fromkeys(_outer(item.name) for row in rows for item in row.items() if item.name))
+    names = (item.name for row in rows for item in row.items())
+    media = list(dict.fromkeys(_outer(name) for name in names if name and not is_inline(name)))
     stamped = stamps.of(media)
     fingerprint = hash_strings([source.content_settings, *lines, stamped])
     return Chunk(rows=len(rows), fingerprint=fingerprint, media=media, stamps=stamped)

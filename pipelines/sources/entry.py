@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pipelines.sample import Modality
 from pipelines.tables import archives
+from pipelines.tables.raw import identifier, is_missing
 from pipelines.views import Kind
 
 _WILDCARD = re.compile(r"[*?[]")
@@ -98,7 +99,7 @@ class Entry(BaseModel):
         """
         if names := filled(self.media_name, row):
             return names[0]
-        missing = next(column for column, _ in _COLUMN.findall(self.media_name[0]) if row.get(column) is None)
+        missing = next(column for column, _ in _COLUMN.findall(self.media_name[0]) if is_missing(row.get(column)))
         raise ValueError(f"missing field: {missing}")
 
 
@@ -106,17 +107,12 @@ def filled(templates: Iterable[str], row: Mapping[str, Any], spelled: Callable[[
     """File names with a row's values in place of their columns, those of which all are there."""
 
     def value(match: re.Match[str]) -> str:
-        return spelled(_told(row[match[1]]).zfill(int(match[2] or 0)))
+        return spelled(str(identifier(row[match[1]])).zfill(int(match[2] or 0)))
 
     def is_there(template: str) -> bool:
-        return all(row.get(column) is not None for column, _ in _COLUMN.findall(template))
+        return all(not is_missing(row.get(column)) for column, _ in _COLUMN.findall(template))
 
     return [_COLUMN.sub(value, template) for template in templates if is_there(template)]
-
-
-def _told(value: Any) -> str:
-    """A value as a file name has it: pandas makes floats of whole numbers."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def split_glob(candidate: str) -> tuple[tuple[str, ...], str]:

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from pipelines.sample import Item, Modality, Part, Reject, Sample
 from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
+from pipelines.tables.decompression import open_text
 from pipelines.tables.keys import row_key
+from pipelines.tables.lines import text_lines
 from pipelines.tables.raw import Raw
-from pipelines.tables.text_rows import text_lines
 
 _TAG = re.compile(r"<(image|video|audio)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _LOOSE_TAG = re.compile(r"</?(image|video|audio)>", re.IGNORECASE)
@@ -78,8 +78,8 @@ def _item(match: re.Match[str], media: Mapping[str, Item]) -> Item | None:
 
 def _written(path: Path, name: str) -> Iterator[Raw]:
     """The dialogues of a text file as rows of JSON."""
-    with path.open("rb") as file:
-        for index, said in enumerate(_dialogues(text_lines(cast(BinaryIO, file)))):
+    with open_text(path) as file:
+        for index, said in enumerate(_dialogues(text_lines(file))):
             conversation = [{"from": who, "value": "".join(words)} for who, words in said]
             yield Raw(source=f"{name}#{index}", value={"conversation": conversation})
 

@@ -12,6 +12,7 @@ from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry, filled
 from pipelines.tables.keys import make_key, row_key, stem_of
+from pipelines.tables.raw import identifier
 from pipelines.tables.tars import MEMBERS
 
 OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of what its medium may be called
@@ -56,7 +57,7 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
-    value = rows.optional(row, *_spelled(entry, _IDS))
+    value = identifier(rows.optional(row, *_spelled(entry, _IDS)))
     if value is None:
         stem = stem_of(_names(entry, row)[0])
         return make_key(stem) if stem else row_key(index)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from pipelines.sample import Reject, Sample, Turn
 from pipelines.sources.entry import Entry
 from pipelines.tables import formats
+from pipelines.tables.containers import inline_name
 from pipelines.tables.keys import row_key
-from pipelines.tables.raw import Parser, Raw
+from pipelines.tables.raw import Parser, Raw, is_missing
 from pipelines.tables.tars import lacking
 
 Row = Mapping[str, Any]
@@ -29,7 +30,7 @@ MAX_NAME_BYTES = 1024
 MAX_CAPTION_BYTES = 8 * 1024
 MAX_TEXT_BYTES = 32 * 1024
 _REPLACEMENT = "\ufffd"
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://|(data):", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 def read(
@@ -48,7 +49,7 @@ def read(
 
 
 def field(row: Row, *spellings: str) -> Any:
-    """The value under the first spelling that is there and not null.
+    """The value under the first spelling that is there and neither null nor NaN.
 
     Raises:
         ValueError: `missing field: ...`.
@@ -61,7 +62,7 @@ def field(row: Row, *spellings: str) -> Any:
 
 def optional(row: Row, *spellings: str) -> Any:
     """As `field`, but None where no spelling is there."""
-    return next((row[spelling] for spelling in spellings if row.get(spelling) is not None), None)
+    return next((row[spelling] for spelling in spellings if not is_missing(row.get(spelling))), None)
 
 
 def listed(row: Row, *spellings: str) -> list[Any]:
@@ -71,7 +72,7 @@ def listed(row: Row, *spellings: str) -> list[Any]:
 
 
 def name(value: Any, what: str) -> str:
-    """The name of a medium's file.
+    """The name of a medium's file; a medium in base64 is its own, as a data URI.
 
     Raises:
         ValueError: it is not a string, empty, a URL, over 1 KB, or damaged.
@@ -79,8 +80,10 @@ def name(value: Any, what: str) -> str:
     text = _text(value, what)
     if not text.strip():
         raise ValueError(f"empty {what}")
+    if inline := inline_name(text):
+        return inline
     if url := _URL.match(text):
-        raise ValueError(f"missing file: {what} is a {url[1] or url[2]} URL, and nothing is downloaded")
+        raise ValueError(f"missing file: {what} is a {url[1]} URL, and nothing is downloaded")
     return _sound(text, what, MAX_NAME_BYTES)
 
 

@@ -1,8 +1,11 @@
 """Media inside container files: members of a tar, and bytes embedded in the columns of a Parquet or Arrow file.
 
-An item's name goes on inside its container: `00000.tar/000000012.jpg`, `train.parquet/image/17`.
+An item's name goes on inside its container: `00000.tar/000000012.jpg`, `train.parquet/image/17`. The name of a medium
+that a text holds in base64 is that text, as a data URI.
 """
 
+import base64
+import re
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -11,6 +14,8 @@ from pipelines.storage.files import is_local
 from pipelines.tables import archives, columns
 
 SUFFIXES = (*archives.SUFFIXES, *columns.SUFFIXES)
+_INLINE = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{64}")
 # Formats by what their files begin with; `?` stands for any byte.
 _MAGIC = {
     "jpg": b"\xff\xd8\xff",
@@ -78,6 +83,48 @@ def media_format(data: bytes, original: str, name: str) -> str:
     if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # An MPEG frame without ID3 in front.
         return "mp3"
     raise ValueError(f"{'unreadable' if data else 'empty file'}: {name} is of no known format")
+
+
+def inline_name(text: str) -> str:
+    """The name of a medium that a text holds itself, as a data URI or in bare base64; empty where it holds none."""
+    if _INLINE.match(text):
+        return text
+    if start := _BASE64.match(text):
+        try:
+            media_format(base64.b64decode(start[0]), "", "text")
+        except ValueError:
+            return ""
+        return f"data:;base64,{text}"
+    return ""
+
+
+def is_inline(name: str) -> bool:
+    """Whether a medium's name holds the medium."""
+    return name[:5].lower() == "data:"
+
+
+def short_name(name: str) -> str:
+    """A medium's name without the medium, where it holds that."""
+    return f"{name.partition(',')[0]} of {len(name)} characters" if is_inline(name) else name
+
+
+def read_inline(name: str, max_bytes: int) -> tuple[bytes, str]:
+    """The bytes of a medium that its name holds, and its format by what they begin with.
+
+    Raises:
+        ValueError: `too large: ...`, `unreadable: ...`.
+    """
+    start = _INLINE.match(name)
+    if start is None or not start[1].lower().endswith(";base64"):
+        raise ValueError(f"unreadable: {short_name(name)[:200]} is not in base64")
+    size = (len(name) - start.end()) // 4 * 3
+    if size > max_bytes + 2 + max_bytes // 32:  # Padding, and line ends.
+        raise ValueError(f"too large: {short_name(name)} has {size} bytes, the limit is {max_bytes}")
+    try:
+        data = base64.b64decode("".join(name[start.end() :].split()), validate=True)
+    except ValueError:
+        raise ValueError(f"unreadable: {short_name(name)} is damaged base64") from None
+    return data, media_format(data, "", short_name(name))
 
 
 def leaves_root(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of any format: a file by its suffix, a folder by what lies in it."""
+"""Rows of any format: a table or tar by its suffix, a text by its content, a folder by what lies in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -7,17 +7,13 @@ from typing import Any
 
 from pipelines.storage.files import read_json
 from pipelines.tables import archives
+from pipelines.tables.decompression import COMPRESSED_SUFFIXES, plain_suffix
 from pipelines.tables.raw import Parser, Raw, one_line
 from pipelines.tables.tables import arrow_rows, embeds_media, parquet_rows
 from pipelines.tables.tars import is_download_list, tar_rows
-from pipelines.tables.text_rows import csv_rows, json_array, json_lines
+from pipelines.tables.text_rows import text_rows
 
 PARSERS: Mapping[str, Parser] = {
-    ".json": json_array,
-    ".jsonl": json_lines,
-    ".ndjson": json_lines,
-    ".csv": csv_rows,
-    ".tsv": csv_rows,
     ".parquet": parquet_rows,
     ".arrow": arrow_rows,
 }
@@ -28,9 +24,9 @@ _LAYOUTS = (
     ("metadata.jsonl", "metadata.csv", "metadata.parquet"),
     ("**/metadata.jsonl", "**/metadata.csv", "**/metadata.parquet"),
     *(
-        (pattern,)
+        tuple(f"{folders}*{suffix}{compressed}" for compressed in ("", *COMPRESSED_SUFFIXES))
         for suffix in (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
-        for pattern in (f"*{suffix}", f"**/*{suffix}")
+        for folders in ("", "**/")
     ),
 )
 
@@ -38,8 +34,8 @@ _LAYOUTS = (
 def read(path: Path, patterns: Sequence[str], parsers: Mapping[str, Parser]) -> Iterator[Raw]:
     """The rows of a file, or of the files of a folder in order: those that match a pattern, or all of its layout.
 
-    `parsers` are used beside those of this module, by suffix; a file of an unknown suffix is a JSON array. In a folder
-    a file that cannot be read at all is one row with an error.
+    `parsers` are used beside those of this module, by suffix; any other file is a text, and its content says of which
+    kind. In a folder a file that cannot be read at all is one row with an error.
 
     Raises:
         ValueError: the file is not of its format, or the folder holds no rows.
@@ -60,7 +56,7 @@ def read(path: Path, patterns: Sequence[str], parsers: Mapping[str, Parser]) -> 
 
 
 def _parser(file: Path, known: Mapping[str, Parser]) -> Parser:
-    return tar_rows if archives.is_tar(file) else known.get(file.suffix.lower(), json_array)
+    return tar_rows if archives.is_tar(file) else known.get(plain_suffix(file), text_rows)
 
 
 def source_files(folder: Path, patterns: Sequence[str] = ()) -> list[Path]:

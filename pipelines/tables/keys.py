@@ -30,6 +30,8 @@ def row_key(index: int, stem: str = "") -> str:
 
 
 def stem_of(name: str) -> str:
-    """A medium's file name without folders and suffix; empty where it has none: embedded in a table."""
+    """A medium's file name without folders and suffix; empty where it has none: embedded in a table, or a data URI."""
+    if name[:5].lower() == "data:":
+        return ""
     path = PurePosixPath(name.replace("\\", "/"))
     return "" if any(part.lower().endswith(columns.SUFFIXES) for part in path.parts[:-1]) else path.stem

@@ -1,10 +1,13 @@
 """The media of rows: what can be read is loaded, stored and named, what cannot is refused with its reason."""
 
+import base64
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from dataset_cases import picture
 from hypothesis import HealthCheck, given, settings
@@ -83,6 +86,49 @@ def test_a_medium_named_twice_is_stored_once(images: Path) -> None:
 def test_a_medium_named_twice_is_checked_as_each_of_its_modalities(images: Path) -> None:
     sound = Item(modality=Modality.AUDIO, name="a.png")
     assert refused(exchange((item("a.png"), sound)), images).startswith(("unreadable: ", "no audio stream: "))
+
+
+@pytest.mark.parametrize("front", ["data:image/png;base64,", "data:;base64,", "DATA:image/jpeg;BASE64,", ""])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_medium_in_base64_is_a_medium(
+    tmp_path: Path, read_path: Callable[..., list[Sample]], front: str, encode: Callable[[bytes], bytes], suffix: str
+) -> None:
+    path, data = tmp_path / f"rows.{suffix}", picture(1).data
+    frame = pd.DataFrame({"image": [front + encode(data).decode()], "caption": ["a cat"]})
+    {"csv": frame.to_csv, "jsonl": partial(frame.to_json, orient="records", lines=True), "parquet": frame.to_parquet}[
+        suffix
+    ](path)
+    (row,) = read_path("pairs", path, modality="image")
+    loaded = load(row, None)
+    assert row.key == "0000000"
+    assert loaded.media["png"].data == data
+    assert loaded.turns[0].parts == (item("png", "a cat"),)
+    assert loaded.meta["media"]["png"]["file"].startswith(f"{front or 'data:;base64,'}".rstrip(","))
+    assert len(loaded.meta["media"]["png"]["file"]) < 80
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "data:image/png;base64,iVBORw0K=GgoAAAA",
+            "unreadable: data:image/png;base64 of 38 characters is damaged base64",
+        ),
+        ("data:image/svg+xml,%3Csvg/%3E", "unreadable: data:image/svg+xml of 29 characters is not in base64"),
+        ("data:image/png;base64,AAAA", "unreadable: data:image/png;base64 of 26 characters is of no known format"),
+    ],
+)
+def test_a_data_uri_that_is_no_medium_is_refused_with_its_reason(name: str, reason: str) -> None:
+    assert refused(exchange((item(name), "what?")), None) == reason
+
+
+def test_a_data_uri_over_the_limit_is_refused_before_it_is_decoded() -> None:
+    policy = MediaPolicy.model_validate({"limits": {"max_bytes": 1000}})
+    name = "data:image/png;base64," + base64.b64encode(picture(1).data + bytes(3000)).decode()
+    [reject] = load_rows([exchange((item(name), "what?"))], None, policy)
+    assert isinstance(reject, Reject)
+    assert reject.reason.startswith("too large: data:image/png;base64 of ")
 
 
 def test_a_row_without_media_needs_no_media_folder() -> None:
