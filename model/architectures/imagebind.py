@@ -23,8 +23,7 @@ MEL_BINS = 128
 MEL_FRAMES = 204
 TUBELET_FRAMES = 2
 
-# Text, depth, thermal and IMU towers are of no use here, and the logit scales are left out on purpose.
-UNUSED_SHAPES: dict[str, tuple[int, ...]] = {"modality_postprocessors.audio.1.log_logit_scale": ()}
+# Text, depth, thermal and IMU towers are not used here, and the logit scales are left out on purpose.
 _IGNORED = re.compile(r"modality_(postprocessors\.|(preprocessors|trunks|heads)\.(text|depth|thermal|imu)\.)")
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pipelines.storage.files import read_json
+
 MARKER = "untrained.json"
 _NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
 
@@ -16,4 +18,4 @@ def mark_untrained(directory: Path) -> None:
 def is_marked(directory: Path) -> bool:
     """Whether a folder has the marker, and it says so."""
     marker = directory / MARKER
-    return marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["trained"]
+    return marker.is_file() and not read_json(marker)["trained"]

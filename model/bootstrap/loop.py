@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipelines.storage.files import atomic_path
+
 _SAVE_EVERY = 100  # steps
 _AVERAGING = 0.998  # of the weights, by step, once there are steps enough
 _WARM_UP = 50  # steps
@@ -61,10 +63,9 @@ def _update(average: nn.Module, module: nn.Module, step: int) -> None:
 
 
 def _save(path: Path, step: int, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({"step": step, **content}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with atomic_path(path) as temporary:
+        torch.save({"step": step, **content}, temporary)
 
 
 def _load(path: Path, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -5,18 +5,18 @@ model takes over its base rows; they stay frozen. They are large and never chang
 file in the run's folder, which each names by its hash.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoints.description import as_path, is_local
+from model.checkpoints.description import as_path
 from model.core.adapter import base_of
 from model.core.nextgpt import NextGPT
 from model.parts.weights import weights_hash
+from pipelines.storage.files import atomic_path
 
 BASE_ROWS = "base_rows.safetensors"
 
@@ -50,7 +50,8 @@ def save_base_rows(model: NextGPT, directory: Path | str) -> None:
     """Writes the base rows into a local or remote folder if they are not the base LLM's own."""
     if model.base_rows:
         rows = {name: tensor.cpu().contiguous() for name, tensor in own_rows(model).items()}
-        write_whole(as_path(directory) / BASE_ROWS, save(rows, metadata={"format": "pt"}))
+        with atomic_path(as_path(directory) / BASE_ROWS) as temporary:
+            save_file(rows, temporary, metadata={"format": "pt"})
 
 
 def load_base_rows(model: NextGPT, expected: str, checkpoint: Path) -> None:
@@ -81,13 +82,3 @@ def load_base_rows(model: NextGPT, expected: str, checkpoint: Path) -> None:
 def _hash(rows: dict[str, Tensor]) -> str:
     """The same in every dtype that holds the rows without loss."""
     return weights_hash({name: tensor.float() for name, tensor in rows.items()})
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all; an object store does so by itself."""
-    if not is_local(path):
-        path.write_bytes(content)
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from model.checkpoints import hub
-from model.checkpoints.base_rows import load_base_rows, save_base_rows, write_whole
+from model.checkpoints.base_rows import load_base_rows, save_base_rows
 from model.checkpoints.card import model_card
 from model.checkpoints.description import (
     ADAPTER,
@@ -39,6 +39,7 @@ from model.core.adapter import is_adapter_tensor, read_adapter, save_adapter
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import check_tokens, load_tokenizer
 from model.parts.config import ModelConfig
+from pipelines.storage.files import atomic_path
 
 __all__ = [
     "finish",
@@ -136,7 +137,8 @@ def write_files(
 def finish(directory: Path | str, description: Mapping[str, Any]) -> None:
     """Makes a checkpoint of the files in a local or remote folder: `config.json` says that all else is there."""
     content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_whole(as_path(directory) / CONFIG, content.encode())
+    with atomic_path(as_path(directory) / CONFIG) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def push_to_hub(model: NextGPT, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -1,12 +1,12 @@
 """What a checkpoint is, from its `config.json` alone: no weights are loaded, and no torch."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from model.parts.config import ModelConfig, parse_config
+from pipelines.storage.files import read_json, to_path
 
 FORMAT = 2
 CONFIG = "config.json"
@@ -23,16 +23,7 @@ def as_path(value: Path | str) -> Path:
         return value
     if value == SHIPPED:
         return Path(__file__).parents[1] / "trained" / value.partition(":")[2]
-    if "://" not in value:
-        return Path(value)
-    from upath import UPath  # late: few runs need it
-
-    return cast(Path, UPath(value, use_listings_cache=False))  # others may write to it while we look
-
-
-def is_local(path: Path) -> bool:
-    """Whether a path is of this machine's file system, not a `upath.UPath` of a bucket."""
-    return isinstance(path, Path)
+    return to_path(value) if "://" in value else Path(value)
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
@@ -43,10 +34,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     path = as_path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; name the folder of a finished checkpoint")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); use another checkpoint") from None
+    description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of format {FORMAT}; use one that this version wrote")
     return description

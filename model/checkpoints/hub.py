@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 from model.checkpoints.base_rows import BASE_ROWS
-from model.checkpoints.description import ADAPTER, as_path, is_local, latest_checkpoint, model_config, read_config
+from model.checkpoints.description import ADAPTER, as_path, latest_checkpoint, model_config, read_config
 from model.parts.config import ModelConfig
+from pipelines.storage.files import is_local
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

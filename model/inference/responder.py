@@ -14,8 +14,7 @@ import torch
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.core.nextgpt import NextGPT
-from model.decoders.decoder_pool import DecoderPool
-from model.decoders.rendering import Wish
+from model.decoders.rendering import DecoderPool, Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.inference.generation import OnPart, Prompt, Reply, generate_batch
 from model.inference.query import Query

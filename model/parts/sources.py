@@ -4,7 +4,6 @@ A name is a built-in part (`builtin:`), a path, or a repository of the Hugging F
 what relative paths are relative to; workers, and checkpoints that are read elsewhere, do not: paths are made absolute.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from model.parts.builtin import BUILTIN, is_builtin
 from model.parts.config import ModelConfig
 from model.parts.families import FAMILIES, MODELS
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json
 
 LLM = "model.llm.name"
 ENCODER = "model.encoder.name"
@@ -157,7 +157,7 @@ def _missing_of_llm(folder: Path) -> Iterator[str]:
 def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
     wanted = FAMILIES[modality].pipeline
     try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index: dict[str, Any] = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         yield f"no diffusers pipeline (model_index.json of a {wanted})"
         return
@@ -175,7 +175,7 @@ def _missing_weights(folder: Path, prefix: str) -> Iterator[str]:
     for name in _INDEXES:
         index = folder / prefix / name
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             absent = [shard for shard in shards if not (folder / prefix / shard).is_file()]
             if absent:
                 yield f"no {prefix}{absent[0]}, which {prefix}{name} names ({len(absent)} of {len(shards)} are missing)"

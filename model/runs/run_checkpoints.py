@@ -4,8 +4,6 @@ run/
   checkpoint-000100/   what from_pretrained loads (see checkpoint.py), and engine/, what training goes on from
 """
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +13,10 @@ from typing import Any
 
 import torch
 
-from model.checkpoints.base_rows import write_whole
 from model.checkpoints.checkpoint import finish
-from model.checkpoints.description import CONFIG, is_local
+from model.checkpoints.description import CONFIG
 from model.runs.run_state import BEST, FOLDER, PREFIX, STATE, TrainState, finished
+from pipelines.storage.files import remove_tree, write_json
 
 Write = Callable[[Path], Mapping[str, Any]]
 
@@ -114,7 +112,7 @@ class RunCheckpoints:
         best = min(scored, key=lambda folder: scored[folder], default=None)
         kept = [folder for folder in found if folder in found[-self._keep_last :] or folder == best]
         rows = [{"name": f.name, "validation_loss": losses[f], "best": f == best} for f in kept]
-        write_whole(self._run / BEST, (json.dumps(rows, indent=1) + "\n").encode())
+        write_json(self._run / BEST, rows)
         for folder in found:
             if folder not in kept:
                 _remove(folder)
@@ -123,7 +121,4 @@ class RunCheckpoints:
 def _remove(folder: Path) -> None:
     """The file that makes it a checkpoint first, so that what is left of it is never taken for one."""
     (folder / CONFIG).unlink(missing_ok=True)
-    if is_local(folder):
-        shutil.rmtree(folder)
-    else:
-        folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
+    remove_tree(folder)

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model.decoders.previews import preview, summary
 from model.runs.trackers import Tracker, TrackerName, open_tracker
 from pipelines.sample import Decoded, Modality
+from pipelines.storage.files import atomic_path
 
 LOG = "log.jsonl"
 # The ends of the names of what depends on the clock; all else in the log is the same in a run that was interrupted.
@@ -145,9 +146,8 @@ def _drop_after(path: Path, step: int) -> None:
     """Leaves the rows up to a step in a log, whole."""
     rows = [row for row in read_log(path) if row["step"] <= step]
     if path.is_file():
-        temporary = path.with_name(f".{LOG}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _as_markdown(title: str, text: str) -> str:

@@ -1,12 +1,12 @@
 """How far a run is, from its folder alone: no weights are loaded, and no torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.description import CONFIG
+from pipelines.storage.files import read_json, to_json
 
 PREFIX = "checkpoint-"
 FOLDER = "engine"
@@ -36,7 +36,7 @@ class TrainState:
 
     def to_json(self) -> str:
         """What `read` reads."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return to_json(asdict(self))
 
     @classmethod
     def read(cls, checkpoint: Path) -> "TrainState":
@@ -47,7 +47,7 @@ class TrainState:
         path = checkpoint / FOLDER / STATE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; start from this checkpoint with --init instead")
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return cls(**read_json(path))
 
 
 def finished(run: Path) -> list[Path]:
@@ -73,5 +73,5 @@ def first_step(run: Path) -> int:
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint of the lowest validation loss, if any was validated."""
     path = run / BEST
-    rows: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows: Sequence[Mapping[str, Any]] = read_json(path) if path.is_file() else []
     return next((run / row["name"] for row in rows if row["best"]), None)

@@ -5,12 +5,13 @@ variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`, ...); without them MLflow writes
 """
 
 import html
-import json
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from pipelines.storage.files import read_json, write_json
 
 TrackerName = Literal["mlflow", "wandb"]
 PROJECT = "nextgpt"
@@ -45,10 +46,10 @@ def open_tracker(tracker: TrackerName, directory: Path, name: str, settings: Map
     """
     check_tracker(tracker)
     state = directory / _STATE
-    noted = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    noted = read_json(state) if state.is_file() else {}
     run = noted["run"] if noted.get("tracker") == tracker else None
     opened = _TRACKERS[tracker](directory, run, name, flatten(settings))
-    state.write_text(json.dumps({"tracker": tracker, "run": opened.id}) + "\n", encoding="utf-8")
+    write_json(state, {"tracker": tracker, "run": opened.id})
     return opened
 
 

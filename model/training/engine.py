@@ -1,16 +1,25 @@
 """The DeepSpeed engine of a stage: optimizer, schedule, ZeRO and precision from the settings."""
 
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from model.checkpoints.hub import download
 from model.core.nextgpt import NextGPT
+from model.runs.run_state import FOLDER
 from model.training.train_settings import OptimizerSettings, TrainSettings
+from pipelines.storage.files import is_local
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -91,3 +100,130 @@ def learning_rate_factor(step: int, settings: OptimizerSettings, num_steps: int)
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+
+_UNIVERSAL = "universal"
+
+
+def snapshot(engine: Any) -> dict[str, Any]:
+    """This rank's files by name, as copies on the CPU; every rank calls it, and training may go on at once."""
+    copies = _Copies(dict([*engine.module.named_parameters(), *engine.module.named_buffers()]))
+    engine.checkpoint_engine = copies
+    with TemporaryDirectory() as scratch:  # for a script DeepSpeed leaves beside its files
+        engine.save_checkpoint(scratch, tag=FOLDER, save_latest=False, exclude_frozen_parameters=True)
+    return copies.files
+
+
+def gather(model: nn.Module, names: Iterable[str], *, sharded: bool) -> dict[str, Tensor]:
+    """Copies of a model's tensors on the CPU; every rank calls it.
+
+    `sharded` weights (ZeRO-3) are put together first; only rank 0 gets the copies.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = {name: parameters[name] for name in names}
+    gathering: Any = nullcontext()
+    if sharded:
+        import deepspeed
+
+        gathering = deepspeed.zero.GatheredParameters(list(chosen.values()))
+    with gathering:
+        if dist.is_initialized() and dist.get_rank():
+            return {}
+        return {name: value.detach().to("cpu", copy=True) for name, value in chosen.items()}
+
+
+def restore(engine: Any, checkpoint: Path, *, universal: bool) -> None:
+    """Loads a checkpoint's engine state; every rank calls it.
+
+    `universal`, which the engine must have been built with, converts a checkpoint of another number of workers first.
+    Raises ValueError where a file holds anything but tensors and plain values.
+    """
+    engine.checkpoint_engine = _Copies()
+    with ExitStack() as stack:
+        parent, tag = checkpoint, FOLDER
+        if not is_local(parent):
+            parent = Path(stack.enter_context(TemporaryDirectory()))
+            (parent / FOLDER).mkdir()
+            for file in (checkpoint / FOLDER).iterdir():
+                download(file, parent / FOLDER / file.name)
+        if universal:
+            source, parent, tag = parent / FOLDER, Path(stack.enter_context(TemporaryDirectory())), _UNIVERSAL
+            _to_universal(source, parent / tag)
+        path, _ = engine.load_checkpoint(str(parent), tag=tag, load_module_strict=False)
+        if path is None:
+            raise ValueError(f"{checkpoint / FOLDER}: DeepSpeed found no state there; use another checkpoint")
+        dist.barrier()
+
+
+def _to_universal(source: Path, out: Path) -> None:
+    """DeepSpeed's conversion, in a process of its own: it unpickles, so its input is read safely before."""
+    for path in sorted(source.glob("*.pt")):
+        _load(path)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command += ["--input_folder", str(source), "--output_folder", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"{source}: DeepSpeed cannot convert it to another number of workers ({reason})")
+
+
+class _Copies:
+    """Stands where DeepSpeed's writer of files would: takes copies, and reads without running code.
+
+    Of a module's state it takes the tensors that are `known` by their names. Layers in 4 bits add how they were
+    quantised, which DeepSpeed does not know for a part of frozen weights.
+    """
+
+    def __init__(self, known: Collection[str] = ()) -> None:
+        self.files: dict[str, Any] = {}
+        self._known = known
+
+    def save(self, state_dict: Any, path: str) -> None:
+        if isinstance(module := state_dict.get("module"), dict):
+            state_dict = {**state_dict, "module": {name: module[name] for name in module if name in self._known}}
+        self.files[Path(path).name] = _copied(state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return _load(Path(path), map_location)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+    def create(self, info: Any) -> None:
+        """Nothing to prepare."""
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # copies share nothing
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)((name, _copied(entry)) for name, entry in value.items())
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_copied(entry) for entry in value)
+    return value
+
+
+def _load(path: Path, map_location: Any = "cpu") -> Any:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if "Unsupported" in line), str(error))[:200]
+        raise ValueError(f"{path}: not readable as a training state ({reason}); use another checkpoint") from error

@@ -23,8 +23,7 @@ from model.runs.run_checkpoints import RunCheckpoints
 from model.runs.run_log import RunLog
 from model.runs.run_state import TrainState, resumable
 from model.training.divergence import Diverged, LossGuard
-from model.training.engine import DTYPES, Rank, accumulation, build_engine
-from model.training.engine_state import gather, restore, snapshot
+from model.training.engine import DTYPES, Rank, accumulation, build_engine, gather, restore, snapshot
 from model.training.feed import Row, micro_batches, prefetch
 from model.training.held_out import HeldOut
 from model.training.train_settings import TrainSettings

@@ -16,10 +16,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file
 
 from model.decoders import decoder as decoders
-from model.decoders import decoder_pool, text_encoders
+from model.decoders import rendering, text_encoders
 from model.decoders.decoder import WITHHELD, Decoder, NotFinite
-from model.decoders.decoder_pool import DecoderPool
-from model.decoders.rendering import Wish
+from model.decoders.rendering import DecoderPool, Wish
 from model.decoders.text_encoders import CaptionEncoder
 from model.inference.painter import Painter
 from model.parts import families
@@ -255,8 +254,8 @@ def test_decoders_that_take_turns_render_the_same_in_the_same_order() -> None:
 
 def test_a_pool_loads_with_the_settings_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    real = decoder_pool.Decoder
-    monkeypatch.setattr(decoder_pool, "Decoder", lambda *arguments: given.append(arguments) or real(*arguments))
+    real = rendering.Decoder
+    monkeypatch.setattr(rendering, "Decoder", lambda *arguments: given.append(arguments) or real(*arguments))
     pool("one").render(wishes())
     assert {settings.on_device for *_, settings in given} == {"one"}
 

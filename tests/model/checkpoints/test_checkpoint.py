@@ -177,7 +177,7 @@ def test_a_damaged_or_unfinished_checkpoint_is_refused(saved):
     with pytest.raises(FileNotFoundError, match="not complete"):
         from_pretrained(saved)
     (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         from_pretrained(saved)
     (saved / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
