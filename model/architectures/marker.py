@@ -1,4 +1,4 @@
-"""The file by which a part says that its weights are random."""
+"""The marker file of parts with random weights."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,6 @@ def mark_untrained(directory: Path) -> None:
 
 
 def is_marked(directory: Path) -> bool:
-    """Whether a folder has the marker, and it says so."""
+    """Whether a folder is marked as untrained."""
     marker = directory / MARKER
     return marker.is_file() and not read_json(marker)["trained"]

@@ -1,6 +1,7 @@
-"""A training step on the meta device: the real model, losses and backward pass, without weights, values or time.
+"""Counts the memory of a training step on the meta device: the real model, losses and backward pass, without weights.
 
-Suffixes: those of nextgpt.py and batch.py.
+Code on the meta device computes nothing, but allocates and frees as it would. Memory that a kernel uses internally is
+not seen; `fused_attention` models the one kernel for which that matters. Suffixes as in nextgpt.py and batch.py.
 """
 
 import weakref
@@ -29,16 +30,16 @@ from model.training.engine import DTYPES
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality
 
-# The share of a sample's tokens that are an answer's, and so have logits.
+# The share of a sample's tokens that belong to answers, and so have logits.
 LEARNED_SHARE = 0.6
 
 
 def meta_model(
     config: ModelConfig, dtype: torch.dtype = torch.float32, *, adapter: bool = True, local_files_only: bool = False
 ) -> NextGPT:
-    """The model without its weights, of which the LLM's `config.json` alone is read, from a hub if need be.
+    """The model without weights; only the LLM's `config.json` is read, from the hub if need be.
 
-    Its linear layers are whole where the LLM is to be in 4 bits. Raises OSError when there is no such LLM.
+    Linear layers are unquantised even for an LLM in 4 bits. Raises OSError if there is no such LLM.
     """
     described = AutoConfig.from_pretrained(resolve(config.llm.name), local_files_only=local_files_only)
     attention = "sdpa" if config.llm.attention == "flash_attention_2" else config.llm.attention
@@ -54,10 +55,10 @@ def meta_model(
 
 
 def step_bytes(settings: TrainSettings, *, gpu: bool, accumulates: bool) -> int:
-    """What a forward and a backward pass take at most, in bytes, besides weights; gradients of the weights are in it.
+    """The peak memory of a forward and backward pass in bytes, without weights but with their gradients.
 
-    One micro-batch of samples as long as they may be, with an item of each modality in and out. With `accumulates`,
-    gradients of micro-batches before are there already, and not in it.
+    Assumes a micro-batch of samples of maximum length, with one input and one output item of each modality. With
+    `accumulates`, gradients exist already from earlier micro-batches and are not counted.
     """
     model = meta_model(settings.model, DTYPES[settings.precision], adapter=settings.stage == 3)
     model.set_stage(settings.stage)
@@ -84,7 +85,7 @@ def step_bytes(settings: TrainSettings, *, gpu: bool, accumulates: bool) -> int:
 
 
 def num_learned(settings: TrainSettings) -> int:
-    """How many positions of a micro-batch have logits: those of answers, in stage 2 those of signal tokens alone."""
+    """The number of positions in a micro-batch with logits: answers, or in stage 2 only signal tokens."""
     signals = sum(settings.model.signal_groups.values())
     answer = max(signals, round(LEARNED_SHARE * settings.model.max_length))
     return settings.micro_batch_size * (signals if settings.stage == 2 else answer)
@@ -130,7 +131,7 @@ def _batch(settings: TrainSettings, denoisers: Any) -> Batch:
 
 
 def _fuse_dropout(model: nn.Module) -> None:
-    """A GPU's dropout keeps a byte a value; elsewhere it keeps noise in the values' own type."""
+    """Models dropout on a GPU, which keeps one byte per value; on a CPU it keeps noise in the values' dtype."""
 
     def fused(values: Tensor, p: float) -> Tensor:
         return torch.native_dropout(values, p, True)[0]
@@ -141,7 +142,7 @@ def _fuse_dropout(model: nn.Module) -> None:
 
 
 class MetaDenoiser(Denoiser):
-    """A denoiser whose UNet has no weights; its configuration must be on this machine or on a hub."""
+    """A denoiser whose UNet has no weights; its configuration must be on this machine or on the hub."""
 
     def __init__(self, modality: Modality, settings: TrainSettings) -> None:
         decoder = settings.model.outputs[modality].decoder
@@ -157,10 +158,10 @@ _ATEN = torch.ops.aten
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, `now` and `peak` are the bytes of the tensors made since; those that were there `before` cost nothing.
+    """A context that counts the bytes of new tensors in `now` and `peak`; tensors in `before` are not counted.
 
-    Meta tensors have no values. Code that asks for one (is nothing masked?) is told True, and a mask selects
-    `num_selected` places, whatever is indexed by it.
+    Meta tensors have no values: code that reads one (is anything masked?) gets True, and a boolean mask always selects
+    `num_selected` positions.
     """
 
     def __init__(self, before: Iterable[Tensor], num_selected: int) -> None:
@@ -203,10 +204,10 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Within it, attention takes what fused kernels take: its output and a float32 a row, never a matrix of scores.
+    """A context in which attention allocates as fused kernels do: its output and one float32 per row, no score matrix.
 
-    On the meta device PyTorch would choose the kernel that writes all scores out. It is put in the function's place,
-    since modes of PyTorch do not reach what gradient checkpointing computes again.
+    On the meta device PyTorch would choose the kernel that materialises all scores. The function is patched, because
+    PyTorch modes do not apply to recomputation in gradient checkpointing.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -217,5 +218,5 @@ def fused_attention() -> Iterator[None]:
 
 
 def _is_masked(func: Any, args: Sequence[Any]) -> bool:
-    """Whether values are taken by a mask, how many of which are set nobody knows."""
+    """Whether values are selected by a boolean mask, whose count is unknown on the meta device."""
     return func is _ATEN.index.Tensor and args[1][0] is not None and args[1][0].dtype is torch.bool

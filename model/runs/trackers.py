@@ -1,7 +1,7 @@
-"""MLflow and Weights & Biases behind what a run's log needs of them.
+"""Experiment trackers, MLflow and Weights & Biases, behind one interface.
 
-Where they are reached, under which account and in which project or experiment is told by their own environment
-variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`, ...); without them MLflow writes into the run's folder.
+Server, account, project and experiment are set by their own environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`,
+...); without a server MLflow writes to the run's folder.
 """
 
 import html
@@ -19,28 +19,28 @@ _STATE = "tracker.json"
 
 
 class Tracker(Protocol):
-    """One run at a tracker; `id` is what a resumed training goes on with."""
+    """A run at a tracker; `id` lets a resumed training continue it."""
 
     id: str
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs numbers of a step, without waiting for a server."""
+        """Logs a step's figures, without waiting for a server."""
 
     def sample(self, step: int, tag: str, text: Path, medium: Path | None) -> None:
-        """Logs a generated sample: a file of text, and one of a picture, film or sound."""
+        """Logs a generated sample: a text file, and a file with an image, video or sound."""
 
     def close(self, failed: bool) -> None:
-        """Sends what is left."""
+        """Flushes and closes the run."""
 
 
 def check_tracker(tracker: TrackerName | None) -> None:
-    """Raises ValueError, with what to install, where a tracker is set that is not there."""
+    """Raises ValueError, saying what to install, if the tracker is not installed."""
     if tracker is not None and find_spec(tracker) is None:
         raise ValueError(f"tracker: {tracker} is not installed; run pip install 'nextgpt-ray[{tracker}]'")
 
 
 def open_tracker(tracker: TrackerName, directory: Path, name: str, settings: Mapping[str, Any]) -> Tracker:
-    """Opens a tracker's run for a training whose log is in a local `directory`, or goes on with the one noted there.
+    """Opens a tracker's run for a training with its log in a local `directory`, or resumes the one recorded there.
 
     Raises ValueError as `check_tracker` does.
     """
@@ -54,7 +54,7 @@ def open_tracker(tracker: TrackerName, directory: Path, name: str, settings: Map
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings within settings by their dotted names: `model.lora.r`."""
+    """Flattens nested settings to dotted names: `model.lora.r`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -73,7 +73,7 @@ class _MLflow:
             mlflow.log_params(dict(settings))
 
     def _use_folder(self, folder: Path) -> None:
-        """A database and files in a folder, to be read by `mlflow ui --backend-store-uri sqlite:///...`."""
+        """Uses a database and files in a folder, for `mlflow ui --backend-store-uri sqlite:///...`."""
         folder.mkdir(exist_ok=True)
         self._mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -108,7 +108,7 @@ class _WandB:
             resume="allow" if run else None,
             settings=wandb.Settings(console="off"),
         )
-        # Its own count of steps only goes up: it would leave out what a resumed training does again.
+        # W&B's own step only increases: it would drop steps that a resumed training repeats.
         self._run.define_metric("*", step_metric="step")
         self.id = self._run.id
 

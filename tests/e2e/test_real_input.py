@@ -268,7 +268,7 @@ def test_a_checkpoint_of_another_preset_and_embeddings_of_another_width_are_refu
     assert done.returncode == 2
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("are 77x64, preset nextgpt_7b takes 77x768" in line for line in mistakes)
-    assert any("a checkpoint of preset tiny, the model is of nextgpt_7b: encoder of the" in line for line in mistakes)
+    assert any("the checkpoint is of preset tiny, the model of nextgpt_7b: encoder of the" in line for line in mistakes)
     assert any("model.llm.name: lmsys/vicuna-7b-v1.5: no such folder" in line for line in mistakes)
 
 
