@@ -1,4 +1,4 @@
-"""Caption embeddings: how much faster than a decoder's text encoder called as its pipeline calls it, and how equal."""
+"""Caption embeddings, against the text encoder as called by its pipeline: speed and numerical difference."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REPEATS = 3
 BATCH = 64
-PADDED_BATCH = 1  # of captions padded to 512 positions; on a CPU more at once are slower
+PADDED_BATCH = 1  # with captions padded to 512 positions; larger batches are slower on a CPU
 CLIP_CAPTIONS, CLAP_CAPTIONS = 64, 16
 
 
@@ -81,7 +81,7 @@ def _batches(captions: list[str], size: int) -> list[list[str]]:
 
 
 def _as_the_pipeline(encoder: "CaptionEncoder", captions: list[str]) -> Any:
-    """What the diffusion pipelines do: every caption padded to the longest the tokenizer allows, in arrival order."""
+    """The diffusion pipelines' way: every caption padded to the tokenizer's maximum length, in arrival order."""
     tokens = encoder.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     pooled = encoder.modality is Modality.AUDIO
     output = encoder.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if pooled else None)

@@ -47,7 +47,7 @@ GPU = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a suite, prints its table, and fails with `--strict` where a target is missed."""
+    """Runs a suite and prints its table; with `--strict`, fails if a target is missed."""
     parser = cli.parser("Measure the pipelines, training, the chat server, or a GPU.")
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     for suite, sections in SUITES.items():
@@ -133,7 +133,7 @@ def _run_suite(arguments: Namespace) -> None:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a table, aligned: what, ours, peer, ratio, target, verdict; and each note in a line of its own."""
+    """The aligned lines of a table: what, ours, peer, ratio, target, verdict; each note has its own line."""
     header = ("what", "ours", "peer", "unit", "ratio", "target", "")
     cells = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
@@ -149,12 +149,12 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def machine() -> str:
-    """What the figures were measured on, in one line."""
+    """The machine on which the figures were measured, in one line."""
     return f"{cores()} cores of {_processor()}, {_memory()}, {platform.system()}, Python {platform.python_version()}"
 
 
 def _measure(sections: Mapping[str, str], names: Sequence[str], scale: float, *place: object) -> list[Row]:
-    """The rows of the sections named; one that fails is told and counts as not measured, and the others go on."""
+    """The rows of the named sections; one that fails is reported and counts as not measured, the others continue."""
     rows: list[Row] = []
     for name in names:
         say(f"== {name}: {sections[name]}")
@@ -175,7 +175,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _figure(value: float) -> str:
-    """Three digits that matter, in plain writing."""
+    """Three significant digits, without exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

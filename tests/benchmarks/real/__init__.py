@@ -1,4 +1,4 @@
-"""A rehearsal of preset `nextgpt_7b` without its weights: published layouts of random values, every command on them."""
+"""A rehearsal of preset `nextgpt_7b` without its weights: every command on random weights in the published layouts."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What `jobs/bench.py real` takes."""
+    """Adds the arguments of `jobs/bench.py real`."""
     parser.add_argument("--out", default="out/real", metavar="DIR", help="where parts and runs go; parts are kept")
     parser.add_argument(
         "--base", default="nextgpt_7b", metavar="PRESET", help="what the user's preset file is based on"
@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, machine: str) -> Iterator[str]:
-    """Rehearses; yields the lines of the table, and raises as `rehearsal.rehearse`."""
+    """Runs the rehearsal; yields the lines of the table, and raises as `rehearsal.rehearse`."""
     from tests.benchmarks.real.rehearsal import rehearse
 
     return rehearse(arguments, machine)

@@ -1,4 +1,4 @@
-"""How many layers of the LLM a machine has room for; all other parts stay whole."""
+"""How many layers of the LLM fit on a machine; all other parts stay whole."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _FILES_WRITTEN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """GB of disk and of memory, None where they do not matter, and the commands that are to run in them."""
+    """GB of disk and memory, None for no limit, and the commands that have to fit."""
 
     disk: float | None
     memory: float | None
@@ -38,7 +38,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """GB that are needed beside the LLM, what for, and how many are given."""
+    """GB needed in addition to the LLM, their purpose, and the limit."""
 
     option: str
     given: float
@@ -47,9 +47,9 @@ class _Need:
 
 
 def num_layers(budget: Budget, *, layers: int | None, small: bool) -> int:
-    """The layers of the LLM that fit; `layers` where they are chosen.
+    """The number of LLM layers that fit; `layers` if given.
 
-    Raises UsageError where those chosen do not fit, or not even one does.
+    Raises UsageError if those do not fit, or not even one does.
     """
     if small:
         if budget.disk is not None or budget.memory is not None:

@@ -13,9 +13,9 @@ _NAMES += ("image_name", "video_name", "audio_name")
 
 
 def cut_samples(data: Path, out: Path, count: int) -> None:
-    """Copies the first `count` media of each modality of the T-X pairs with the rows about them.
+    """Copies the first `count` media of each modality of the T-X pairs, with their rows.
 
-    Raises FileNotFoundError where `data` has no such pairs.
+    Raises FileNotFoundError if `data` has no such pairs.
     """
     datasets = sorted(path.parent for path in (data / _PAIRS).glob("*/*.json") if path.stem == path.parent.name)
     if not datasets:

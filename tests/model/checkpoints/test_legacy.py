@@ -188,7 +188,7 @@ def test_what_would_lose_bits_is_refused(tiny, files, tmp_path):
 
 
 def test_a_model_without_an_adapter_is_no_stage_3(model, tmp_path):
-    with pytest.raises(ValueError, match="holds a LoRA adapter and this model has none"):
+    with pytest.raises(ValueError, match="holds a LoRA adapter, but this model has none"):
         export_legacy(model, tmp_path / "x.pt")
 
 
