@@ -42,7 +42,7 @@ def _clip(folder: Path, count: int) -> Row:
         lambda: _rate(lambda batch: _as_the_pipeline(exact, batch), captions, BATCH),
         REPEATS,
     )
-    note = f"bfloat16 against float32, both in arrival order; smallest cosine of a position {cosine:.5f} (0.9999 asked)"
+    note = f"bfloat16 against float32, both in arrival order; minimum cosine per position {cosine:.5f} (target 0.9999)"
     return Row(
         name="captions, CLIP-L", ours=ours, peer=peer, ratio=ours / peer, target=2.0, unit="captions/s", note=note
     )
@@ -61,7 +61,7 @@ def _clap(folder: Path, count: int) -> Row:
     tokens = mean(map(len, encoder.tokenizer(captions).input_ids))
     words = mean(len(text.split()) for text in captions)
     note = (
-        f"float32, pieces of like length against padding to 512; {tokens:.1f} tokens for {words:.1f} words a caption; "
+        f"float32, batches of like length against padding to 512; {tokens:.1f} tokens, {words:.1f} words a caption; "
         f"largest difference {difference:.0e} (1e-4 allowed)"
     )
     return Row(

@@ -1,4 +1,4 @@
-"""Decoders of the released shapes with random weights, written as diffusers folders; nothing is fetched.
+"""Decoders of the released shapes with random weights, written as diffusers folders; nothing is downloaded.
 
 The configurations are those of the published repositories, where they differ from diffusers' defaults. Tokenizers are
 those of the tiny decoders, whose ids are within the published vocabularies.

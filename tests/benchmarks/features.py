@@ -62,7 +62,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
             target=None,
             unit="samples/s",
             note=f"{steps * settings.batch_size} samples of {', '.join(view.name for view in plan.views)}; the encoder "
-            f"is {encoder.name}, a toy: with ImageBind-Huge the peer is slower by far",
+            f"is {encoder.name}, a toy: with ImageBind huge the peer is much slower",
         )
     ]
 

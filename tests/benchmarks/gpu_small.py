@@ -54,10 +54,10 @@ class _Figures:
 def lines(folder: Path, device: str, sizes: SmallSizes) -> Iterator[str]:
     """The lines of both tables, as they are measured."""
     if load_preset(sizes.preset).llm.load_in_4bit and find_spec("bitsandbytes") is None:
-        yield f"`{sizes.preset}`: not measured, as the package bitsandbytes is not installed"
+        yield f"`{sizes.preset}`: not measured: the package bitsandbytes is not installed"
         return
     parts = _Parts.write(folder, device, sizes)
-    yield f"`{sizes.preset}` in {gibibytes(CARD)}, what a card of 24 GB leaves:"
+    yield f"`{sizes.preset}` in {gibibytes(CARD)}, the usable memory of a 24 GB card:"
     yield ""
     yield from _training(parts, device, sizes)
     yield ""

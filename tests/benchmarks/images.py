@@ -72,7 +72,7 @@ def _one_core(paths: list[Path]) -> Row:
 
     with pinned():
         load = compare(ours, lambda: _loop_rate(paths), REPEATS, title="images, one core: images/s")
-    note = "load_rows and its decoder (JPEGs decoded at the scale needed) against a loop of Pillow, both on one core"
+    note = "load_rows and its decoder (JPEGs decoded at reduced scale) against a Pillow loop, both on one core"
     return _row("image preparation, one core / Pillow", *load, LOOP_TARGET, note)
 
 
@@ -88,7 +88,7 @@ def _all_cores(folder: Path, paths: list[Path]) -> Row:
     ours = _prepare_rate(folder, paths)
     ours(), peer()  # workers start and import
     rates = compare(ours, peer, REPEATS, title=f"images, {cores()} cores: images/s")
-    note = f"the whole prepare on {cores()} cores against a loop of Pillow on each"
+    note = f"all of prepare on {cores()} cores against a Pillow loop on each"
     return _row(f"image preparation, {cores()} cores / Pillow", *rates, LOOP_TARGET, note)
 
 
@@ -107,7 +107,7 @@ def _img2dataset(folder: Path, paths: list[Path]) -> Row:
             return len(paths) / command.seconds(url, paths, out, SHORT_SIDE, QUALITY, _samples_per_shard(paths))
 
         rates = compare(ours, peer, REPEATS, title="images, img2dataset: images/s")
-    note = f"the whole prepare from disk; {command.version} from loopback, its start and end not counted"
+    note = f"all of prepare from disk; {command.version} from loopback, excluding its start and end"
     return _row(name, *rates, PEER_TARGET, note)
 
 

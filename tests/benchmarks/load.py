@@ -64,7 +64,7 @@ def run(scale: float, checkpoint: str) -> list[Row]:
             note=told,
         ),
         Row(
-            name="replies that were wrong, mixed up or failed / all",
+            name="wrong, mixed-up or failed replies / all",
             ours=bad,
             peer=sum(load.outcomes.values()),
             ratio=bad / sum(load.outcomes.values()),
@@ -98,7 +98,7 @@ def _edges(values: Sequence[int]) -> tuple[float, float]:
 
 
 async def press(server: ChatServer, seconds: float, visitors: int = VISITORS) -> Load:
-    """Has visitors ask, each as soon as it is answered; compares each reply with what the question got alone."""
+    """Runs visitors that ask again as soon as they are answered; compares replies with those given without load."""
     load, limits = Load(), httpx.Limits(max_connections=visitors + 1)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
         expected = {}

@@ -63,14 +63,14 @@ def _time(settings: TrainSettings, batches: list[Batch]) -> Row:
         ratio=ours / peer,
         target=1.0,
         unit="steps/s",
-        note=f"{SAMPLES} samples a step, vocabulary of {settings.model.llm.vocab_size:,}; {_share(batches)}",
+        note=f"{SAMPLES} samples per step, vocabulary of {settings.model.llm.vocab_size:,}; {_share(batches)}",
     )
 
 
 def _share(batches: list[Batch]) -> str:
     learned = sum(int((batch.labels_BT[:, 1:] != IGNORE).sum()) for batch in batches)
     positions = sum(batch.labels_BT[:, 1:].numel() for batch in batches)
-    return f"{learned:,} of {positions:,} positions are learned"
+    return f"{learned:,} of {positions:,} positions have a label"
 
 
 def _memory(settings: TrainSettings, batches: list[Batch]) -> Row:
@@ -88,7 +88,7 @@ def _memory(settings: TrainSettings, batches: list[Batch]) -> Row:
         target=1.0,
         unit="MB",
         at_most=True,
-        note=f"of a process that makes two steps; above what it held before them: {ours - before:.0f} and "
+        note=f"of a process running two steps; increase over its memory before: {ours - before:.0f} and "
         f"{peer - peer_before:.0f} MB",
     )
 

@@ -45,7 +45,7 @@ def run(scale: float) -> list[Row]:
     few, many = max(2, round(FEW * scale)), max(20, round(MANY * scale))
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as name:
         folder = Path(name)
-        say(f"memory: drawing {many} pictures")
+        say(f"memory: drawing {many} images")
         draw(folder / "images", many)
         per_shard = max(1, round(SAMPLES_PER_SHARD * scale))
         ours, peer = compare(
@@ -54,7 +54,7 @@ def run(scale: float) -> list[Row]:
             REPEATS,
             title="memory: MB, many as ours and few as peer",
         )
-    note = f"driver, workers, decoders and object store; {1000 * (ours - peer) / (many - few):+.1f} kB a further sample"
+    note = f"driver, workers, decoders and object store; {1000 * (ours - peer) / (many - few):+.1f} kB per extra sample"
     return [Row(name=NAME, ours=ours, peer=peer, ratio=ours / peer, target=TARGET, unit="MB", at_most=True, note=note)]
 
 

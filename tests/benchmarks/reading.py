@@ -55,8 +55,8 @@ def run(scale: float) -> list[Row]:
 
 def _epoch_row(ours: float, peer: float) -> Row:
     note = (
-        "ours: shuffled, JSON and ImageBind features of each sample, as Arrow tables; webdataset: in the order of the "
-        "tars, all members undecoded, JSON parsed, no features"
+        "ours: shuffled, JSON and ImageBind features of each sample, as Arrow tables; webdataset: in tar "
+        "order, all members undecoded, JSON parsed, no features"
     )
     return Row(
         name="reading an epoch", ours=ours, peer=peer, ratio=ours / peer, target=1.0, unit="samples/s", note=note
@@ -83,7 +83,7 @@ def _start_row(view: PlannedView, length: float) -> Row:
         target=1.0,
         unit="s",
         at_most=True,
-        note=f"until the first sample of an epoch of {samples:,}, from its beginning as the peer; ratio: seconds more",
+        note=f"time to the first sample of an epoch of {samples:,}; peer: from its start; ratio: difference in seconds",
     )
 
 

@@ -45,7 +45,7 @@ def run(scale: float, checkpoint: str) -> list[Row]:
                     target=1.1,
                     unit="s",
                     at_most=True,
-                    note="nothing is loaded again",
+                    note="nothing is reloaded",
                 )
             )
     return rows

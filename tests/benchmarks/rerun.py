@@ -45,7 +45,7 @@ def run(scale: float) -> list[Row]:
             seconds.append(watch.seconds)
             say(f"rerun, {repeat + 1} of {REPEATS}: {watch.seconds:.2f} s")
     taken = median(seconds)
-    note = f"{shards} shards, {shards * SAMPLES_PER_SHARD} media; the ratio is to the limit of {LIMIT_SECONDS:g} s"
+    note = f"{shards} shards, {shards * SAMPLES_PER_SHARD} media; ratio to the limit of {LIMIT_SECONDS:g} s"
     return [
         Row(
             name="rerun with nothing to do",

@@ -58,7 +58,7 @@ def _row(served: Responder, asked: Responder, target: float | None, size: int, r
         ratio=ours / peer,
         target=target,
         unit="tokens/s",
-        note=f"{NEW_TOKENS} tokens each, the likeliest, from text to text; neither streams",
+        note=f"{NEW_TOKENS} tokens each, greedy, text to text; neither streams",
     )
 
 

@@ -143,7 +143,7 @@ def process_group(file: Path) -> Iterator[None]:
     finally:
         import deepspeed  # late, so that best_device() runs first
 
-        # Its own function, where it knows the group: it keeps groups, and would use these with the next one.
+        # DeepSpeed's own function if it knows the group: it caches groups, and would reuse these with the next one.
         (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
         if before is None:
             del os.environ["LOCAL_RANK"]

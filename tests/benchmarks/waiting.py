@@ -44,7 +44,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
             target=TARGET,
             unit="ms a step",
             at_most=True,
-            note=f"{len(rows)} steps of stage 3 after the first, as the run's log has them; the ratio is the share of "
+            note=f"{len(rows)} steps of stage 3 after the first, from the run's log; the ratio is the share of "
             f"both; longest wait {max(waits):.3g} ms",
         )
     ]

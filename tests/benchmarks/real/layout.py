@@ -71,6 +71,6 @@ def published(part: str, *, small: bool) -> dict[str, Any]:
 def _merged(document: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(document)
     for name, value in over.items():
-        assert name in document, f"{name}: small.yaml changes what is published and adds nothing"
+        assert name in document, f"{name}: small.yaml must only change published values"
         merged[name] = _merged(document[name], value) if isinstance(value, Mapping) else value
     return merged

@@ -68,7 +68,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
         yield _line(row)
     yield ""
     facts = f"{machine}; {hub.cut}"
-    yield f"{facts}. In GB; memory is PSS, the workers' together and with Ray's own processes, a GPU's what it held."
+    yield f"{facts}. In GB; memory is PSS, for all workers including Ray's own processes; GPU is memory in use."
     table = [{**asdict(row), "failed": row.failed} for row in rows]
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
     if failed := [f"{row.name}: {row.note}" for row in rows if row.measured and row.failed]:

