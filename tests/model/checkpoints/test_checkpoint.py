@@ -151,7 +151,7 @@ def edit(path, change):
     ("change", "message"),
     [
         (lambda t: t.pop("new_input_rows.weight"), "new_input_rows.weight is missing"),
-        (lambda t: t.update(extra=torch.zeros(1)), "extra has no place"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra is unexpected"),
         (lambda t: t.update({"new_input_rows.weight": torch.zeros(3, 64)}), r"is \(3, 64\), not \(38, 64\)"),
         (lambda t: (t.pop("new_input_rows.weight"), t.update(extra=torch.zeros(1))), "and 1 more"),
     ],

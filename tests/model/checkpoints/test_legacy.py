@@ -261,7 +261,7 @@ def test_a_run_behind_a_url_shares_its_base_rows_too(imported, tokenizer, tmp_pa
 def test_base_rows_that_are_missing_or_others_are_told(tiny, imported, tokenizer, tmp_path):
     save_pretrained(imported, tmp_path / "run" / "checkpoint-1", tokenizer, base_rows=False)
     with pytest.raises(
-        FileNotFoundError, match=r"checkpoint-1/base_rows\.safetensors: missing, and not in .*run either"
+        FileNotFoundError, match=r"checkpoint-1/base_rows\.safetensors: missing, also from .*run; copy it"
     ):
         from_pretrained(tmp_path / "run")
     (tmp_path / "run" / "base_rows.safetensors").write_bytes(b"damaged")
