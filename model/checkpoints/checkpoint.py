@@ -31,7 +31,6 @@ from model.checkpoints.description import (
     FORMAT,
     as_path,
     check_compatible,
-    latest_checkpoint,
     model_config,
     read_config,
 )
@@ -44,11 +43,8 @@ from pipelines.storage.files import atomic_path
 __all__ = [
     "finish",
     "from_pretrained",
-    "latest_checkpoint",
     "load_weights",
     "push_to_hub",
-    "read_config",
-    "save_base_rows",
     "save_pretrained",
     "trained_state",
     "write_files",

@@ -19,7 +19,8 @@ import soundfile
 import webdataset
 from safetensors import safe_open
 
-from model.checkpoints.checkpoint import from_pretrained, latest_checkpoint
+from model.checkpoints.checkpoint import from_pretrained
+from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
 from model.runs.run_log import read_log
 from pipelines.storage.shards import Manifest, hash_file

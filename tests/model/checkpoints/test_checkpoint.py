@@ -12,14 +12,12 @@ from upath import UPath
 from model.checkpoints.checkpoint import (
     finish,
     from_pretrained,
-    latest_checkpoint,
     load_weights,
-    read_config,
     save_pretrained,
     trained_state,
     write_files,
 )
-from model.checkpoints.description import check_compatible
+from model.checkpoints.description import check_compatible, latest_checkpoint, read_config
 from model.core.batch import collate
 from model.core.nextgpt import NextGPT
 from model.parts.builtin import resolve

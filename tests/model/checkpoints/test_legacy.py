@@ -7,7 +7,8 @@ from dialogue_cases import base_logits
 from transformers import LlamaConfig, LlamaForCausalLM
 from upath import UPath
 
-from model.checkpoints.checkpoint import from_pretrained, load_weights, save_base_rows, save_pretrained
+from model.checkpoints.base_rows import save_base_rows
+from model.checkpoints.checkpoint import from_pretrained, load_weights, save_pretrained
 from model.checkpoints.released import export_legacy, legacy_delta_shapes, legacy_dtype, load_legacy
 from model.core.nextgpt import NextGPT
 from model.parts.config import load_preset
