@@ -172,7 +172,7 @@ def test_a_damaged_or_unfinished_checkpoint_is_refused(saved):
     with pytest.raises(ValueError, match="damaged weights"):
         from_pretrained(saved)
     (saved / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="not complete"):
+    with pytest.raises(FileNotFoundError, match="incomplete"):
         from_pretrained(saved)
     (saved / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
