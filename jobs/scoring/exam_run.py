@@ -12,8 +12,7 @@ from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import check_compatible
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text
-from model.decoders.decoder_pool import DecoderPool
-from model.decoders.rendering import Wish
+from model.decoders.rendering import DecoderPool, Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.inference.generation import Prompt, Reply, generate_batch
 from model.inference.query import Sampling

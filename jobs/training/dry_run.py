@@ -202,7 +202,7 @@ class DryRun:
 
 def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]]:
     """What the decoders of sample replies take once loaded, and those of which that is not known."""
-    from model.parts.decoder_sizes import decoder_weights
+    from model.parts.families import decoder_weights
     from model.training.held_out import makes_samples
 
     if not settings.validation.fraction or not makes_samples(settings, "cuda" if machine.gpu else "cpu"):

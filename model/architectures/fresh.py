@@ -1,6 +1,6 @@
-"""The architectures of the real frozen parts at any size, with fresh weights, and tokenizers made from a corpus.
+"""The real frozen parts' architectures at any size, with fresh weights, and tokenizers trained on a corpus.
 
-Tokenizer, UNet, autoencoder, text encoder, vocoder: in this order, so that a seed gives the same weights.
+Components are always built in the same order, so that a seed gives the same weights.
 """
 
 import json
@@ -38,7 +38,7 @@ def image_pipeline(
     attends: Sequence[bool],
     vae_widths: Sequence[int],
 ) -> Any:
-    """Stable Diffusion of 32 x 32 pixels, latents of 4 x 8 x 8; `attends` says which blocks look at the caption."""
+    """Stable Diffusion of 32 x 32 pixels, latents of 4 x 8 x 8; `attends` says which blocks attend to the caption."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         cross_attention_dim=TEXT_WIDTH["image"],
@@ -65,7 +65,7 @@ def video_pipeline(
     head_width: int,
     vae_widths: Sequence[int],
 ) -> Any:
-    """Text to video of 32 x 32 pixels, a frame's latents 4 x 8 x 8; `attends` as in `image_pipeline`."""
+    """Text-to-video of 32 x 32 pixels, latents of 4 x 8 x 8 per frame; `attends` as in `image_pipeline`."""
     unet = diffusers.UNet3DConditionModel(
         sample_size=8,
         cross_attention_dim=TEXT_WIDTH["video"],
@@ -90,16 +90,16 @@ def audio_pipeline(
     vae_widths: Sequence[int],
     vocoder: dict[str, Any],
 ) -> Any:
-    """AudioLDM of `frames` times 64 bands at 16 kHz, which the latents have a fourth of on each side.
+    """AudioLDM for spectrograms of `frames` x 64 bands at 16 kHz; the latents are a quarter of that on each side.
 
-    `vocoder` are settings of a HiFi-GAN. With an initializer factor of 1 an untrained text encoder gives every caption
-    nearly the same vector.
+    `vocoder` holds settings of a HiFi-GAN. With an initializer factor of 1, an untrained text encoder maps all captions
+    to nearly the same vector.
     """
     unet = diffusers.UNet2DConditionModel(
         sample_size=frames // 4,
         in_channels=8,
         out_channels=8,
-        # AudioLDM attends to nothing but itself; the caption comes in as a class embedding.
+        # AudioLDM has only self-attention; the caption enters as a class embedding.
         cross_attention_dim=tuple(channels),
         attention_head_dim=4,
         class_embed_type="simple_projection",
@@ -146,7 +146,7 @@ def roberta_tokenizer(corpus: Iterable[str], max_length: int, num_merges: int) -
 
 
 def llm_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
-    """Puts `<s>` before a text as Llama's own tokenizer does; special tokens have Llama's ids."""
+    """A byte-level BPE tokenizer that prepends `<s>` and numbers special tokens as Llama's does."""
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     blank = Tokenizer(models.BPE())
     blank.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -180,7 +180,7 @@ def _byte_pairs(
     trainee.normalizer, trainee.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=len(vocab) + num_merges,
-        # Given as special tokens, bytes with a suffix get fixed ids; else ties between pairs fall at random.
+        # As special tokens, bytes with a suffix get fixed ids; otherwise ties between pairs are broken at random.
         special_tokens=vocab,
         end_of_word_suffix=suffix,
         show_progress=False,
@@ -221,7 +221,7 @@ def _clap_text_encoder(tokenizer: Any, width: int, initializer_factor: float) ->
         num_hidden_layers=2,
         num_attention_heads=4,
         projection_dim=width,
-        # RoBERTa numbers positions from the padding id on.
+        # RoBERTa numbers positions from the padding id onwards.
         max_position_embeddings=tokenizer.model_max_length + tokenizer.pad_token_id + 1,
         pad_token_id=tokenizer.pad_token_id,
         initializer_factor=initializer_factor,
@@ -230,7 +230,7 @@ def _clap_text_encoder(tokenizer: Any, width: int, initializer_factor: float) ->
 
 
 def _vae(channels: int, latent_channels: int, widths: Sequence[int]) -> Any:
-    """Downsamples four times per side, as AudioLDM's; `channels` 3 for pixels, 1 for a mel spectrogram."""
+    """A VAE that downsamples by 4 per side, as AudioLDM's; `channels` is 3 for pixels, 1 for a mel spectrogram."""
     return diffusers.AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
@@ -245,7 +245,7 @@ def _vae(channels: int, latent_channels: int, widths: Sequence[int]) -> Any:
 
 
 def _scheduler() -> Any:
-    """Noise levels as Stable Diffusion's, down to a zero signal, and predictions of the velocity.
+    """Stable Diffusion's noise schedule with zero terminal SNR, and velocity prediction.
 
     Lin et al. 2023, arXiv:2305.08891; at this size epsilon-prediction learns shapes but loses colours.
     """

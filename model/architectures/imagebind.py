@@ -1,4 +1,4 @@
-"""ImageBind's vision and audio towers, by the tensor names of `imagebind_huge.pth`.
+"""ImageBind's vision and audio towers, with the tensor names of `imagebind_huge.pth`.
 
 Shape suffixes: N items, S clips of an item, C channels, T frames, H height, W width, F mel frames, M mel bins,
 L tokens, P patches, D tower width, E embedding.
@@ -23,8 +23,7 @@ MEL_BINS = 128
 MEL_FRAMES = 204
 TUBELET_FRAMES = 2
 
-# Text, depth, thermal and IMU towers are of no use here, and the logit scales are left out on purpose.
-UNUSED_SHAPES: dict[str, tuple[int, ...]] = {"modality_postprocessors.audio.1.log_logit_scale": ()}
+# Text, depth, thermal and IMU towers are not used here, and the logit scales are left out on purpose.
 _IGNORED = re.compile(r"modality_(postprocessors\.|(preprocessors|trunks|heads)\.(text|depth|thermal|imu)\.)")
 
 
@@ -32,7 +31,7 @@ _IGNORED = re.compile(r"modality_(postprocessors\.|(preprocessors|trunks|heads)\
 class ImageBindConfig:
     """Sizes of both towers; the defaults are ImageBind huge (Girdhar et al. 2023, arXiv:2305.05665).
 
-    Raises ValueError where a width does not divide by its heads or an image by its patches.
+    Raises ValueError if a width is not divisible by its heads, or an image by its patches.
     """
 
     vision_width: int = 1280
@@ -51,7 +50,7 @@ class ImageBindConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"ImageBind config: {field.name} is {value!r}; give a whole number of at least 1")
+                raise ValueError(f"ImageBind config: {field.name} is {value!r}; must be an integer of at least 1")
         for whole, part in (
             ("vision_width", "vision_heads"),
             ("audio_width", "audio_heads"),
@@ -67,12 +66,12 @@ class ImageBindConfig:
 
     @property
     def num_vision_patches(self) -> int:
-        """Tubelets of one clip."""
+        """The number of patches (tubelets) of one clip."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def num_audio_patches(self) -> int:
-        """Overlapping patches of one clip's mel spectrogram."""
+        """The number of overlapping patches of one clip's mel spectrogram."""
         rows, columns = ((length - self.audio_patch_size) // self.audio_stride + 1 for length in (MEL_BINS, MEL_FRAMES))
         return rows * columns
 
@@ -104,7 +103,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward half of a block, four times as wide inside."""
+    """The feed-forward layer of a block, with a hidden width of 4 D."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -146,7 +145,7 @@ class Stem(nn.Module):
 
 
 class Preprocessor(nn.Module):
-    """Clips to tokens: patches, a class token before them, learned positions."""
+    """Clips to tokens: a class token, then patches, plus learned position embeddings."""
 
     def __init__(self, stem: Stem, num_patches: int, width: int) -> None:
         super().__init__()
@@ -193,10 +192,10 @@ def _head(width: int, embed_dim: int) -> nn.Sequential:
 
 
 class Embeddings(NamedTuple):
-    """What a tower makes of items.
+    """A tower's outputs.
 
-    `pooled_NE` is float32. `patches_NSPD` are the last block's patch tokens, after the head's LayerNorm, as the class
-    token is that `pooled_NE` is made of; they have the weights' dtype, and patches run row by row.
+    `pooled_NE` is float32. `patches_NSPD` are the last block's patch tokens after the head's LayerNorm, in row-major
+    order and in the weights' dtype.
     """
 
     pooled_NE: Tensor
@@ -206,8 +205,8 @@ class Embeddings(NamedTuple):
 class ImageBind(nn.Module):
     """The vision and audio towers of ImageBind (Girdhar et al. 2023, arXiv:2305.05665).
 
-    A clip's embedding is L2-normalised, an item's is the mean over its clips (so an item of several clips has a norm
-    of at most 1). ImageBind's x20 scale on audio is left out, as NExT-GPT does.
+    A clip's embedding is L2-normalised; an item's is the mean over its clips, so its norm is at most 1. ImageBind's x20
+    scale on audio is omitted, as in NExT-GPT.
     """
 
     def __init__(self, config: ImageBindConfig) -> None:
@@ -215,7 +214,7 @@ class ImageBind(nn.Module):
         self.config = config
         vision, audio = config.vision_width, config.audio_width
         tubelet = (TUBELET_FRAMES, config.patch_size, config.patch_size)
-        # The released names count the step that doubles a lone frame as 0; here `forward_vision` does that.
+        # In the released names, index 0 is the step that duplicates a single frame; here `forward_vision` does that.
         vision_proj = nn.Sequential(nn.Identity(), nn.Conv3d(3, vision, tubelet, stride=tubelet, bias=False))
         audio_proj = nn.Conv2d(1, audio, config.audio_patch_size, stride=config.audio_stride, bias=False)
         vision_stem, audio_stem = Stem(vision_proj, nn.Identity()), Stem(audio_proj, nn.LayerNorm(audio))
@@ -244,13 +243,13 @@ class ImageBind(nn.Module):
         return self.audio_patches(mel_NSCMF).pooled_NE
 
     def vision_patches(self, pixels: Tensor) -> Embeddings:
-        """As `forward_vision`, with the patch tokens (N, S, P, D) beside the embeddings; an image has one clip."""
+        """As `forward_vision`, and also returns patch tokens (N, S, P, D); an image has one clip."""
         if pixels.ndim == 4:
             pixels = pixels[:, None, :, None].expand(-1, -1, -1, TUBELET_FRAMES, -1, -1)
         return self._embed("vision", pixels)
 
     def audio_patches(self, mel_NSCMF: Tensor) -> Embeddings:
-        """As `forward_audio`, with the patch tokens (N, S, P, D) beside the embeddings."""
+        """As `forward_audio`, and also returns patch tokens (N, S, P, D)."""
         return self._embed("audio", mel_NSCMF)
 
     def _embed(self, tower: str, clips: Tensor) -> Embeddings:
@@ -265,7 +264,7 @@ class ImageBind(nn.Module):
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into a directory, which `load_imagebind` reads."""
+        """Writes `config.json` and `model.safetensors` for `load_imagebind`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
@@ -283,9 +282,9 @@ def load_imagebind(
 ) -> ImageBind:
     """Loads a frozen ImageBind from what `save_pretrained` wrote, or from a file such as `imagebind_huge.pth`.
 
-    `config` is read from the directory, and is `ImageBindConfig.huge()` for a file, with as many blocks as the file
-    has, unless given. The tensors of other modalities are ignored. Raises FileNotFoundError, and ValueError naming the
-    tensor that is missing, unexpected or of another shape.
+    Unless given, `config` is read from the directory; for a file it is `ImageBindConfig.huge()` with as many blocks as
+    the file has. Tensors of other modalities are ignored. Raises FileNotFoundError, and ValueError naming a tensor that
+    is missing, unexpected or of the wrong shape.
     """
     path = Path(path)
     if path.is_dir():
@@ -307,7 +306,7 @@ def load_imagebind(
 
 
 def _blocks(tensors: Mapping[str, Tensor], tower: str) -> int:
-    """How many blocks a tower has in a file; one at least, so that what is missing is named."""
+    """How many blocks of a tower a file holds; at least one, so that missing tensors are reported by name."""
     start = f"modality_trunks.{tower}.blocks."
     return max(1, len({name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start)}))
 
@@ -322,14 +321,14 @@ def _read_config(path: Path) -> ImageBindConfig:
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file, read without running any code in it; raises ValueError where it holds anything else."""
+    """Reads a file of tensors without executing code in it; raises ValueError if it holds anything else."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable file of tensors ({reason}); download it again") from error
+        raise ValueError(f"{path}: cannot be read as tensors ({reason}); download it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: not a mapping of names to tensors; give ImageBind's state dict")
     return state
@@ -344,4 +343,4 @@ def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, not {shapes[name]}")
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ValueError(f"{path}: tensor {wrong[0]}{more}; it does not fit this ImageBind's sizes")
+        raise ValueError(f"{path}: tensor {wrong[0]}{more}; it does not match this ImageBind's sizes")

@@ -1,4 +1,4 @@
-"""ImageBind's text tower, by the tensor names of `imagebind_huge.pth`; it grades, and helps to train the others.
+"""ImageBind's text tower, with the tensor names of `imagebind_huge.pth`; used to score media and to train towers.
 
 Shape suffixes: N texts, L tokens, D width, E embedding.
 """
@@ -23,7 +23,7 @@ class _Tokens(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.pos_embed = nn.Parameter(0.01 * torch.randn(1, length, width))
-        # ImageBind keeps the causal mask among its weights.
+        # ImageBind stores the causal mask with its weights.
         self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1))
 
     def forward(self, ids_NL: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class TextTower(nn.Module):
         self.modality_heads = nn.ModuleDict({"text": _Head(width, embed_dim)})
 
     def forward(self, ids_NL: Tensor) -> Tensor:
-        """Embeds texts with begin and end tokens (N, L); returns float32 (N, E) of norm 1."""
+        """Embeds token ids (N, L) with begin and end tokens; returns float32 (N, E) of norm 1."""
         x_NLD, mask_LL = self.modality_preprocessors["text"](ids_NL)
         x_NLD = self.modality_trunks["text"](x_NLD, mask_LL.to(x_NLD.dtype))
         return F.normalize(self.modality_heads["text"](x_NLD, ids_NL.argmax(dim=1)).float(), dim=-1)
@@ -65,15 +65,15 @@ class TextTower(nn.Module):
 class TextEncoder:
     """Embeds texts into the space of ImageBind's images and sounds.
 
-    `path` is `imagebind_huge.pth` or a directory of ours; `tokenizer` is CLIP's. Raises ValueError where the file has
-    no text tower, or one of another shape.
+    `path` is `imagebind_huge.pth` or a folder in our format; `tokenizer` is CLIP's. Raises ValueError if the file has
+    no text tower.
     """
 
     def __init__(self, path: str | Path, tokenizer: Any, *, device: torch.device | str = "cpu") -> None:
         file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
         tensors = {name: t for name, t in read_tensors(file).items() if ".text." in name and "postpro" not in name}
         if not tensors:
-            raise ValueError(f"{file}: has no text tower; similarities between text and media need one")
+            raise ValueError(f"{file}: no text tower, which text-media similarities need")
         self.tokenizer, self.device = tokenizer, torch.device(device)
         self.tower = _blank_like(tensors)
         self.tower.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
@@ -87,13 +87,13 @@ class TextEncoder:
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
-    """Token ids (N, length) as ImageBind pads them: with zeros behind the end token."""
+    """Token ids (N, length), zero-padded after the end token as in ImageBind."""
     ids = tokenizer(list(texts), max_length=length, truncation=True).input_ids
     return torch.tensor([row + [0] * (length - len(row)) for row in ids])
 
 
 def _blank_like(tensors: dict[str, Tensor]) -> TextTower:
-    """A tower of the sizes that its tensors tell; heads are 64 wide, in small ones 16."""
+    """An uninitialised tower sized to fit the tensors; heads are 64 wide, 16 in small towers."""
     vocab_size, width = tensors["modality_preprocessors.text.token_embedding.weight"].shape
     layers = len([name for name in tensors if name.endswith(".norm_1.weight")])
     return TextTower(

@@ -1,7 +1,9 @@
-"""The file by which a part says that its weights are random."""
+"""The marker file of parts with random weights."""
 
 import json
 from pathlib import Path
+
+from pipelines.storage.files import read_json
 
 MARKER = "untrained.json"
 _NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
@@ -14,6 +16,6 @@ def mark_untrained(directory: Path) -> None:
 
 
 def is_marked(directory: Path) -> bool:
-    """Whether a folder has the marker, and it says so."""
+    """Whether a folder is marked as untrained."""
     marker = directory / MARKER
-    return marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["trained"]
+    return marker.is_file() and not read_json(marker)["trained"]

@@ -19,7 +19,7 @@ VAE_WIDTHS = (8, 16, 16)
 
 
 def build(part: str, directory: Path) -> None:
-    """Writes one tiny part into a new directory; the caller's random state stays as it was."""
+    """Writes one tiny part into a new directory; the caller's random state is preserved."""
     directory.mkdir()
     with _seeded(part):
         _BUILDERS[part](directory)
@@ -29,7 +29,7 @@ def build(part: str, directory: Path) -> None:
 @contextmanager
 def _seeded(part: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reset the generators of the GPUs, which fork_rng leaves alone here.
+        # torch.manual_seed would also reset the GPUs' generators, which fork_rng does not restore here.
         torch.default_generator.manual_seed(zlib.crc32(part.encode()))
         yield
 
@@ -59,7 +59,7 @@ def _build_imagebind(directory: Path) -> None:
     model = ImageBind(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # At the usual 0.02 an untrained encoder gives every picture nearly the same vector.
+            # At the usual 0.02, an untrained encoder maps all images to nearly the same vector.
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
     model.save_pretrained(directory)
@@ -99,7 +99,7 @@ def _build_audio_decoder(directory: Path) -> None:
         vocoder={
             "upsample_initial_channel": 64,
             "upsample_rates": [5, 4, 2, 2, 2],
-            # (kernel - rate) must be even, else each layer makes a sample too many or too few.
+            # (kernel - rate) must be even, or each layer is off by one sample.
             "upsample_kernel_sizes": [15, 8, 4, 4, 4],
             "resblock_kernel_sizes": [3],
             "resblock_dilation_sizes": [[1, 3]],

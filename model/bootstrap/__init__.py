@@ -1,1 +1,1 @@
-"""Trains the foundations: the encoder, LLM and decoders that the world's preset ships with."""
+"""Trains the foundations: the encoder, LLM and decoders that ship with preset `world`."""

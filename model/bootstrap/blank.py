@@ -1,4 +1,4 @@
-"""The world's foundations before they are trained: the architectures of the real ones with a few million weights."""
+"""The untrained foundations of preset `world`: the real architectures with a few million weights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +28,7 @@ def video_pipeline(corpus: Iterable[str]) -> Any:
     return fresh.video_pipeline(
         fresh.clip_tokenizer(corpus, MAX_LENGTH, _MERGES),
         channels=(32, 56),
-        attends=(False, True),  # where there are fewest positions: attention is most of what a step costs
+        attends=(False, True),  # where there are fewest positions: attention dominates the cost of a step
         head_width=8,
         vae_widths=_VAE_WIDTHS,
     )
@@ -44,26 +44,27 @@ def audio_pipeline(corpus: Iterable[str]) -> Any:
         vae_widths=_VAE_WIDTHS,
         vocoder={
             "upsample_initial_channel": 32,
-            # One step from frames to samples: its kernels are a dictionary of waves, which is quick to learn.
+            # One upsampling step from frames to samples: its kernels are a dictionary of waves, which is learned
+            # quickly.
             "upsample_rates": [640],
             "upsample_kernel_sizes": [640],
             "resblock_kernel_sizes": [1],
             "resblock_dilation_sizes": [[1]],
         },
     )
-    # A unit vector's numbers are small beside those that tell the noise level.
+    # The values of a unit vector are small compared with the noise level embedding.
     pipe.unet.class_embedding.weight.data *= 6
     return pipe
 
 
 def llama(corpus: Iterable[str]) -> tuple[Any, Any]:
-    """A Llama of a million weights, and its tokenizer."""
+    """A Llama with a million weights, and its tokenizer."""
     tokenizer = fresh.llm_tokenizer(corpus, 864)
     return fresh.llama(tokenizer, width=128, feed_forward=352, layers=4), tokenizer
 
 
 def imagebind(corpus: Iterable[str]) -> tuple[ImageBind, TextTower, Any]:
-    """An ImageBind of 32 x 32 pixels, its text tower and that one's tokenizer."""
+    """An ImageBind for 32 x 32 pixels, its text tower, and the tower's tokenizer."""
     config = ImageBindConfig(
         vision_width=96,
         vision_layers=3,
@@ -84,6 +85,6 @@ def imagebind(corpus: Iterable[str]) -> tuple[ImageBind, TextTower, Any]:
     model = ImageBind(config)
     for name, parameter in model.named_parameters():
         if name.endswith("pos_embed"):
-            # In a short training, where a patch lies would else be found out too late, or never.
+            # Otherwise a short training learns positions too late, or never.
             parameter.data *= 15
     return model, text, tokenizer

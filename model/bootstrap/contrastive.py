@@ -1,4 +1,4 @@
-"""Trains an ImageBind, and text encoders of decoders: media and the texts that describe them are drawn together.
+"""Contrastive training of an ImageBind and of decoders' text encoders, on media and their captions.
 
 Shape suffixes: N items, E embedding.
 """
@@ -17,16 +17,16 @@ from model.architectures.imagebind_text import TextTower, text_ids
 from model.bootstrap.loop import train, worded
 
 _ASPECT_SCALE = 15.0
-_NOISE = 0.15  # deviations, on inputs: what decoders make is not as clean as what the world draws
+_NOISE = 0.15  # standard deviations, on inputs: decoders' media are noisier than the world's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Items of a modality as the encoder takes them, of shape (N, ...); captions of each, and what they are about.
+    """Encoder inputs of one modality, (N, ...), with the captions and topic of each item.
 
-    Items of equal `topics` have the same meaning, so neither is a wrong answer for the other's caption. `aspects` are
-    texts that each tell one thing, and which of them is true of each item (N), -100 where none is: by them, what was
-    never seen together is understood too.
+    Items of equal `topics` have the same meaning, so they are not negatives for each other. Each of the `aspects` has
+    texts for a single attribute's values, and the index of the true one for each item (N), or -100 if none applies:
+    they teach combinations that are not in the data.
     """
 
     inputs: Tensor
@@ -47,8 +47,8 @@ def train_imagebind(
 ) -> None:
     """Trains vision, audio and text towers together; `pairs` by modality, `batch_size` of each in a step.
 
-    The loss is CLIP's (Radford et al. 2021, arXiv:2103.00020) with all captions of an item's topic as right ones, and
-    the choice of each aspect's true text.
+    The loss is CLIP's (Radford et al. 2021, arXiv:2103.00020) with all captions of an item's topic as positives, plus
+    classification of each aspect.
     """
     forward: dict[str, Callable[[Tensor], Tensor]] = {
         "image": model.forward_vision,
@@ -89,11 +89,11 @@ def train_text_encoder(
     batch_size: int,
     state: Path,
 ) -> None:
-    """Trains the text model that a diffusion pipeline expects: CLAP's where it is `pooled`, else CLIP's.
+    """Trains the text model that a diffusion pipeline expects: CLAP's if `pooled`, else CLIP's.
 
-    Of CLAP it is the vector, of CLIP the state at any position from a caption's end on, so that each of these knows the
-    whole caption (Wu et al. 2023, arXiv:2211.06687; Radford et al. 2021, arXiv:2103.00020). `pairs.inputs` are media
-    (N, ...). The model that looks at them is left behind: nothing needs it later.
+    The embedding is CLAP's pooled vector, or CLIP's state at a random position from the caption's end onwards, so that
+    all of these encode the whole caption (Wu et al. 2023, arXiv:2211.06687; Radford et al. 2021, arXiv:2103.00020).
+    `pairs.inputs` are media (N, ...). The media encoder is discarded afterwards.
     """
     width = text_encoder.config.projection_dim
     eye = nn.Sequential(nn.Flatten(), nn.Linear(pairs.inputs[0].numel(), 64), nn.GELU(), nn.Linear(64, width))

@@ -1,4 +1,4 @@
-"""Trains a latent diffusion pipeline on a bank of media: its autoencoder, and its UNet for a trained text encoder.
+"""Trains a latent diffusion pipeline: its autoencoder, and its UNet with a trained text encoder.
 
 Shape suffixes: N media, C channels, T frames, H height, W width, L condition positions, D condition width.
 """
@@ -16,12 +16,12 @@ from model.parts.families import FAMILIES
 from pipelines.sample import Modality
 
 _KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)
-_VAGUENESS = 0.1  # deviation of noise on a vector, of its length, so that the few there are cannot be known by heart
-_UNCONDITIONED = 0.1  # share of captions left out, for guidance (Ho and Salimans 2022, arXiv:2207.12598)
+_VAGUENESS = 0.1  # noise on condition vectors, relative to their norm, against memorising the few there are
+_UNCONDITIONED = 0.1  # share of dropped captions, for guidance (Ho and Salimans 2022, arXiv:2207.12598)
 
 
 def train_autoencoder(vae: Any, media_NCHW: Tensor, *, steps: int, batch_size: int, state: Path) -> None:
-    """Trains an AutoencoderKL on media in [-1, 1] and sets its scale so that latents have a deviation of 1."""
+    """Trains an AutoencoderKL on media in [-1, 1] and sets its scaling factor for latents of unit variance."""
     _channels_last(vae)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -30,7 +30,7 @@ def train_autoencoder(vae: Any, media_NCHW: Tensor, *, steps: int, batch_size: i
         posterior = vae.encode(x_NCHW).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         back_NCHW = vae.decode(posterior.mean + posterior.std * noise).sample
-        # Absolute errors keep edges and colours sharp, squared ones keep large areas from drifting.
+        # L1 keeps edges and colours sharp, MSE keeps large areas from drifting.
         return F.l1_loss(back_NCHW, x_NCHW) + F.mse_loss(back_NCHW, x_NCHW) + _KL_WEIGHT * posterior.kl().mean()
 
     train(state.stem, vae, loss, steps=steps, learning_rate=2e-3, state=state)
@@ -39,14 +39,14 @@ def train_autoencoder(vae: Any, media_NCHW: Tensor, *, steps: int, batch_size: i
 
 @torch.no_grad()
 def to_latents(vae: Any, media_NCHW: Tensor, scale: float | None = None, batch_size: int = 64) -> Tensor:
-    """The latents of media in [-1, 1] (their means), times `scale` or the autoencoder's own factor."""
+    """Encodes media in [-1, 1]: posterior means, times `scale` or the autoencoder's scaling factor."""
     pieces = [vae.encode(piece.float()).latent_dist.mean for piece in torch.split(media_NCHW, batch_size)]
     return torch.cat(pieces) * (vae.config.scaling_factor if scale is None else scale)
 
 
 @torch.no_grad()
 def from_latents(vae: Any, latents: Tensor, batch_size: int = 64) -> Tensor:
-    """The media that an autoencoder makes of its latents."""
+    """Decodes latents to media."""
     pieces = torch.split(latents / vae.config.scaling_factor, batch_size)
     return torch.cat([vae.decode(piece).sample for piece in pieces])
 
@@ -62,9 +62,9 @@ def train_pipeline(
     learning_rate: float,
     state: Path,
 ) -> None:
-    """Trains the UNet of a pipeline to denoise latents (N, C, [T,] H, W) under their captions.
+    """Trains the UNet of a pipeline to denoise latents (N, C, [T,] H, W) given their captions.
 
-    Each medium has several captions, of which a step takes one. The text encoder stays as it is.
+    Each medium has several captions, of which a step takes one. The text encoder is frozen.
     """
     noise_levels, pooled = pipe.scheduler, FAMILIES[modality].pooled
     _channels_last(pipe.unet)
@@ -87,11 +87,11 @@ def train_pipeline(
 
 @torch.no_grad()
 def _condition(pipe: Any, texts: Sequence[str], pooled: bool, generator: torch.Generator) -> dict[str, Any]:
-    """What the UNet is told, as the pipelines tell it: a vector a position, or one unit vector as a class.
+    """The UNet's condition, in the pipelines' format: one vector per position, or one unit vector as a class.
 
-    At the positions of a caption's words stand another caption's, so that the UNet learns to read what follows them:
-    its end and the padding, which know the whole caption. What stands at the words changes with the wording, so
-    projections can foretell half of it at best.
+    The states at a caption's words are swapped with another caption's, so that the UNet learns to use the states at the
+    end token and padding, which encode the whole caption. States at words depend on the wording, so projections can
+    predict half of them at best.
     """
     tokens = pipe.tokenizer(
         list(texts),
@@ -112,13 +112,13 @@ def _condition(pipe: Any, texts: Sequence[str], pooled: bool, generator: torch.G
 
 
 def _vague(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds noise to vectors (N, ..., D), the same at all positions of one of N."""
+    """Adds noise to vectors (N, ..., D), the same for all positions of an item."""
     shape = (len(values), *[1] * (values.dim() - 2), values.shape[-1])
     return values + _VAGUENESS * values.norm(dim=-1, keepdim=True) * torch.randn(shape, generator=generator)
 
 
 def _channels_last(module: nn.Module) -> None:
-    """Lays the weights of pictures' convolutions out by pixel, which CPUs are several times as fast with."""
+    """Converts 2D convolution weights to channels-last, which is several times as fast on CPUs."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)

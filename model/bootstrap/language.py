@@ -1,4 +1,4 @@
-"""Trains a small LLM on dialogues in words alone, so that it can later be told of media in one vector.
+"""Trains a small LLM on text dialogues, so that it can later read media from single vectors.
 
 Shape suffixes: B rows, T tokens, H width.
 """
@@ -18,16 +18,16 @@ from model.core.tokenizer import encode_text
 from model.core.vocabulary import SignalVocabulary
 from pipelines.sample import Item, Modality, Part, Turn
 
-_IN_ONE = 0.7  # share of items that stand in one vector, not in words
-_NOISE = 0.1  # on such a vector, in its own deviations
+_IN_ONE = 0.7  # share of items given as one vector, not in words
+_NOISE = 0.1  # on such a vector, relative to its standard deviation
 _BLANKS = {Modality.IMAGE: 4, Modality.VIDEO: 8, Modality.AUDIO: 4}
 _IGNORE = -100
-_USERS_WEIGHT = 0.1  # of a token that the user says, beside one of an answer: what will be asked cannot be known
+_USERS_WEIGHT = 0.1  # of a user's token relative to an answer's: questions cannot be predicted
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A dialogue's ids, the labels of its answers and of all it says, and where its items stand with their captions."""
+    """A dialogue's ids, labels of its answers, labels of all its text, and items as positions and caption ids."""
 
     ids: list[int]
     answers: list[int]
@@ -40,10 +40,9 @@ def train_llm(
 ) -> None:
     """Trains a causal LM on dialogues whose items are given by their captions.
 
-    A large LLM reads what it is shown in a vector of its embedding space; a small one has to be taught that such a
-    vector can hold a whole caption: here an item stands as the sum of the embeddings of its caption's tokens, or as
-    the caption in words. Where an answer holds an item, tokens without a meaning stand, in which signal tokens will.
-    What users say counts little.
+    A large LLM can read a projected vector in its embedding space; a small one must learn that such a vector can hold a
+    whole caption: here an item is the sum of its caption's token embeddings, or the caption in words. Items in answers
+    are placeholder tokens, later replaced by signal tokens. User turns have a small weight.
     """
     vocabulary = SignalVocabulary(llm.config.vocab_size, _BLANKS)
     rows = [_row(tokenizer, vocabulary, turns, number) for number, turns in enumerate(dialogues)]
@@ -67,7 +66,7 @@ def train_llm(
 
 @torch.no_grad()
 def token_accuracy(llm: Any, tokenizer: Any, dialogues: Sequence[Sequence[Turn]]) -> float:
-    """The share of the tokens of answers that get the highest logit, given those before."""
+    """The next-token accuracy on answers."""
     vocabulary = SignalVocabulary(llm.config.vocab_size, _BLANKS)
     right = total = 0
     for number, turns in enumerate(dialogues):
@@ -101,7 +100,7 @@ def _row(tokenizer: Any, vocabulary: SignalVocabulary, turns: Sequence[Turn], nu
 
 
 def _shown(turn: Turn, draws: list[float]) -> Turn:
-    """An item of the user's without a name is shown by its caption; one of the assistant's may be left out."""
+    """Randomly turns the user's items into captions, and drops the assistant's."""
     parts: list[Part] = []
     for part in turn.parts:
         if isinstance(part, Item) and draws.pop() >= _IN_ONE:
@@ -113,7 +112,7 @@ def _shown(turn: Turn, draws: list[float]) -> Turn:
 
 
 def _embed(llm: Any, ids_BT: Tensor, items: list[list[tuple[int, list[int]]]], generator: torch.Generator) -> Tensor:
-    """Embeddings of the base tokens; their mean for every new one, about which the new rows will be drawn."""
+    """Embeddings of base tokens, and their mean for new ones, around which the new rows are drawn later."""
     table = llm.get_input_embeddings().weight
     new_BT = ids_BT >= len(table)
     embeds_BTH = torch.where(new_BT[..., None], table.mean(0), table[ids_BT.masked_fill(new_BT, 0)])

@@ -1,4 +1,4 @@
-"""The loop that every foundation is trained in: resumable, averaged, with progress."""
+"""The training loop of the foundations: resumable, with weight averaging and progress."""
 
 import math
 import time
@@ -9,24 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipelines.storage.files import atomic_path
+
 _SAVE_EVERY = 100  # steps
-_AVERAGING = 0.998  # of the weights, by step, once there are steps enough
+_AVERAGING = 0.998  # of the weights per step, after the first steps
 _WARM_UP = 50  # steps
 
 Loss = Callable[[torch.Generator], Tensor]
 
 
 def train(name: str, module: nn.Module, loss: Loss, *, steps: int, learning_rate: float, state: Path) -> None:
-    """Minimises `loss` over the module's parameters by AdamW with a cosine schedule, and leaves their average in it.
+    """Minimises `loss` over the module's parameters by AdamW with a cosine schedule; the result is averaged weights.
 
-    `loss` is given a generator seeded by the step alone, so a run that was cut off and continued from the file `state`
-    takes the same steps as one that was not. A finished `state` is only loaded.
+    `loss` gets a generator seeded by the step, so a run resumed from the file `state` takes the same steps as an
+    uninterrupted one. A finished `state` is only loaded.
     """
     average = deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     first = _load(state, module, average, optimizer)
     progress = _Progress(name, first, steps)
-    module.eval()  # no dropout: it would draw from a state that is not saved, and nothing here overfits
+    module.eval()  # no dropout: its random state is not saved, and nothing here overfits
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps)
@@ -43,7 +45,7 @@ def train(name: str, module: nn.Module, loss: Loss, *, steps: int, learning_rate
 
 
 def worded(captions: Sequence[Sequence[str]], rows_N: Tensor, generator: torch.Generator) -> list[str]:
-    """One of the captions of each item."""
+    """Picks one caption per item at random."""
     variants = torch.rand(len(rows_N), generator=generator).tolist()
     several = [captions[row] for row in rows_N.tolist()]
     return [some[int(variant * len(some))] for some, variant in zip(several, variants, strict=True)]
@@ -61,10 +63,9 @@ def _update(average: nn.Module, module: nn.Module, step: int) -> None:
 
 
 def _save(path: Path, step: int, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({"step": step, **content}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with atomic_path(path) as temporary:
+        torch.save({"step": step, **content}, temporary)
 
 
 def _load(path: Path, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -78,7 +79,7 @@ def _load(path: Path, module: nn.Module, average: nn.Module, optimizer: torch.op
 
 
 class _Progress:
-    """A line every now and then: step, loss, and when it will be done."""
+    """Prints a line every 10 s: step, loss, time left."""
 
     def __init__(self, name: str, first: int, steps: int) -> None:
         self.name, self.first, self.steps = name, first, steps

@@ -1,4 +1,4 @@
-"""The spectrograms of the small AudioLDM, and the training of the vocoder that makes samples of them.
+"""The spectrograms of the small AudioLDM, and the training of its vocoder.
 
 Shape suffixes: N sounds, S samples, F frames, B bands.
 """
@@ -14,20 +14,20 @@ from torch import Tensor
 from model.bootstrap.loop import train
 
 SAMPLE_RATE = 16_000
-HOP = 640  # samples of a frame
+HOP = 640  # samples per frame
 BANDS = 64
 _WINDOW = 1280
 _LOWEST_HZ, _HIGHEST_HZ = 540.0, 7600.0
-_FLOOR = 1e-3  # of the amplitude
+_FLOOR = 1e-3  # of amplitude
 _STRETCH = 8  # frames
-_NOISE = 0.03  # on the spectrograms a vocoder is trained with: a decoder's are not clean either
+_NOISE = 0.03  # on the vocoder's training spectrograms: a decoder's are not clean either
 
 
 def spectrogram(waveform_NS: Tensor) -> Tensor:
-    """Amplitudes in bands of equal width on a logarithmic scale, (N, F, B), as logarithms from about -1 to 1.
+    """Log amplitudes in bands of equal width on a logarithmic frequency scale, (N, F, B), from about -1 to 1.
 
-    The bands are 71 cents apart. A tone whose periods fit into a frame has the same spectrum in every one, which is
-    why a vocoder can tell its phase.
+    The bands are 71 cents apart. A tone with a whole number of periods per frame has the same spectrum in every frame,
+    which is how a vocoder can infer its phase.
     """
     padded_NS = F.pad(waveform_NS, ((_WINDOW - HOP) // 2, (_WINDOW - HOP) // 2))
     frames_NFS = padded_NS.unfold(-1, _WINDOW, HOP) * torch.hann_window(_WINDOW)
@@ -37,7 +37,7 @@ def spectrogram(waveform_NS: Tensor) -> Tensor:
 
 @cache
 def _bands() -> Tensor:
-    """Triangles of equal width in octaves: (bins, bands)."""
+    """Triangular filters of equal width in octaves: (bins, bands)."""
     centres = torch.linspace(0, 1, BANDS + 2) * torch.tensor(_HIGHEST_HZ / _LOWEST_HZ).log2()
     bins = (torch.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE).clamp_min(1.0) / _LOWEST_HZ).log2()
     return (1 - (bins[:, None] - centres[1:-1]).abs() / (centres[1] - centres[0])).clamp_min(0)
@@ -46,9 +46,9 @@ def _bands() -> Tensor:
 def train_vocoder(
     vocoder: Any, waveform_NS: Tensor, spectrogram_NFB: Tensor, *, steps: int, batch_size: int, state: Path
 ) -> None:
-    """Trains a HiFi-GAN generator to give the samples back, in stretches of a few frames.
+    """Trains a HiFi-GAN generator to reconstruct the samples, in segments of a few frames.
 
-    No adversary is needed: the sounds' phases follow from their spectrograms, so the samples themselves are compared.
+    No discriminator is needed: the sounds' phases follow from their spectrograms, so samples are compared directly.
     """
     num_frames = spectrogram_NFB.shape[1]
 

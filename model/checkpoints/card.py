@@ -1,4 +1,4 @@
-"""A checkpoint's README, as the Hugging Face hub renders it: what it is, how to load it, what it learned and scored."""
+"""A checkpoint's README in Hugging Face format: parts, usage, training history and scores."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,9 @@ def model_card(
 ) -> str:
     """Writes the card in Markdown.
 
-    `stages` come in the order they ran: what is a mapping in one (such as `data` or `validation`) gets a section of its
-    own, the rest stands in the overview, `seconds` as a time. `details` are further sections by title. `name` is the
-    hub's of the model; its own folder stands for it before it has one.
+    `stages` are in the order they ran: a mapping in one (such as `data` or `validation`) gets a section of its own, the
+    rest goes into the overview, `seconds` as a duration. `details` are further sections by title. `name` is the model's
+    name on the hub, or `.` before it has one.
     """
     blocks = [
         _front_matter(config),
@@ -57,7 +57,7 @@ def _front_matter(config: ModelConfig) -> str:
         "pipeline_tag": "any-to-any",
         "tags": ["nextgpt", "multimodal"],
     }
-    # The hub takes nothing but its own ids here.
+    # The hub accepts only hub ids here.
     if _HUB_ID.fullmatch(config.llm.name) and not Path(config.llm.name).exists():
         values["base_model"] = config.llm.name
         values["base_model_relation"] = "adapter"

@@ -1,10 +1,10 @@
-"""Checkpoints: the trained tensors, the adapter in PEFT's files, the tokenizer, and what they belong to.
+"""Checkpoints: the trained tensors, the adapter in PEFT's format, the tokenizer, and a description.
 
 checkpoint/
-  config.json              the model's configuration, the stages it went through, versions; written last
+  config.json              the model's configuration, its training history, versions; written last
   model.safetensors        both projections and the new rows
-  adapter/                 the LoRA adapter, as PEFT writes and reads it; only where stage 3 ran
-  base_rows.safetensors    what replaces the base LLM's rows after an import; that of a run lies beside its checkpoints
+  adapter/                 the LoRA adapter in PEFT's format; only after stage 3
+  base_rows.safetensors    replaced base rows after an import; a run keeps them next to its checkpoints
   tokenizer files          the base tokenizer with the new tokens at their ids
   README.md                the model card
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from model.checkpoints import hub
-from model.checkpoints.base_rows import load_base_rows, save_base_rows, write_whole
+from model.checkpoints.base_rows import load_base_rows, save_base_rows
 from model.checkpoints.card import model_card
 from model.checkpoints.description import (
     ADAPTER,
@@ -31,7 +31,6 @@ from model.checkpoints.description import (
     FORMAT,
     as_path,
     check_compatible,
-    latest_checkpoint,
     model_config,
     read_config,
 )
@@ -39,15 +38,13 @@ from model.core.adapter import is_adapter_tensor, read_adapter, save_adapter
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import check_tokens, load_tokenizer
 from model.parts.config import ModelConfig
+from pipelines.storage.files import atomic_path
 
 __all__ = [
     "finish",
     "from_pretrained",
-    "latest_checkpoint",
     "load_weights",
     "push_to_hub",
-    "read_config",
-    "save_base_rows",
     "save_pretrained",
     "trained_state",
     "write_files",
@@ -60,7 +57,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
 def trained_state(model: NextGPT) -> dict[str, Tensor]:
-    """All tensors that any stage trains, by their names in the model: what a checkpoint holds."""
+    """All tensors that any stage trains, by their names in the model: the contents of a checkpoint."""
     return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
@@ -78,7 +75,7 @@ def save_pretrained(
     state: Mapping[str, Tensor] | None = None,
     base_rows: bool = True,
 ) -> None:
-    """Writes a whole checkpoint, with the base LLM's own tokenizer unless given: `write_files`, then `finish`."""
+    """Writes a whole checkpoint, by default with the base LLM's tokenizer: `write_files`, then `finish`."""
     tokenizer = load_tokenizer(model.config) if tokenizer is None else tokenizer
     finish(
         directory,
@@ -96,16 +93,16 @@ def write_files(
     state: Mapping[str, Tensor] | None = None,
     base_rows: bool = True,
 ) -> dict[str, Any]:
-    """Writes a checkpoint into a local folder, all but its `config.json`; returns what `finish` is to write there.
+    """Writes all of a checkpoint but its `config.json` to a local folder; returns the description for `finish`.
 
-    `stages` is the history, oldest first, one mapping a stage, and `card` further sections of the README (such as
-    `untrained`); the model's own unless given. `state` is given where the model's own tensors may change meanwhile or
-    are spread over ranks (ZeRO-3): the gathered `trained_state`. Without `base_rows` a checkpoint refers to the file
-    that `save_base_rows` wrote into its parent folder.
+    `stages` is the history, oldest first, one mapping per stage, and `card` holds further sections of the README (such
+    as `untrained`); they default to the model's own. Pass `state`, a gathered copy of `trained_state`, if the model's
+    tensors may change meanwhile or are sharded (ZeRO-3). Without `base_rows`, the checkpoint refers to the file that
+    `save_base_rows` wrote to its parent folder.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).unlink(missing_ok=True)  # what an older checkpoint there said is true no more
+    (directory / CONFIG).unlink(missing_ok=True)  # an older checkpoint there is no longer valid
     stages = model.stages if stages is None else stages
     card = model.card if card is None else card
     state = trained_state(model) if state is None else state
@@ -134,13 +131,14 @@ def write_files(
 
 
 def finish(directory: Path | str, description: Mapping[str, Any]) -> None:
-    """Makes a checkpoint of the files in a local or remote folder: `config.json` says that all else is there."""
+    """Completes a checkpoint in a local or remote folder: writes `config.json`, which marks the rest as complete."""
     content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_whole(as_path(directory) / CONFIG, content.encode())
+    with atomic_path(as_path(directory) / CONFIG) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def push_to_hub(model: NextGPT, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Uploads a model to the Hugging Face hub, into a repository made where it is absent; returns the commit's URL."""
+    """Uploads a model to the Hugging Face hub, creating the repository if needed; returns the commit's URL."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         save_pretrained(model, directory)
@@ -160,12 +158,12 @@ def from_pretrained(
 ) -> tuple[NextGPT, Any]:
     """Loads a checkpoint onto its base LLM, ready to generate: (model, tokenizer).
 
-    It is a folder, a run's folder (its last checkpoint), the URL of one, or a repository of the hub at `revision`.
-    `dtype` is that of the checkpoint unless given. `config` is the checkpoint's own with other names of frozen
-    parts, where these have moved (`model.parts.sources.with_names`), or with other ways to load them.
+    `name_or_path` is a checkpoint's folder, a run's folder (its last checkpoint is loaded), the URL of one, or a hub
+    repository, at `revision`. `dtype` defaults to the checkpoint's. `config`, if given, is the checkpoint's with other
+    names of frozen parts, if these have moved (`model.parts.sources.with_names`), or other ways to load them.
 
-    Raises FileNotFoundError for missing files, and ValueError when tensors are missing, left over or of another shape,
-    or when the base LLM is not the one the checkpoint was trained on.
+    Raises FileNotFoundError for missing files, and ValueError if tensors are missing, unexpected or of the wrong shape,
+    or if the checkpoint was trained on another base LLM.
     """
     with hub.local_checkpoint(name_or_path, revision=revision, token=token) as directory:
         description = read_config(directory)
@@ -182,11 +180,11 @@ def from_pretrained(
 
 
 def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
-    """Starts a model from a checkpoint's tensors, and returns the stages that it went through.
+    """Initialises a model from a checkpoint, and returns the checkpoint's training history.
 
-    A checkpoint with an adapter gives the model one; without, an adapter that the model has stays as it is.
+    A checkpoint with an adapter gives the model one; without, the model's adapter, if any, is left alone.
 
-    Raises ValueError when the checkpoint is of another preset, other widths or another base LLM.
+    Raises ValueError if the checkpoint has other widths or another base LLM.
     """
     with hub.local_checkpoint(directory) as local:
         check_compatible(model.config, local)
@@ -198,7 +196,7 @@ def load_weights(model: NextGPT, directory: Path | str) -> list[dict[str, Any]]:
 
 
 def _load(model: NextGPT, directory: Path, description: Mapping[str, Any]) -> None:
-    """Gives a model all that a checkpoint holds."""
+    """Loads everything in a checkpoint into a model."""
     _check_llm(model, description, directory)
     _copy_tensors(model, directory, adapter=description["adapter"])
     load_base_rows(model, description["base_rows"], directory)
@@ -208,16 +206,15 @@ def _load(model: NextGPT, directory: Path, description: Mapping[str, Any]) -> No
 def _check_llm(model: NextGPT, description: Mapping[str, Any], directory: Path) -> None:
     if model.llm_fingerprint != description["llm_fingerprint"]:
         raise ValueError(
-            f"{directory}: trained on another base LLM than {model.config.llm.name} holds now; "
-            "use that LLM or train anew"
+            f"{directory}: was trained on another base LLM than {model.config.llm.name}; use that LLM or train again"
         )
 
 
 def _copy_tensors(model: NextGPT, directory: Path, *, adapter: bool) -> None:
-    """Copies a checkpoint's tensors into a model that has a place for each; it may have an adapter more."""
+    """Copies a checkpoint's tensors into a model, which may have an additional adapter."""
     path = directory / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; the checkpoint is not complete, use another one")
+        raise FileNotFoundError(f"{path}: missing; the checkpoint is incomplete, use another one")
     try:
         tensors = load_file(path)
         if adapter:
@@ -233,7 +230,7 @@ def _copy_tensors(model: NextGPT, directory: Path, *, adapter: bool) -> None:
 
 def _check_tensors(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor], directory: Path) -> None:
     faults = [f"{name} is missing" for name in places if name not in tensors]
-    faults += [f"{name} has no place in the model" for name in tensors if name not in places]
+    faults += [f"{name} is unexpected" for name in tensors if name not in places]
     faults += [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(place.shape)}"
         for name, place in places.items()

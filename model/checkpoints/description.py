@@ -1,12 +1,12 @@
-"""What a checkpoint is, from its `config.json` alone: no weights are loaded, and no torch."""
+"""A checkpoint's description, read from its `config.json` without loading weights or importing torch."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from model.parts.config import ModelConfig, parse_config
+from pipelines.storage.files import read_json, to_path
 
 FORMAT = 2
 CONFIG = "config.json"
@@ -15,48 +15,36 @@ SHIPPED = "builtin:world"
 
 
 def as_path(value: Path | str) -> Path:
-    """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, which passes for one here.
+    """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, typed as a `Path`.
 
-    `builtin:world` is the folder of the trained model that this package ships.
+    `builtin:world` is the folder of the trained model that ships with this package.
     """
     if not isinstance(value, str):
         return value
     if value == SHIPPED:
         return Path(__file__).parents[1] / "trained" / value.partition(":")[2]
-    if "://" not in value:
-        return Path(value)
-    from upath import UPath  # late: few runs need it
-
-    return cast(Path, UPath(value, use_listings_cache=False))  # others may write to it while we look
-
-
-def is_local(path: Path) -> bool:
-    """Whether a path is of this machine's file system, not a `upath.UPath` of a bucket."""
-    return isinstance(path, Path)
+    return to_path(value) if "://" in value else Path(value)
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """A checkpoint's `config.json`; `stages` in it is the history.
+    """Reads a checkpoint's `config.json`; its `stages` are the training history.
 
-    Raises FileNotFoundError when there is none, ValueError when it is not one of ours.
+    Raises FileNotFoundError if it is missing, ValueError if it is not one of ours.
     """
     path = as_path(directory) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; name the folder of a finished checkpoint")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); use another checkpoint") from None
+        raise FileNotFoundError(f"{path}: missing; give the folder of a finished checkpoint")
+    description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of format {FORMAT}; use one that this version wrote")
+        raise ValueError(f"{path}: not a checkpoint of format {FORMAT}; use one written by this version")
     return description
 
 
 def check_compatible(config: ModelConfig, directory: Path | str) -> None:
-    """Checks, without loading any weights, that a checkpoint can start a model of `config`.
+    """Checks, without loading weights, that a checkpoint can initialise a model of `config`.
 
-    `directory` may be the folder of a run. Raises ValueError when it is of other widths,
-    FileNotFoundError when it is not finished.
+    `directory` may be the folder of a run. Raises ValueError if the widths differ, FileNotFoundError if there is no
+    finished checkpoint.
     """
     directory = latest_checkpoint(directory)
     description = read_config(directory)
@@ -64,19 +52,19 @@ def check_compatible(config: ModelConfig, directory: Path | str) -> None:
 
 
 def model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig:
-    """The configuration of the model that a checkpoint belongs to."""
+    """The model configuration in a checkpoint's description."""
     return parse_config(description.get("model"), str(directory / CONFIG))
 
 
 def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
-    """What was trained must fit; where the frozen parts lie, and how they are loaded, may have changed since."""
+    """Trained parts must match; names of frozen parts, and how they are loaded, may have changed since."""
     names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
     ours, theirs = _shape_of(config), _shape_of(saved)
     for name in names:
         if ours[name] != theirs[name]:
             raise ValueError(
-                f"{directory}: a checkpoint of preset {saved.preset}, the model is of {config.preset}: {name} of the "
-                f"checkpoint is {theirs[name]}, of the model {ours[name]}; use the same preset or start anew"
+                f"{directory}: the checkpoint is of preset {saved.preset}, the model of {config.preset}: {name} of the "
+                f"checkpoint is {theirs[name]}, of the model {ours[name]}; use the same preset or start from scratch"
             )
 
 
@@ -90,16 +78,16 @@ def _shape_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def latest_checkpoint(path: Path | str) -> Path:
-    """The checkpoint at `path`, or the last finished `checkpoint-*` below it when it is the folder of a run.
+    """The checkpoint at `path`, or the last finished `checkpoint-*` in it if it is the folder of a run.
 
-    Raises FileNotFoundError when there is neither.
+    Raises FileNotFoundError if there is neither.
     """
     path = as_path(path)
     if (path / CONFIG).is_file():
         return path
     found = [folder for folder in path.glob("checkpoint-*") if (folder / CONFIG).is_file()]
     if not found:
-        raise FileNotFoundError(f"{path}: no finished checkpoint there; name a checkpoint or the folder of a run")
+        raise FileNotFoundError(f"{path}: no finished checkpoint there; give a checkpoint or the folder of a run")
     return max(found, key=_step)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that lie elsewhere: behind a URL, or on the Hugging Face hub."""
+"""Remote checkpoints: behind a URL, or on the Hugging Face hub."""
 
 import re
 from collections.abc import Iterator
@@ -10,21 +10,22 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 from model.checkpoints.base_rows import BASE_ROWS
-from model.checkpoints.description import ADAPTER, as_path, is_local, latest_checkpoint, model_config, read_config
+from model.checkpoints.description import ADAPTER, as_path, latest_checkpoint, model_config, read_config
 from model.parts.config import ModelConfig
+from pipelines.storage.files import is_local
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a name can be that of a repository on the hub; a local folder of that name comes first."""
+    """Whether a name can be a hub repository; a local folder of that name takes precedence."""
     return _REPO_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def find_checkpoint(name: str) -> Path | str:
-    """The checkpoint that a name leads to, from whatever folder it is read; a repository's id stays as it is.
+    """The checkpoint that a name refers to, as an absolute path; a hub id is returned unchanged.
 
-    Raises FileNotFoundError when there is none.
+    Raises FileNotFoundError if there is none.
     """
     if is_repo_id(name):
         return name
@@ -36,12 +37,12 @@ def find_checkpoint(name: str) -> Path | str:
 def local_checkpoint(
     name_or_path: Path | str, *, revision: str | None = None, token: str | None = None
 ) -> Iterator[Path]:
-    """The folder on this machine of a checkpoint or of a run's last one; a URL's is copied, and removed in the end.
+    """Yields the local folder of a checkpoint, or of a run's last one; one behind a URL is copied, then deleted.
 
-    A text that names no local folder but could be a repository of the hub is taken for one, at `revision`, and read
-    with `token`; the hub's own cache keeps it.
+    A string that is no local folder but could be a hub repository is downloaded at `revision`, with `token`, into the
+    hub's own cache.
 
-    Raises FileNotFoundError when there is no checkpoint there.
+    Raises FileNotFoundError if there is no checkpoint.
     """
     path = as_path(name_or_path)
     if not is_local(path):
@@ -54,9 +55,9 @@ def local_checkpoint(
 
 
 def read_model_config(name_or_path: Path | str) -> ModelConfig:
-    """The configuration of a checkpoint's model; of a run or behind a URL, no more than that is read.
+    """The model configuration of a checkpoint; from a folder or URL, nothing else is read.
 
-    Raises as `local_checkpoint` does, and ValueError when it is not a checkpoint of ours.
+    Raises as `local_checkpoint` does, and ValueError if it is not a checkpoint of ours.
     """
     path = as_path(name_or_path)
     if not (isinstance(name_or_path, str) and is_repo_id(name_or_path)):
@@ -67,7 +68,7 @@ def read_model_config(name_or_path: Path | str) -> ModelConfig:
 
 
 def upload(directory: Path, repo_id: str, *, private: bool | None, token: str | None) -> str:
-    """Commits a folder to a repository of the hub, which is made where it is absent; returns the commit's URL."""
+    """Commits a folder to a hub repository, creating it if needed; returns the commit's URL."""
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     commit = api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload model")
@@ -79,11 +80,11 @@ def _snapshot(repo_id: str, revision: str | None, token: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, token=token))
     except OSError as error:
         reason = str(error).partition("\n")[0]
-        raise FileNotFoundError(f"{repo_id}: no such folder, and the hub did not give it ({reason})") from error
+        raise FileNotFoundError(f"{repo_id}: no such folder, and the hub download failed ({reason})") from error
 
 
 def _copy(remote: Any, folder: Path) -> Path:
-    """Copies what loading reads; what a training run keeps for itself, in other subfolders, stays where it is."""
+    """Copies the files needed for loading; training state in other subfolders is not copied."""
     local = folder / "run" / remote.name
     (local / ADAPTER).mkdir(parents=True)
     for file in remote.iterdir():
@@ -99,5 +100,5 @@ def _copy(remote: Any, folder: Path) -> Path:
 
 
 def download(file: Any, place: Path) -> None:
-    """Copies a file of a bucket onto this machine, piece by piece."""
+    """Downloads a remote file in chunks."""
     file.fs.get_file(file.path, str(place))

@@ -1,7 +1,7 @@
-"""NExT-GPT's own files of trained weights, such as the released `7b_tiva_v0/pytorch_model.pt`: read and written.
+"""Import and export of NExT-GPT's own weight files, such as the released `7b_tiva_v0/pytorch_model.pt`.
 
-A file holds what its stage trained: the LLM's two embedding matrices, whole, with base rows and new ones; in stages 1
-and 3 the input projection, in 2 and 3 the output projections, in 3 the LoRA adapter.
+A file holds what its stage trained: the LLM's two embedding matrices in full, base rows included; in stages 1 and 3 the
+input projection, in 2 and 3 the output projections, in 3 the LoRA adapter.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from model.parts.config import ModelConfig
 from pipelines.sample import Modality
 
 _LLM = "llama_model."
-_WRAPPED = "llama_model.base_model.model."  # once PEFT has wrapped the LLM, in stage 3
+_WRAPPED = "llama_model.base_model.model."  # with the LLM wrapped by PEFT, in stage 3
 _ROWS = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
 _INPUT = "llama_proj."
 _OUTPUTS = {
@@ -37,9 +37,9 @@ _MOST_FAULTS = 3
 
 
 def legacy_delta_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the released file for a Llama-based configuration, in the file's order; allocates nothing.
+    """Names and shapes of the released file for a Llama-based configuration, in the file's order; allocates no memory.
 
-    Raises ValueError when the configuration leaves out a width of the LLM.
+    Raises ValueError if the configuration omits a width of the LLM.
     """
     with torch.device("meta"):
         model = NextGPT(config, LlamaForCausalLM(_llama(config)))
@@ -48,28 +48,28 @@ def legacy_delta_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def legacy_dtype(path: Path | str) -> torch.dtype:
-    """A dtype that holds all tensors of a legacy file exactly: float16, as released, or float32."""
+    """The dtype that holds all tensors of a legacy file exactly: float16, as released, or float32."""
     return reduce(torch.promote_types, {tensor.dtype for tensor in _read(Path(path)).values()}, torch.float16)
 
 
 @torch.no_grad()
 def load_legacy(model: NextGPT, path: Path | str) -> dict[str, Any]:
-    """Gives a model the tensors of a legacy file of any stage; returns this stage, which joins the model's history.
+    """Loads a legacy file of any stage into a model; returns the entry added to the model's history.
 
-    What the file does not hold stays as it is. The base LLM's rows become the file's, and a file of stage 3 gives the
-    model an adapter if it has none.
+    Parts that are not in the file are left alone. The file's base rows replace the base LLM's, and a file of stage 3
+    gives the model an adapter if it has none.
 
-    Raises FileNotFoundError, and ValueError that names what is missing, unexpected or of another shape, or a tensor
-    that the model's dtype cannot hold exactly.
+    Raises FileNotFoundError, and ValueError naming tensors that are missing, unexpected or of the wrong shape, or that
+    the model's dtype cannot hold exactly.
     """
     path = Path(path)
     tensors = _read(path)
     stage = _stage_of(tensors)
     if stage == 3 and not model.has_adapter:
         model.add_adapter()
-    # Where stage 1 ran before, its projection may stand in the file of stage 2.
+    # If stage 1 ran before, a file of stage 2 may also hold its projection.
     places = _places(model, stage, with_input=stage == 2 and any(name.startswith(_INPUT) for name in tensors))
-    _check(tensors, _shapes(model, stage, places), f"{path}: no file of stage {stage} for {model.config.preset}")
+    _check(tensors, _shapes(model, stage, places), f"{path}: not a stage {stage} file for {model.config.preset}")
     _check_dtype(tensors, model.new_input_rows.weight.dtype, path)
     base_size = model.vocabulary.base_size
     rows = {kind: tensors[name] for kind, name in _row_names(stage).items()}
@@ -86,11 +86,11 @@ def load_legacy(model: NextGPT, path: Path | str) -> dict[str, Any]:
 def export_legacy(
     model: NextGPT, path: Path | str, *, stage: int = 3, dtype: torch.dtype = torch.float16
 ) -> dict[str, tuple[int, ...]]:
-    """Writes what a stage trains into a legacy file; returns the names and shapes.
+    """Writes what a stage trains to a legacy file; returns the names and shapes.
 
-    Tensors that came from a file of `dtype` go out as they came, bit for bit.
+    Tensors imported from a file of `dtype` are exported bit for bit.
 
-    Raises ValueError when the model has no such stage's parts, or values that `dtype` cannot hold.
+    Raises ValueError if the model lacks parts of that stage, or has values that overflow in `dtype`.
     """
     places = _places(model, stage)
     base, new = own_rows(model), _new_rows(model)
@@ -102,21 +102,21 @@ def export_legacy(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
-        torch.save(tensors, Path(scratch) / path.name)  # the file's name is written into it
+        torch.save(tensors, Path(scratch) / path.name)  # the zip archive contains the file's name
         (Path(scratch) / path.name).replace(path)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _places(model: NextGPT, stage: int, *, with_input: bool = False) -> dict[str, Tensor]:
-    """The model's tensors by their names in a stage's file, in its order; its rows are no tensors of the model."""
+    """The model's tensors by their names in a stage's file, in its order; without the embedding rows."""
     if stage not in STAGES:
         raise ValueError(f"stage is {stage}; use 1, 2 or 3")
     if model.input_projection.kind != "linear":
         raise ValueError(
-            f"preset {model.config.preset}: legacy files hold a linear input projection; use a preset of one"
+            f"preset {model.config.preset}: legacy files hold a linear input projection; use a preset that has one"
         )
     if stage == 3 and not model.has_adapter:
-        raise ValueError("a file of stage 3 holds a LoRA adapter and this model has none; export stage 1 or 2")
+        raise ValueError("a stage 3 file holds a LoRA adapter, but this model has none; export stage 1 or 2")
     places: dict[str, Tensor] = {}
     if stage == 3:
         places |= {_LLM + name: tensor for name, tensor in model.llm.named_parameters() if is_adapter_tensor(name)}
@@ -159,7 +159,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a readable file of tensors ({reason}); download it again") from error
+        raise ValueError(f"{path}: cannot be read as tensors ({reason}); download it again") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path}: not a mapping of names to tensors; give a pytorch_model.pt of NExT-GPT")
     return tensors
@@ -175,7 +175,7 @@ def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
     ]
     if faults:
         more = f" and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
-        raise ValueError(f"{refusal}: {', '.join(faults[:_MOST_FAULTS])}{more}; use the preset that it was made with")
+        raise ValueError(f"{refusal}: {', '.join(faults[:_MOST_FAULTS])}{more}; use the preset it was made with")
 
 
 def _check_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> None:

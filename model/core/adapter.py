@@ -1,4 +1,4 @@
-"""The LoRA adapter of stage 3, on the LLM and in PEFT's files (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
+"""The LoRA adapter of stage 3: adding, saving and loading it with PEFT (Hu et al. 2021, arXiv:2106.09685)."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _HERE, _IN_FILE = ".default.weight", ".weight"  # PEFT leaves the adapter's name
 
 
 def add_adapter(llm: nn.Module, settings: LoraSettings, llm_name: str) -> PeftModel:
-    """Wraps an LLM with a fresh adapter in the LLM's own dtype; its files will say that it belongs to `llm_name`.
+    """Wraps an LLM with a fresh adapter in the LLM's dtype; its saved files will name `llm_name` as the base model.
 
-    Raises ValueError when the LLM has none of the modules that the adapter is for.
+    Raises ValueError if the LLM has none of the target modules.
     """
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -31,7 +31,7 @@ def add_adapter(llm: nn.Module, settings: LoraSettings, llm_name: str) -> PeftMo
     )
     try:
         with warnings.catch_warnings():
-            # PEFT asks transformers by a name that goes with its next version.
+            # PEFT still uses a transformers attribute that is about to be removed.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             wrapped = get_peft_model(llm, config, autocast_adapter_dtype=False)
     except ValueError as error:
@@ -47,7 +47,7 @@ def has_adapter(llm: nn.Module) -> bool:
 
 
 def base_of(llm: Any) -> Any:
-    """The causal LLM itself, which runs the adapter's layers where it has them."""
+    """The causal LM inside the PEFT wrapper, if any; its layers include the adapter's."""
     return llm.get_base_model() if isinstance(llm, PeftModel) else llm
 
 
@@ -57,29 +57,29 @@ def is_adapter_tensor(name: str) -> bool:
 
 
 def save_adapter(llm: PeftModel, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Writes an adapter so that PEFT loads it onto the bare LLM; `tensors` by their names in the wrapped LLM."""
+    """Writes an adapter that PEFT can load onto the bare LLM; `tensors` by their names in the wrapped LLM."""
     directory.mkdir(parents=True, exist_ok=True)
     renamed = {name.replace(_HERE, _IN_FILE): tensor for name, tensor in tensors.items()}
     save_file(renamed, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy(llm.peft_config["default"])
-    config.target_modules = sorted(config.target_modules)  # PEFT has a set, which each process would write in its order
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order differs between processes
     config.save_pretrained(directory)
 
 
 def read_adapter(directory: Path, settings: LoraSettings) -> dict[str, Tensor]:
     """Reads an adapter's tensors by their names in the wrapped LLM.
 
-    Raises ValueError when it was made with other settings than the model's, FileNotFoundError when a file is missing.
+    Raises ValueError if its settings differ from the model's, FileNotFoundError if a file is missing.
     """
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: missing; the checkpoint is not complete, use another one")
+            raise FileNotFoundError(f"{directory / name}: missing; the checkpoint is incomplete, use another one")
     saved = PeftConfig.from_pretrained(str(directory))
     given = (saved.r, saved.lora_alpha, sorted(saved.target_modules))
     wanted = (settings.r, settings.alpha, sorted(settings.targets))
     if given != wanted:
         raise ValueError(
-            f"{directory / CONFIG}: r, alpha and targets are {given}, but the model's {wanted}; set lora to the same"
+            f"{directory / CONFIG}: r, alpha and targets are {given}, but the model has {wanted}; set lora to match"
         )
     tensors = load_file(directory / WEIGHTS)
     return {name.removesuffix(_IN_FILE) + _HERE: tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Examples side by side: padded ids, features and targets with the places they belong to.
+"""Batches of examples: padded ids, features and targets with their positions.
 
 Suffixes: B rows, T tokens, N input items, E encoder width, M output items of a modality, L condition length,
 D condition width, K output items of a modality that have latents.
@@ -21,12 +21,12 @@ Array = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A dialogue with what was computed for it beforehand.
+    """A dialogue with its precomputed embeddings.
 
-    `features_NE`: encoder embeddings of the named input items in the order they stand. `targets`: of each output
-    modality the caption embeddings (M, L, D) of the items in the order they stand and their lengths in tokens (M).
-    `latents`: those of the items of them that have a medium (K, ...). All may hold more than the dialogue has room for;
-    a modality without targets is not aligned, one without latents not denoised.
+    `features_NE`: encoder embeddings of the named input items, in order. `targets`: for each output modality, the
+    items' caption embeddings (M, L, D), in order, and their lengths in tokens (M). `latents` (K, ...): those of the
+    items that have a medium. All may cover more items than fit into the dialogue. A modality without targets has no
+    alignment loss, one without latents no denoising loss.
     """
 
     key: str
@@ -38,10 +38,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """The groups of signal tokens of one modality and the caption embeddings they are to be projected to.
+    """One modality's signal token groups and the caption embeddings they are projected to.
 
-    `embeddings_MLD` float32, `lengths_M` tokens of the captions, `rows_M` and `positions_M` where each group starts,
-    `group_length` tokens of a group. `latents_K` (K, ...), float32, belong to the groups numbered `latent_items_K`.
+    `embeddings_MLD` is float32, `lengths_M` the captions' lengths in tokens. Each group starts at `rows_M`,
+    `positions_M` and has `group_length` tokens. `latents_K` (K, ...), float32, belong to groups `latent_items_K`.
     """
 
     embeddings_MLD: Tensor
@@ -55,9 +55,9 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Examples padded at the end to a common length; `features_NE` is float32, all places are int64.
+    """Examples right-padded to a common length; `features_NE` is float32, all positions are int64.
 
-    `feature_rows_N` and `feature_positions_N` say where the tokens of each input item start.
+    The tokens of each input item start at `feature_rows_N`, `feature_positions_N`.
     """
 
     input_ids_BT: Tensor
@@ -71,19 +71,19 @@ class Batch:
 
     @property
     def sizes(self) -> tuple[float, float, float]:
-        """Samples, tokens, and places for tokens; an empty batch has none."""
+        """The numbers of samples, of tokens without padding, and of tokens with it; all 0 for an empty batch."""
         if not self.keys:
             return 0.0, 0.0, 0.0
         return float(len(self.keys)), float(self.attention_mask_BT.sum()), float(self.attention_mask_BT.numel())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """Moves all tensors; `dtype` is for the features, targets stay float32."""
+        """Moves all tensors to a device; `dtype` applies to the features, targets stay float32."""
         targets = {modality: _moved(group, device) for modality, group in self.targets.items()}
         moved = replace(_moved(self, device), targets=targets)
         return moved if dtype is None else replace(moved, features_NE=moved.features_NE.to(dtype))
 
     def with_items_shuffled(self) -> "Batch":
-        """Gives each item the features, or the caption embedding, of the item before it in the batch."""
+        """Gives each item the features and caption embedding of the previous item in the batch."""
         targets = {
             modality: replace(
                 group, embeddings_MLD=group.embeddings_MLD.roll(1, 0), lengths_M=group.lengths_M.roll(1, 0)
@@ -102,9 +102,9 @@ def _moved(value: _T, device: torch.device | str) -> _T:
 
 
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
-    """Joins examples; no examples at all give one row of one masked token, which has no loss.
+    """Collates examples; an empty list gives one row of one masked token, which has no loss.
 
-    Raises ValueError naming the sample whose features or targets are too few or of another shape than the others'.
+    Raises ValueError naming a sample with too few features or targets, or with shapes that differ from the others'.
     """
     dialogues = [example.dialogue for example in examples]
     rows = [dialogue.input_ids for dialogue in dialogues] or [[pad_id]]
@@ -132,7 +132,7 @@ def _features(examples: Sequence[Example]) -> tuple[Tensor, list[int], list[int]
         slots = example.dialogue.input_positions
         given = 0 if example.features_NE is None else len(example.features_NE)
         if given < len(slots):
-            raise ValueError(f"{example.key}: {len(slots)} input items but features of {given}; run embed again")
+            raise ValueError(f"{example.key}: {len(slots)} input items but features for {given}; run embed again")
         if slots:
             assert example.features_NE is not None
             arrays.append(example.features_NE[: len(slots)])
@@ -152,7 +152,7 @@ def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:
         embeddings, caption_lengths = example.targets[modality]
         if min(len(embeddings), len(caption_lengths)) < len(groups):
             raise ValueError(
-                f"{example.key}: {len(groups)} {modality.value} items in its answers but caption embeddings of "
+                f"{example.key}: {len(groups)} {modality.value} items in its answers but caption embeddings for "
                 f"{len(embeddings)}; run embed again"
             )
         if modality in example.latents and (named := [place for place, (item, *_) in enumerate(groups) if item.name]):
@@ -182,16 +182,16 @@ def _latents(example: Example, modality: Modality, count: int) -> Array:
     latents = example.latents[modality]
     if len(latents) < count:
         raise ValueError(
-            f"{example.key}: {count} {modality.value} media in its answers but latents of {len(latents)}; "
+            f"{example.key}: {count} {modality.value} media in its answers but latents for {len(latents)}; "
             "run embed --latents again"
         )
     return latents[:count]
 
 
 def _joined(arrays: list[Array], keys: list[str], what: str) -> Tensor:
-    """Arrays one after another as float32; all but the first side is alike."""
+    """Concatenates arrays as float32 along the first axis; the other axes must match."""
     for array, key in zip(arrays, keys, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
             shapes = f"{array.shape[1:]}, but {arrays[0].shape[1:]} in {keys[0]}"
-            raise ValueError(f"{key}: {what} of shape {shapes}; embed both alike")
+            raise ValueError(f"{key}: {what} of shape {shapes}; embed both with the same model")
     return torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else torch.zeros(0)

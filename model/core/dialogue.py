@@ -1,4 +1,4 @@
-"""Turns to token ids, labels and slots: one function for training and for inference."""
+"""Turns to token ids, labels and item positions: one function for training and inference."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,16 @@ from model.core.tokenizer import encode_text
 from model.core.vocabulary import SignalVocabulary
 from pipelines.sample import Item, Part, Turn
 
-IGNORE = -100  # the label of a position that is not learned
-STOP = "###"  # what ends an answer
+IGNORE = -100  # the label of a position without loss
+STOP = "###"  # ends an answer
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedDialogue:
-    """A dialogue as the LLM sees it; positions count from the first token.
+    """A tokenized dialogue; positions count from the first token.
 
-    `input_positions` says where the projected embedding of each input item starts, `output_groups` where each output
-    item's signal tokens start and how many they are; both in the order the items stand.
+    `input_positions` holds the position of each input item's first projected embedding, `output_groups` that of each
+    output item's first signal token and the number of its signal tokens; both in dialogue order.
     """
 
     input_ids: list[int]
@@ -29,7 +29,7 @@ class EncodedDialogue:
 
 @dataclass(slots=True)
 class _Piece:
-    """Text, or an item that takes up tokens of its own; `learned` when it is part of an answer."""
+    """Text, or an item with tokens of its own; `learned` if it is part of an answer."""
 
     content: Part
     learned: bool
@@ -46,15 +46,15 @@ def encode_dialogue(
 ) -> EncodedDialogue:
     """Encodes a dialogue in Vicuna v0's layout: `### Human: ... \\n### Assistant: ... \\n### Human: ...`.
 
-    It has no system turn; readers and the API put a system message into the user's turn (`speakers.with_system`).
-    An input item with a name takes `<Img>`, `num_input_tokens` placeholders (their embeddings are overwritten) and
-    `</Img>`; one without gives its caption as text. An output item takes its modality's signal tokens. Labels are the
-    answers, their signal tokens and the closing `\\n###`. A dialogue longer than `max_length` is cut at the end,
-    between tokens of a text but never inside an item or a group of signal tokens; `for_generation` it must end in a
-    user's turn and nothing is cut.
+    The layout has no system turn; readers and the API put a system message into the user's turn
+    (`speakers.with_system`). A named input item becomes `<Img>`, `num_input_tokens` placeholders (whose embeddings are overwritten) and `</Img>`;
+    an unnamed one becomes its caption as text. An output item becomes its modality's signal tokens. The labels cover
+    the answers, their signal tokens and the closing `\\n###`. A dialogue longer than `max_length` is truncated at the
+    end, but never inside an item or a group of signal tokens. With `for_generation` the dialogue must end with a user
+    turn and is not truncated.
 
-    Raises ValueError when the turns do not alternate, an answer holds an item of a modality without signal tokens, or
-    a dialogue for generation is too long.
+    Raises ValueError if turns do not alternate, an answer holds an item of a modality without signal tokens, or a
+    dialogue for generation is too long.
     """
     _check(turns, vocabulary, for_generation)
     bos = tokenizer.bos_token_id
@@ -64,14 +64,14 @@ def encode_dialogue(
         if not _append(dialogue, piece, tokenizer, vocabulary, num_input_tokens, limit):
             break
     if len(dialogue.input_ids) > max_length:
-        raise ValueError(f"the dialogue takes {len(dialogue.input_ids)} tokens of {max_length}; shorten it")
+        raise ValueError(f"the dialogue takes {len(dialogue.input_ids)} tokens, at most {max_length} fit; shorten it")
     return dialogue
 
 
 def dialogue_lengths(
     turns: Sequence[Turn], tokenizer: Any, vocabulary: SignalVocabulary, num_input_tokens: int, max_length: int
 ) -> tuple[int, int]:
-    """How many tokens a dialogue takes cut to `max_length`, and how many in full; raises as `encode_dialogue`."""
+    """A dialogue's length in tokens, truncated to `max_length` and in full; raises as `encode_dialogue`."""
     full = len(encode_dialogue(turns, tokenizer, vocabulary, num_input_tokens, sys.maxsize).input_ids)
     if full <= max_length:
         return full, full
@@ -82,7 +82,7 @@ def _check(turns: Sequence[Turn], vocabulary: SignalVocabulary, for_generation: 
     for number, turn in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
-            raise ValueError(f"turn {number + 1} is the {turn.role}'s; turns alternate, the user's first")
+            raise ValueError(f"turn {number + 1} is the {turn.role}'s; turns must alternate, starting with the user")
         for part in turn.parts:
             if turn.role == "assistant" and isinstance(part, Item) and part.modality not in vocabulary.groups:
                 raise ValueError(f"turn {number + 1}: the model has no signal tokens for {part.modality.value}")
@@ -105,7 +105,7 @@ def _layout(turns: Sequence[Turn]) -> Iterator[_Piece]:
 
 
 def _spoken(turn: Turn) -> Iterator[Part]:
-    """A turn's parts: texts trimmed and with one space before them, items only where they take up tokens."""
+    """A turn's parts: texts stripped and prefixed with one space, items only where they have tokens of their own."""
     for part in turn.parts:
         if isinstance(part, Item) and (part.name or turn.role == "assistant"):
             yield part
@@ -116,7 +116,7 @@ def _spoken(turn: Turn) -> Iterator[Part]:
 
 
 def _merged(pieces: Iterator[_Piece]) -> Iterator[_Piece]:
-    """Joins texts that stand together, so that a tokenizer sees them whole; never across the edge of an answer."""
+    """Joins adjacent texts, so that they are tokenized as one; never across the boundary of an answer."""
     pending: _Piece | None = None
     for piece in pieces:
         if (
@@ -142,7 +142,7 @@ def _append(
     num_input_tokens: int,
     limit: int | None,
 ) -> bool:
-    """Adds a piece, or as much of it as has room below `limit`; False when something was left out."""
+    """Appends a piece, or as much of it as fits within `limit`; returns False if anything was left out."""
     start = len(dialogue.input_ids)
     item = piece.content
     if isinstance(item, str):

@@ -1,8 +1,8 @@
-"""What a batch is scored by: losses to minimise and figures to watch, each a sum and the count it is divided by.
+"""Loss terms and metrics of a batch, each as a sum and the count to divide it by.
 
 Sums and counts, not means, so that a global batch gives the same gradient however it is split over ranks and
-micro-batches. Suffixes: F figures, T terms that are minimised, M output items of a modality, L and D length and width
-of a condition, P learned positions, V vocabulary, K output items that have latents.
+micro-batches. Suffixes: F figures (terms and metrics), T loss terms, M output items of a modality, L and D length and
+width of a condition, P positions with a label, V vocabulary, K output items with latents.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from pipelines.sample import Modality
 if TYPE_CHECKING:
     from model.decoders.denoising import Denoiser  # imports diffusers, which takes seconds
 
-# What is minimised, and after it what is only watched; both by name, for logs.
+# The loss terms, followed by metrics that are only logged.
 TERMS = ("token_loss", *(f"{m}_alignment" for m in Modality), *(f"{m}_denoising" for m in Modality))
 _WATCHED = ("mean_ratio", "well_formed", "token_accuracy")
 FIGURES = (*TERMS, "token_accuracy", *(f"{m}_{name}" for m in Modality for name in _WATCHED))
@@ -30,7 +30,7 @@ FIGURES = (*TERMS, "token_accuracy", *(f"{m}_{name}" for m in Modality for name 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """How much each term counts in the total; a modality that is not named counts 1."""
+    """The weight of each term in the total; 1 for a modality that is not listed."""
 
     tokens: float = 1.0
     alignment: Mapping[Modality, float] = field(default_factory=dict)
@@ -43,20 +43,20 @@ class LossWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Sums over a batch and what they are divided by, float64 (F), in the order of `FIGURES`.
+    """Sums over a batch and the counts to divide them by, float64 (F), in the order of `FIGURES`.
 
-    Of the figures, `token_loss` is the mean cross-entropy in nats. `<modality>_alignment` is the weighted squared error
-    over that of a predictor of the mean, or in legacy mode the mean norm; `<modality>_mean_ratio` is the former in
-    either mode: 1.0 says that a model has learned the mean and nothing else. `<modality>_denoising` is the squared
-    error of the UNet's prediction. `token_accuracy`, of all learned tokens and of a modality's signal tokens, is the
-    share that have the highest logit, and `<modality>_well_formed` the share of signal groups all of whose tokens do.
+    `token_loss` is the mean cross-entropy in nats. `<modality>_alignment` is the weighted squared error relative to a
+    predictor of the mean, or in legacy mode the mean L2 norm; `<modality>_mean_ratio` is the relative error in either
+    mode: at 1.0 a model has learned nothing but the mean. `<modality>_denoising` is the squared error of the UNet's
+    prediction. `token_accuracy`, over all labels and over a modality's signal tokens, is the share with the highest
+    logit, and `<modality>_well_formed` the share of signal groups in which every token has it.
     """
 
     sums_F: Tensor
     counts_F: Tensor
 
     def to_list(self) -> list[float]:
-        """As numbers to add up over batches and ranks, in one transfer from the device; `from_list` reads them."""
+        """Numbers to add up over batches and ranks, in one transfer from the device; `from_list` reads them."""
         values: list[float] = torch.cat([self.sums_F.detach(), self.counts_F]).tolist()
         return values
 
@@ -67,7 +67,7 @@ class Losses:
         return cls(sums_F=sums_F, counts_F=counts_F)
 
     def means(self) -> dict[str, float]:
-        """The figures by name; those of what the batch lacks are left out."""
+        """The figures by name, without those that have no count in the batch."""
         values = self.to_list()
         sums, counts = values[: len(FIGURES)], values[len(FIGURES) :]
         return {name: total / count for name, total, count in zip(FIGURES, sums, counts, strict=True) if count}
@@ -75,12 +75,12 @@ class Losses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """Scores predictions, without waiting for the device.
+    """Computes the losses of predictions, without synchronising with the device.
 
-    `alignment_variance[m]` is the mean squared error per value of a modality's mean predictor (`mean_predictor_error`),
-    `padding_weight` the weight of the positions that are not the caption's own: the constant first one and those after
-    the end token. `legacy` minimises NExT-GPT's original distance instead, the L2 norm at each position. `denoisers`
-    add the denoising loss of their modalities, where items have latents.
+    `alignment_variance[m]` is the mean squared error per value of a modality's mean predictor (`mean_predictor_error`).
+    `padding_weight` is the weight of positions outside the caption: the constant first one and those after the end
+    token. `legacy` minimises NExT-GPT's original distance instead, the L2 norm at each position. `denoisers` add the
+    denoising loss of their modalities, for items with latents.
     """
 
     vocabulary: SignalVocabulary
@@ -90,9 +90,9 @@ class Criterion:
     denoisers: Mapping[Modality, "Denoiser"] = field(default_factory=dict)
 
     def __call__(self, predictions: Predictions, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        """Sums the losses of a batch, in float32; denoisers draw from `generator`, which lives on the CPU.
+        """Sums the losses of a batch, in float32; denoisers draw from `generator`, which is on the CPU.
 
-        Raises ValueError when caption embeddings or latents have another shape than the model's conditions or decoders.
+        Raises ValueError if caption embeddings or latents do not have the shape of the model's conditions or decoders.
         """
         logits_PV, labels_P = predictions.logits_PV.float(), predictions.labels_P
         correct_P = logits_PV.argmax(-1) == labels_P
@@ -106,7 +106,7 @@ class Criterion:
             self._score_signals(modality, labels_P, correct_P, sums, counts)
             targets = batch.targets.get(modality)
             if targets is None:
-                # Of nothing: 0, with a gradient for every rank to reduce.
+                # A sum of nothing: 0, but with a gradient, so that every rank reduces the same tensors.
                 sums[f"{modality}_alignment"] = conditions_MLD.float().sum()
                 continue
             self._score_alignment(modality, conditions_MLD.float(), targets, sums, counts)
@@ -118,7 +118,7 @@ class Criterion:
         return Losses(sums_F=_stacked(sums, FIGURES, labels_P), counts_F=_stacked(counts, FIGURES, labels_P))
 
     def count(self, batch: Batch) -> Tensor:
-        """What a batch adds to the global counts of the terms, float64 (T); needs no forward pass."""
+        """A batch's contribution to the global counts of the terms, float64 (T); needs no forward pass."""
         return _stacked(self._term_counts(batch), TERMS, batch.labels_BT)
 
     def _term_counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ class Criterion:
         of_modality_P = (labels_P >= ids[0]) & (labels_P <= ids[-1])
         sums[f"{modality}_token_accuracy"] = (correct_P & of_modality_P).sum()
         counts[f"{modality}_token_accuracy"] = of_modality_P.sum()
-        # The labels of a group stand side by side, and a dialogue is never cut inside one.
+        # A group's labels are contiguous, since a dialogue is never truncated inside one.
         last_P = labels_P == ids[-1]
         so_far = functional.pad(correct_P.cumsum(0), (len(ids), 0))
         whole_P = so_far[len(ids) :] - so_far[: -len(ids)] == len(ids)
@@ -178,15 +178,15 @@ class Criterion:
 
 
 def _stacked(values: Mapping[str, Tensor], names: Sequence[str], like: Tensor) -> Tensor:
-    """Values by name as one float64 tensor on the device of another, 0 where there is none."""
+    """Values by name as one float64 tensor on the device of `like`; 0 for missing ones."""
     zero = torch.zeros((), dtype=torch.float64, device=like.device)
     return torch.stack([values[name].double() if name in values else zero for name in names])
 
 
 def position_weights(lengths_M: Tensor, num_positions: int, padding_weight: float) -> Tensor:
-    """Weights (M, L): 1 on positions 1 to length - 1, the caption's own, `padding_weight` elsewhere.
+    """Weights (M, L): 1 on the caption's positions (1 to length - 1), `padding_weight` elsewhere.
 
-    A condition of a single position has weight 1.
+    A condition with a single position has weight 1.
     """
     if num_positions == 1:
         return torch.ones(len(lengths_M), 1, device=lengths_M.device)
@@ -196,13 +196,13 @@ def position_weights(lengths_M: Tensor, num_positions: int, padding_weight: floa
 
 
 def total(losses: Losses, global_counts: Tensor, weights: LossWeights | None = None) -> Tensor:
-    """A batch's share of the global batch's loss; the shares of all ranks and micro-batches add up to the whole.
+    """A batch's share of the global batch's loss; the shares of all ranks and micro-batches add up to that loss.
 
     `global_counts` is the sum of `Criterion.count` over all of them, or longer. A framework that averages gradients
     over `n` ranks or micro-batches needs `n` times this.
     """
     counts_T = global_counts[: len(TERMS)].to(losses.sums_F.device)
-    # Without a count the sum is of nothing, but the gradient must pass.
+    # Where the count is 0 the sum is 0 too, but its gradient must still flow.
     shares_T = losses.sums_F[: len(TERMS)] / counts_T.where(counts_T > 0, 1.0)
     weighted = [weight * share for weight, share in zip((weights or LossWeights()).to_list(), shares_T, strict=True)]
     return torch.stack(weighted).sum().float()
@@ -211,8 +211,8 @@ def total(losses: Losses, global_counts: Tensor, weights: LossWeights | None = N
 def mean_predictor_error(batches: Iterable[tuple[Tensor, Tensor]], padding_weight: float = 0.1) -> float:
     """The weighted squared error per value of the best constant prediction, in one pass over (M, L, D) and lengths (M).
 
-    Errors in these units say how far a model is from collapse: at 1.0 it has learned the mean and nothing else.
-    Raises ValueError when there are no embeddings, or only equal ones.
+    Relative to this error, a collapsed model, which has learned nothing but the mean, scores 1.0.
+    Raises ValueError if there are no embeddings, or all are equal.
     """
     weights_L: Tensor | float = 0.0
     sums_LD: Tensor | float = 0.0

@@ -1,7 +1,7 @@
 """NExT-GPT: a frozen LLM between an input projection and one output projection per modality.
 
 Suffixes: B rows, T tokens, H LLM width, N input items, K tokens of an item, M output items of a modality, G tokens of a
-signal group, L and D length and width of a condition, P learned positions, V vocabulary.
+signal group, L and D length and width of a condition, P positions with a label, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,14 @@ _TRAINED: dict[int, tuple[str, ...]] = {
     2: ("output_projections.", *NEW_ROWS),
     3: ("input_projection.", "output_projections.", *NEW_ROWS),
 }
-# Standard deviation of the new rows about the mean of the base rows, in standard deviations of these.
+# Standard deviation of the new rows around the mean of the base rows, relative to that of the base rows.
 _NOISE = 0.02
 
 
 class Predictions(NamedTuple):
-    """What a batch is scored by: logits and labels of the learned positions, and each modality's conditions (M, L, D).
+    """Logits and labels of the positions with a label, and each modality's conditions (M, L, D).
 
-    A tuple, because DeepSpeed looks for tensors to hang its backward hooks on in nothing but tuples, lists and dicts.
+    A tuple, because DeepSpeed looks for tensors to attach backward hooks to only in tuples, lists and dicts.
     """
 
     logits_PV: Tensor
@@ -42,19 +42,19 @@ class Predictions(NamedTuple):
 
 
 def signal_states(hidden_BTH: Tensor, embeds_BTH: Tensor, rows_M: Tensor, positions_M: Tensor, length: int) -> Tensor:
-    """Hidden state + input embedding where signal tokens are the input: (M, G, H), each group `length` tokens long.
+    """Hidden states plus input embeddings at the signal tokens: (M, G, H), with groups of `length` tokens.
 
-    Training and generation both read the states here (Wu et al. 2023, arXiv:2309.05519, section 3).
+    Used in training and in generation (Wu et al. 2023, arXiv:2309.05519, section 3).
     """
     places_MG = positions_M[:, None] + torch.arange(length, device=positions_M.device)
     return hidden_BTH[rows_M[:, None], places_MG] + embeds_BTH[rows_M[:, None], places_MG]
 
 
 class NextGPT(nn.Module):
-    """The trained parts around a frozen base LLM, whose own weights and rows are never touched.
+    """The trained parts around a frozen base LLM, whose own weights and embedding rows never change.
 
-    The new tokens have rows of their own, and the base logits come from the base `lm_head`, so they stay bit-identical
-    while the rest is trained. Encoders and decoders are no part of it: it takes features and gives conditions.
+    New tokens have embedding and output rows of their own; base logits come from the base `lm_head` and stay
+    bit-identical during training. Encoders and decoders are not part of it: it maps features to conditions.
     """
 
     def __init__(self, config: ModelConfig, llm: Any) -> None:
@@ -66,7 +66,7 @@ class NextGPT(nn.Module):
         self.vocabulary = SignalVocabulary(base_size, config.signal_groups)
         self.llm = llm
         self.llm_fingerprint = ""
-        # What checkpoints remember: the stages so far, the model card, and the hash of replaced base rows.
+        # Saved in checkpoints: the stages so far, the model card, and the hash of replaced base rows.
         self.stages: Sequence[Mapping[str, Any]] = ()
         self.card: Mapping[str, Any] = {}
         self.base_rows = ""
@@ -107,10 +107,10 @@ class NextGPT(nn.Module):
         gradient_checkpointing: bool = False,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Loads the base LLM onto `device` and draws the rest from `seed`; all has `dtype`, and nothing is trained yet.
+        """Loads the base LLM onto `device` and initialises the rest from `seed`, all in `dtype` and frozen.
 
-        Raises ValueError when the LLM does not have the widths that the configuration expects, or cannot be loaded as
-        it says (4 bits or FlashAttention without the package or the GPU).
+        Raises ValueError if the LLM's widths differ from the configuration, or it cannot be loaded as configured (4
+        bits or FlashAttention without the package or GPU).
         """
         device = torch.device(device)
         llm = load_llm(config.llm, dtype, device)
@@ -120,7 +120,7 @@ class NextGPT(nn.Module):
             model._draw_new_rows()
             model.llm_fingerprint = fingerprint(llm)
             for name, part in model.named_children():
-                if name != "llm":  # which has its device and dtype, and float32 frequencies that a cast would round
+                if name != "llm":  # already placed and cast, with float32 frequencies that a cast would round
                     part.to(device, dtype)
             if adapter:
                 model.add_adapter()
@@ -133,7 +133,7 @@ class NextGPT(nn.Module):
         base = base_of(self.llm)
         ids_V = torch.arange(self.vocabulary.base_size, device=base.device)
         for rows, base_rows in (
-            # Not the matrix itself, since some families (Gemma) scale the rows that they read.
+            # Not the matrix itself, since some families (Gemma) scale the rows they look up.
             (self.new_input_rows.weight, base.get_input_embeddings()(ids_V)),
             (self.new_output_rows.weight, base.get_output_embeddings().weight),
         ):
@@ -142,12 +142,12 @@ class NextGPT(nn.Module):
             rows.copy_(mean + _NOISE * deviation * torch.randn_like(rows))
 
     def add_adapter(self) -> None:
-        """Puts a fresh LoRA adapter on the LLM, which changes nothing until it is trained."""
+        """Adds a fresh LoRA adapter to the LLM; it has no effect until trained."""
         assert not has_adapter(self.llm)
         self.llm = add_adapter(self.llm, self.config.lora, self.config.llm.name)
         self.llm.requires_grad_(False)
         for name, module in self.llm.named_modules():
-            if is_adapter_tensor(name):  # on 4-bit layers PEFT makes them float32
+            if is_adapter_tensor(name):  # PEFT creates them in float32 on 4-bit layers
                 module.to(self.new_input_rows.weight)
 
     @property
@@ -156,9 +156,9 @@ class NextGPT(nn.Module):
         return has_adapter(self.llm)
 
     def trainable_manifest(self, stage: int) -> list[str]:
-        """The names of all tensors that a stage trains; an adapter is trained in stage 3 and kept in 1 and 2.
+        """The names of all tensors that a stage trains; an adapter is trained in stage 3 and frozen in 1 and 2.
 
-        Raises ValueError for an unknown stage and for stage 3 without an adapter.
+        Raises ValueError for an unknown stage, and for stage 3 without an adapter.
         """
         if stage not in STAGES:
             raise ValueError(f"stage is {stage}; use 1, 2 or 3")
@@ -172,7 +172,7 @@ class NextGPT(nn.Module):
         return lambda name: name.startswith(_TRAINED[stage]) or (stage == 3 and is_adapter_tensor(name))
 
     def set_stage(self, stage: int) -> list[str]:
-        """Makes exactly the manifest's tensors trainable, and returns their names."""
+        """Makes exactly the tensors of `trainable_manifest` trainable, and returns their names."""
         manifest = self.trainable_manifest(stage)
         chosen = set(manifest)
         for name, parameter in self.named_parameters():
@@ -181,7 +181,7 @@ class NextGPT(nn.Module):
         return manifest
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but an adapter that is kept, not trained, has no dropout."""
+        """As usual, but a frozen adapter has no dropout."""
         super().train(mode)
         adapter_trains = any(p.requires_grad for name, p in self.llm.named_parameters() if is_adapter_tensor(name))
         if not adapter_trains:
@@ -191,15 +191,15 @@ class NextGPT(nn.Module):
         return self
 
     def merge_adapter(self) -> None:
-        """Adds the adapter's products to the weights that they belong to, for inference: nothing is left beside them.
+        """Merges the adapter into the LLM's weights, for faster inference.
 
-        Logits stay the same but for rounding. An LLM in 4 bits stays as it is, since it would lose what is added.
+        Logits change only by rounding. An LLM in 4 bits is left as it is: quantisation would lose the added values.
         """
         if self.has_adapter and not self.config.llm.load_in_4bit:
             self.llm.merge_adapter()
 
     def embed(self, ids_BT: Tensor, *, is_text: bool = False) -> Tensor:
-        """Input embeddings of base and new tokens: (B, T, H); with `is_text` there are none of the new ones."""
+        """Input embeddings of base and new tokens: (B, T, H); `is_text` promises that there are no new tokens."""
         if is_text:
             return base_of(self.llm).get_input_embeddings()(ids_BT)
         new_BT = ids_BT >= self.vocabulary.base_size
@@ -208,11 +208,11 @@ class NextGPT(nn.Module):
         return torch.where(new_BT[..., None], rows_BTH, base_BTH)
 
     def embed_batch(self, batch: Batch) -> Tensor:
-        """Input embeddings with the projected features in their places: (B, T, H)."""
+        """Input embeddings with the projected features at their positions: (B, T, H)."""
         embeds_BTH = self.embed(batch.input_ids_BT)
         num_items = len(batch.feature_rows_N)
-        # Every module runs in every batch, on a dummy where it has nothing to do: ranks whose batches differ would
-        # otherwise reduce different gradients, and wait for each other for ever under ZeRO.
+        # Every module runs in every batch, on a dummy if need be: ranks whose batches differ would otherwise reduce
+        # different gradients, and deadlock under ZeRO.
         features_NE = batch.features_NE if num_items else batch.features_NE.new_zeros(1, self.config.encoder.dim)
         if features_NE.shape[1] != self.config.encoder.dim:
             raise ValueError(
@@ -225,20 +225,20 @@ class NextGPT(nn.Module):
         return embeds_BTH.index_put((rows_NK, places_NK), tokens_NKH)
 
     def run_llm(self, embeds_BTH: Tensor, attention_mask_BT: Tensor | None = None, **options: Any) -> Any:
-        """Runs the LLM without its head; `options` are those of its inner model, such as a cache."""
+        """Runs the LLM without its head; `options` are passed to its inner model, such as a cache."""
         return base_of(self.llm).get_decoder()(
             inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **({"use_cache": False} | options)
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the base vocabulary, from the base head, and the new tokens: (..., H) to (..., V)."""
+        """Logits over base tokens, from the base head, and new tokens: (..., H) to (..., V)."""
         base = base_of(self.llm)
         logits = torch.cat([base.get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1)
         cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def forward(self, batch: Batch) -> Predictions:
-        """Runs the LLM once; logits are made only where the next token is learned."""
+        """Runs the LLM once; logits are computed only at positions with a label."""
         embeds_BTH = self.embed_batch(batch)
         hidden_BTH = self.run_llm(embeds_BTH, batch.attention_mask_BT).last_hidden_state
         labels_BT = batch.labels_BT[:, 1:]
@@ -254,7 +254,7 @@ class NextGPT(nn.Module):
         for modality in self.config.outputs:
             group = batch.targets.get(modality)
             if group is None:
-                dummy_MGH = hidden_BTH[:1, :1]  # runs for the sake of the other ranks, as above
+                dummy_MGH = hidden_BTH[:1, :1]  # a dummy for the sake of other ranks, as above
                 conditions[modality] = self.output_projections[modality.value](dummy_MGH)[:0]
                 continue
             states_MGH = signal_states(hidden_BTH, embeds_BTH, group.rows_M, group.positions_M, group.group_length)

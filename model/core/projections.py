@@ -1,4 +1,4 @@
-"""The trained bridges: encoder to LLM, and LLM to the decoders' conditions.
+"""The trained projections: encoder to LLM, and LLM to the decoders' conditions.
 
 Shape suffixes: N items, E encoder embedding, Q queries or tokens, G signal tokens of a group, D LLM width,
 H inner width, O width of a decoder's condition.
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class InputProjection(nn.Module):
-    """An item's embedding to the LLM's input tokens.
+    """Projects an item's embedding to LLM input tokens.
 
     `kind="linear"` is NExT-GPT's (Wu et al. 2023, arXiv:2309.05519, section 3): one linear layer, one token.
     `kind="query"` lets `num_input_tokens` learned queries read the embedding through two cross-attention layers.
-    Raises ValueError for a kind that does not exist and for several tokens from the linear one.
+    Raises ValueError for an unknown kind, and for several tokens with the linear one.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class InputProjection(nn.Module):
                 hidden, num_heads, 4 * hidden, dropout=0.0, norm_first=True, batch_first=True
             )
             self.decoder = nn.TransformerDecoder(layer, 2, norm=nn.LayerNorm(hidden))
-            # The layers are copies of one; draw each anew.
+            # The layers are copies of one; initialise each anew.
             for weight in self.decoder.parameters():
                 if weight.ndim > 1:
                     nn.init.xavier_uniform_(weight)
@@ -59,10 +59,10 @@ class InputProjection(nn.Module):
 
 
 class OutputProjection(nn.Module):
-    """Signal tokens' states to a decoder's condition (Wu et al. 2023, arXiv:2309.05519, section 3).
+    """Projects signal token states to a decoder's condition (Wu et al. 2023, arXiv:2309.05519, section 3).
 
-    An encoder-decoder transformer without positions, whose decoder reads `num_queries` learned queries. The tensor
-    names are those of NExT-GPT's released weights.
+    An encoder-decoder transformer without position embeddings, whose decoder takes `num_queries` learned queries. The
+    tensor names are those of NExT-GPT's released weights.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OutputProjection(nn.Module):
         self.query_embs = nn.Parameter(torch.randn(1, num_queries, hidden))
         self.fc = nn.Linear(llm_dim, hidden)
         layer = nn.TransformerEncoderLayer(hidden, num_heads, ffn, dropout=0.0, norm_first=True, batch_first=True)
-        # Built here because nn.Transformer's own encoder warns of nested tensors, which pre-norm never uses.
+        # Built here because nn.Transformer's own encoder warns about nested tensors, which pre-norm never uses.
         encoder = nn.TransformerEncoder(layer, num_layers, norm=nn.LayerNorm(hidden), enable_nested_tensor=False)
         self.tfm = nn.Transformer(
             hidden,
@@ -95,6 +95,6 @@ class OutputProjection(nn.Module):
         self.model = nn.Linear(hidden, out_dim)
 
     def forward(self, signal_states_NGD: Tensor) -> Tensor:
-        """Maps hidden state + input embedding of the signal tokens, (N, G, D), to (N, num_queries, out_dim)."""
+        """Maps the `signal_states` of N items, (N, G, D), to (N, num_queries, out_dim)."""
         queries_NQH = self.query_embs.expand(len(signal_states_NGD), -1, -1)
         return self.model(self.tfm(self.fc(signal_states_NGD), queries_NQH))

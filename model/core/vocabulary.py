@@ -1,4 +1,4 @@
-"""The ids of the tokens a model adds to its LLM: item brackets and signal tokens."""
+"""The tokens that a model adds to its LLM: item brackets and signal tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ _STEMS = {Modality.IMAGE: "IMG", Modality.VIDEO: "VID", Modality.AUDIO: "AUD"}
 
 @dataclass(frozen=True)
 class SignalVocabulary:
-    """New ids directly after a base vocabulary of `base_size`: the brackets, then a group of signal tokens a modality.
+    """New ids directly after a base vocabulary of `base_size`: the brackets, then each modality's signal tokens.
 
-    `groups` holds the length of each modality's group; the groups stand in the order of `Modality`.
+    `groups` holds the number of signal tokens of each modality; ids follow the order of `Modality`.
     """
 
     base_size: int
@@ -24,18 +24,18 @@ class SignalVocabulary:
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """The new tokens' texts in the order of their ids."""
+        """The new tokens, as text, in order of id."""
         signals = [f"[{_STEMS[m]}{i}]" for m in self.modalities for i in range(self.groups[m])]
         return (BEGIN_ITEM, END_ITEM, *signals)
 
     @cached_property
     def modalities(self) -> tuple[Modality, ...]:
-        """The output modalities in the order of their ids."""
+        """The output modalities, in order of id."""
         return tuple(modality for modality in Modality if modality in self.groups)
 
     @property
     def total_size(self) -> int:
-        """Base and new tokens together."""
+        """The number of base and new tokens."""
         return self.base_size + len(self.tokens)
 
     @property
@@ -63,5 +63,5 @@ class SignalVocabulary:
 
     @cached_property
     def first_ids(self) -> dict[int, Modality]:
-        """The modality that each group's first id opens."""
+        """The modality of each group, by the group's first id."""
         return {ids[0]: modality for modality, ids in self._group_ids.items()}

@@ -1,4 +1,4 @@
-"""The diffusion decoders of the three modalities behind one interface.
+"""The diffusion decoders of all modalities behind one interface.
 
 Shape suffixes: N captions, L condition positions, D condition width.
 """
@@ -40,7 +40,7 @@ def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # Clipped, NaN would be black or silence, and nobody would know.
+    # Clipped, NaN would pass unnoticed as black or silence.
     if not np.isfinite(values).all():
         raise NotFinite
     return values
@@ -72,7 +72,7 @@ _DECODED: dict[Modality, Callable[[Any, Any], list[Decoded]]] = {
 
 
 class _Steps:
-    """What a pipeline takes for its progress bar."""
+    """Stands in for a pipeline's progress bar, and reports steps."""
 
     def __init__(self, on_step: Callable[[int, int], None], total: int) -> None:
         self._on_step, self._total, self._done = on_step, total, 0
@@ -89,11 +89,11 @@ class _Steps:
 
 
 class Decoder:
-    """A diffusion pipeline that renders conditions; it serves one thread at a time.
+    """A diffusion pipeline that renders conditions; not thread-safe.
 
-    `condition_shape` is (L, D). `settings` say its precision and whether a classifier watches it; a picture that this
-    withholds is black, and its note says so. Raises
-    FileNotFoundError and ValueError as `TextEncoder` does, and ValueError where it lacks the classifier.
+    `condition_shape` is (L, D). `settings` give the precision and whether the safety checker runs; an image that it
+    withholds is black and has a note. Raises FileNotFoundError and ValueError as `TextEncoder` does, and ValueError if
+    a requested safety checker is missing.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Decoder:
         self._family = FAMILIES[modality]
         self._encoder = encoder = TextEncoder(modality, name, device)
         self.condition_shape = encoder.shape
-        self._negative_NLD = encoder([""]).embeddings  # before the encoder loses digits
+        self._negative_NLD = encoder([""]).embeddings  # before the encoder's weights are rounded
         dtype = _dtype(modality, name, torch.device(device), settings)
         path = locate(modality, name)
         with loading(path):
@@ -122,29 +122,29 @@ class Decoder:
         self.defaults = default_settings(modality, name)
 
     def to(self, device: str | torch.device) -> None:
-        """Moves the weights; a GPU that they leave has their memory back."""
+        """Moves the weights; a GPU that they leave gets its memory back."""
         is_leaving = self.pipe.device.type == "cuda" and torch.device(device).type != "cuda"
-        # Not the pipeline's own: it would warn of half precision on the host, where nothing is rendered.
+        # Not the pipeline's own `to`, which warns about half precision on the CPU, where nothing is rendered.
         for part in self.pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(device)
         if is_leaving:
-            torch.cuda.empty_cache()  # a larger decoder does not fit into the pieces that a smaller one leaves
+            torch.cuda.empty_cache()  # fragments left by a smaller decoder are of no use to a larger one
 
     @cached_property
     def id(self) -> str:
-        """That of the `CaptionEncoder` of float32, which is loaded anew: only now, as rendering does not need it."""
+        """The id of the float32 `CaptionEncoder`, which is loaded on first use, since rendering does not need it."""
         return CaptionEncoder(self.modality, self.name).id
 
     def for_another_thread(self) -> Self:
-        """A decoder with the same weights that renders beside this one."""
+        """A decoder that shares the weights, for use in another thread."""
         twin = copy(self)
         twin.pipe = copy(self.pipe)
-        twin.pipe.scheduler = deepcopy(self.pipe.scheduler)  # it counts the steps
+        twin.pipe.scheduler = deepcopy(self.pipe.scheduler)  # it keeps the step count
         return twin
 
     def embed(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The conditions (N, L, D) that captions give by the decoder's own text encoder."""
+        """Embeds captions with the decoder's own text encoder: (N, L, D)."""
         return self._encoder(captions).embeddings
 
     def generate(
@@ -155,7 +155,7 @@ class Decoder:
         guidance: float | None = None,
         **sizes: Any,
     ) -> Decoded:
-        """Renders one condition: `generate_batch` of it alone."""
+        """Renders one condition: `generate_batch` with a batch of one."""
         [decoded] = self.generate_batch(torch.as_tensor(condition_LD)[None], [seed], steps, guidance, **sizes)
         return decoded
 
@@ -168,12 +168,11 @@ class Decoder:
         on_step: Callable[[int, int], None] | None = None,
         **sizes: Any,
     ) -> list[Decoded]:
-        """Renders conditions in one go, each from a seed of its own; on one machine equal calls give equal bytes.
+        """Renders conditions as one batch, each from its own seed; on one machine equal calls give equal bytes.
 
-        A medium does not depend on the others but in how sums are rounded. `sizes` overrides `defaults`: `height` and
-        `width` in pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` is told how many denoising steps
-        are done, and of how many. Raises ValueError for a condition of another shape or a size this modality does not
-        have.
+        An item depends on the rest of the batch only by rounding. `sizes` overrides `defaults`: `height` and `width` in
+        pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` receives the number of finished denoising
+        steps and their total. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -186,13 +185,13 @@ class Decoder:
         conditions_NLD = torch.as_tensor(conditions_NLD)
         if tuple(conditions_NLD.shape[1:]) != self.condition_shape:
             raise ValueError(
-                f"{self.name}: the {self.modality} condition has shape {tuple(conditions_NLD.shape[1:])}, this decoder "
-                f"takes {self.condition_shape}; use the output projection trained for it"
+                f"{self.name}: the {self.modality} condition has shape {tuple(conditions_NLD.shape[1:])}, but the "
+                f"decoder takes {self.condition_shape}; use the output projection trained for it"
             )
         if not len(conditions_NLD):
             return []
         if not conditions_NLD.isfinite().all():
-            raise ValueError(f"{self.name}: the {self.modality} condition holds NaN or infinity; check the checkpoint")
+            raise ValueError(f"{self.name}: the {self.modality} condition contains NaN or inf; check the checkpoint")
         negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
         self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
         # On the CPU, so that the noise does not depend on the device.
@@ -210,10 +209,10 @@ class Decoder:
         except NotFinite:
             dtype = str(self.pipe.dtype).removeprefix("torch.")
             advice = "its weights are damaged" if dtype == "float32" else "set decoders.precision=float32"
-            raise NotFinite(f"{self.name}: made NaN or infinity, no {self.modality}, in {dtype}; {advice}") from None
+            raise NotFinite(f"{self.name}: {self.modality} came out as NaN or infinity in {dtype}; {advice}") from None
 
     def _noise(self, generators: Sequence[torch.Generator], settings: Mapping[str, Any]) -> Tensor:
-        """The noise that each medium is made from, drawn in float32: the same in every precision."""
+        """The initial noise of each item, drawn in float32: the same in every precision."""
         sizes = {name: value for name, value in settings.items() if name in self.defaults}
         shape = latent_shape(self.modality, self.name, sizes)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -221,7 +220,7 @@ class Decoder:
 
     def _prompt_embeds(self, conditions_NLD: Tensor) -> Tensor:
         if self._family.pooled:
-            # A pooled condition is a unit vector by nature; a projected one is so only nearly.
+            # A pooled condition is a unit vector; a projected one only approximately.
             conditions_NLD = normalize(conditions_NLD[:, 0].float(), dim=-1)
         return conditions_NLD.detach().to(self.pipe.device, self.pipe.dtype)
 
@@ -229,13 +228,13 @@ class Decoder:
 def _dtype(modality: Modality, name: str, device: torch.device, settings: DecoderSettings) -> torch.dtype:
     if settings.precision != "auto":
         return getattr(torch, settings.precision)
-    # Our own small decoders gain nothing from it, and what they score was measured in float32.
+    # Our own small decoders gain nothing from float16, and their scores were measured in float32.
     is_halved = device.type == "cuda" and is_full_size(modality, name)
     return torch.float16 if is_halved else torch.float32
 
 
 def _safety(modality: Modality, name: str, settings: DecoderSettings) -> dict[str, Any]:
-    """What tells a pipeline not to load the classifier of its pictures; nothing where it is wanted, or has none."""
+    """Arguments that keep a pipeline from loading its safety checker; empty if it is wanted, or there is none."""
     if not FAMILIES[modality].safety_checker:
         return {}
     if settings.safety_checker:

@@ -1,4 +1,4 @@
-"""The denoising loss: how well a decoder's frozen UNet restores a medium's latents under a projected condition.
+"""The denoising loss: how well a decoder's frozen UNet denoises latents given a projected condition.
 
 Suffixes: K items of a modality that have latents, L and D length and width of a condition.
 """
@@ -16,10 +16,11 @@ from pipelines.sample import Modality
 
 
 class Denoiser:
-    """A decoder's UNet and noise schedule, frozen; only the conditions get a gradient.
+    """A decoder's frozen UNet and noise schedule; gradients flow to the conditions only.
 
     `condition_shape` (L, D) and `latent_shape` are of one item. `gradient_checkpointing` trades time for memory in
-    UNets that know it (diffusers' UNet3D does not). Raises FileNotFoundError and ValueError as `CaptionEncoder` does.
+    UNets that support it (diffusers' UNet3D does not). Raises FileNotFoundError and ValueError as `CaptionEncoder`
+    does.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Denoiser:
         path = locate(modality, name)
         with loading(path):
             unet = self._load_unet(path, dtype)
-            # Whatever sampler a decoder renders with, its configuration says how it was trained.
+            # Whatever the sampler for rendering, its configuration describes the training schedule.
             self.scheduler = diffusers.DDPMScheduler.from_pretrained(path, subfolder="scheduler")
         self.unet = unet.requires_grad_(False).eval().to(device)
         if gradient_checkpointing and unet._supports_gradient_checkpointing:
@@ -48,10 +49,10 @@ class Denoiser:
     def __call__(self, conditions_KLD: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over K items of the mean squared error, in float32.
 
-        `latents` (K, ...) are clean and in the VAE's scaling. Timesteps and noise are drawn on the CPU from
-        `generator`, so they do not depend on the device. What the UNet is to predict is its scheduler's
-        `prediction_type`: the noise, the velocity (Salimans & Ho 2022, arXiv:2202.00512) or the latents themselves.
-        Raises ValueError for conditions or latents of another decoder's shape.
+        `latents` (K, ...) are clean and scaled by the VAE's factor. Timesteps and noise are drawn on the CPU from
+        `generator`, so they do not depend on the device. The target is the scheduler's `prediction_type`: the noise,
+        the velocity (Salimans & Ho 2022, arXiv:2202.00512) or the latents themselves. Raises ValueError if conditions
+        or latents have the wrong shape.
         """
         self._check(conditions_KLD, latents)
         num_items, device = len(latents), latents.device
@@ -72,11 +73,11 @@ class Denoiser:
             case "sample":
                 return latents
         kind = self.scheduler.config.prediction_type
-        raise ValueError(f"{self.name}: scheduler/scheduler_config.json has prediction_type {kind}, which is unknown")
+        raise ValueError(f"{self.name}: scheduler/scheduler_config.json has unknown prediction_type {kind}")
 
     def _condition(self, conditions_KLD: Tensor) -> dict[str, Tensor | None]:
         if self._family.pooled:
-            # AudioLDM attends to nothing but itself; a pooled condition is a unit vector, a projected one nearly so.
+            # AudioLDM has only self-attention. A pooled condition is a unit vector, a projected one only approximately.
             vectors_KD = normalize(conditions_KLD[:, 0].float(), dim=-1)
             return {"encoder_hidden_states": None, "class_labels": vectors_KD.to(self.unet.dtype)}
         return {"encoder_hidden_states": conditions_KLD.to(self.unet.dtype)}

@@ -1,6 +1,6 @@
-"""Media as the latents that a diffusion decoder's UNet is trained on.
+"""Encodes media as the latents that a diffusion decoder's UNet is trained on.
 
-Shape suffixes: F pictures of a medium, C channels, H and W rows and columns.
+Shape suffixes: F frames of an item, C channels, H and W rows and columns.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ from model.parts.families import latent_shape, locate
 from model.parts.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
-# Part of every id: raise it with any change below that changes a number.
+# Part of every id: increment it with any change below that affects values.
 PREPROCESSING_VERSION = 1
-PIECE = 8  # pictures that the VAE takes at once
+PIECE = 8  # frames per VAE batch
 SAMPLE_RATE = 16_000
 HOP = 160  # samples between mel frames
 WINDOW = 1024  # samples
 
 
 class LatentEncoder:
-    """The VAE of a diffusion decoder, loaded alone: the mean of the posterior, times the VAE's scaling factor.
+    """Encodes media with a diffusion decoder's VAE: the posterior mean, times the VAE's scaling factor.
 
-    Media become what the decoder renders by default: pictures are resized (bicubic) to cover its size and their centre
-    is kept, a video gives its first frames at 8 a second (its last one again where it is shorter), a sound its first
-    seconds as a log-mel spectrogram. `shape` is that of one medium's latents, see `families.latent_shape`; `id` names
-    weights, shape and preprocessing. Raises FileNotFoundError and ValueError as `CaptionEncoder` does.
+    Media are fitted to the decoder's default size: frames are resized (bicubic) to cover it and centre-cropped; a video
+    gives its first frames at 8 fps (repeating the last one if it is shorter), a sound its first seconds as a log-mel
+    spectrogram. `shape` is that of one item's latents, see `families.latent_shape`; `id` identifies weights, shape and
+    preprocessing. Raises FileNotFoundError and ValueError as `CaptionEncoder` does.
     """
 
     def __init__(self, modality: Modality, name: str, device: str | torch.device = "cpu") -> None:
@@ -59,12 +59,12 @@ class LatentEncoder:
             return np.zeros((0, *self.shape), np.float32)
         pictures_FCHW = torch.cat([_PREPARED[self.modality](medium, self._grid) for medium in media])
         latents_FCHW = torch.cat([self._encode(piece) for piece in torch.split(pictures_FCHW, PIECE)])
-        latents = latents_FCHW.view(len(media), -1, *latents_FCHW.shape[1:]).transpose(1, 2)  # frames behind channels
+        latents = latents_FCHW.view(len(media), -1, *latents_FCHW.shape[1:]).transpose(1, 2)  # frames after channels
         return latents.reshape(len(media), *self.shape).numpy()
 
     @property
     def _grid(self) -> tuple[int, ...]:
-        """Frames (1 where there are none), rows and columns of what the VAE takes."""
+        """Frames (1 unless a video), rows and columns of the VAE's input."""
         _, *frames, height, width = self.shape
         scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
         return (frames[0] if frames else 1, height * scale, width * scale)
@@ -87,7 +87,7 @@ def _video(video: Video, grid: tuple[int, ...]) -> Tensor:
 
 
 def _fitted(pictures: Sequence[npt.NDArray[np.uint8]], grid: tuple[int, ...]) -> Tensor:
-    """Pictures that fill rows and columns, (F, 3, H, W) in [-1, 1]."""
+    """Resizes and crops pictures to rows and columns: (F, 3, H, W) in [-1, 1]."""
     _, height, width = grid
     fitted = [
         PIL.ImageOps.fit(PIL.Image.fromarray(pixels), (width, height), PIL.Image.Resampling.BICUBIC)
@@ -108,8 +108,8 @@ def _audio(audio: Audio, grid: tuple[int, ...]) -> Tensor:
 def log_mel(waveform_T: Tensor, num_frames: int, num_bands: int) -> Tensor:
     """AudioLDM's log-mel spectrogram of a 16 kHz sound, cut or padded with silence: float32 (num_frames, num_bands).
 
-    The sound without its mean, at half of full scale; magnitudes of a centred Hann window of 1024 samples every 160;
-    Slaney's mel filters from 0 to 8000 Hz; the logarithm of at least 1e-5 (Liu et al. 2023, arXiv:2301.12503, and its
+    The mean is removed and the peak scaled to 0.5; STFT magnitudes with a centred Hann window of 1024 samples and a hop
+    of 160; Slaney mel filters from 0 to 8000 Hz; log, clamped at 1e-5 (Liu et al. 2023, arXiv:2301.12503, and its
     code). Released models have 64 bands.
     """
     waveform_T = waveform_T - waveform_T.mean()

@@ -1,4 +1,4 @@
-"""Generated media as a browser and TensorBoard show them: PNG, animated GIF, WAV."""
+"""Generated media as files for browsers and TensorBoard: PNG, animated GIF, WAV."""
 
 import io
 from typing import Any
@@ -10,7 +10,7 @@ from pipelines.sample import Audio, Decoded, Image, Video
 
 
 def preview(medium: Decoded) -> tuple[bytes, str]:
-    """A medium's bytes and their file suffix; equal arrays give equal bytes."""
+    """Encodes a medium: its bytes and file suffix; equal arrays give equal bytes."""
     buffer = io.BytesIO()
     if isinstance(medium, Audio):
         soundfile.write(buffer, medium.waveform.T, medium.sample_rate, format="WAV", subtype="PCM_16")
@@ -24,7 +24,7 @@ def preview(medium: Decoded) -> tuple[bytes, str]:
 
 
 def summary(tag: str, medium: Decoded, data: bytes) -> Any:
-    """A medium and its preview as a summary of TensorBoard's, which plays an animated GIF among its images."""
+    """A medium and its preview as a TensorBoard summary; TensorBoard plays animated GIFs as images."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     if isinstance(medium, Audio):

@@ -1,7 +1,7 @@
-"""Many media at once: in batches, side by side where devices allow."""
+"""Renders many media: in batches, in parallel if devices allow, with decoders loaded on first use."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from math import prod
@@ -12,18 +12,19 @@ import numpy.typing as npt
 import torch
 
 from model.decoders.decoder import Decoder
+from model.parts.config import ModelConfig
 from model.parts.families import latent_shape
 from pipelines.sample import Decoded, Modality
 
-# Numbers of latents that a decoder denoises at once: 16 pictures of Stable Diffusion, one video of ZeroScope.
+# Latent values per batch: 16 images of Stable Diffusion, one video of ZeroScope.
 _LATENTS_AT_ONCE = 1 << 18
-_MOST_AT_ONCE = 50  # of small media, so that progress is seen
+_MOST_AT_ONCE = 50  # of small media, so that progress shows
 
 
 class Wish(NamedTuple):
-    """A medium to be rendered from a decoder's condition (L, D), or from words, and the seed of its noise.
+    """A medium to render from a decoder's condition (L, D) or a caption, and the seed of its noise.
 
-    `settings` are what `Decoder.generate_batch` takes: steps, guidance, sizes; it has its own for the rest.
+    `settings` override the decoder's defaults, as in `Decoder.generate_batch`: steps, guidance, sizes.
     """
 
     modality: Modality
@@ -33,12 +34,12 @@ class Wish(NamedTuple):
 
     @property
     def kind(self) -> Hashable:
-        """Equal for wishes that can be rendered in one batch."""
+        """A key that is equal for wishes that fit into one batch."""
         return self.modality, tuple(sorted(self.settings.items()))
 
 
 class _Batch(NamedTuple):
-    """Wishes of one kind, by their places, and how many numbers their latents are."""
+    """Wishes of one kind, by index, and the size of their latents."""
 
     modality: Modality
     places: Sequence[int]
@@ -51,9 +52,9 @@ def render(
     *,
     on_done: Callable[[Sequence[int], Sequence[Decoded]], None] = lambda places, media: None,
 ) -> list[Decoded]:
-    """Renders wishes; media in their order. `on_done` is told the places of each batch, and its media."""
+    """Renders wishes, in order. `on_done` receives the indices and media of each finished batch."""
     media: dict[int, Decoded] = {}
-    # The longest first: what is short fills the gaps at the end.
+    # Longest first, so that short batches fill the gaps at the end.
     batches = sorted(_batches(decoders, wishes), key=lambda batch: -batch.latents)
     own = _OwnDecoders(decoders)
     with _lanes(decoders, batches) as lanes:
@@ -71,7 +72,7 @@ def render(
 def render_batch(
     decoder: Decoder, wishes: Sequence[Wish], on_step: Callable[[int, int], None] | None = None
 ) -> list[Decoded]:
-    """Renders wishes of one kind in one go; raises ValueError as `Decoder.generate_batch` does."""
+    """Renders wishes of one kind as one batch; raises ValueError as `Decoder.generate_batch` does."""
     said = [wish.condition for wish in wishes if isinstance(wish.condition, str)]
     embedded = iter(decoder.embed(said)) if said else iter(())
     conditions = [next(embedded) if isinstance(wish.condition, str) else wish.condition for wish in wishes]
@@ -93,7 +94,7 @@ def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> It
 
 
 def most_at_once(decoder: Decoder, settings: Mapping[str, Any]) -> int:
-    """How many media a batch of a decoder should hold at most."""
+    """The largest batch size for a decoder."""
     return max(1, min(_MOST_AT_ONCE, _LATENTS_AT_ONCE // _latents(decoder, settings)))
 
 
@@ -102,7 +103,7 @@ def _latents(decoder: Decoder, settings: Mapping[str, Any]) -> int:
 
 
 class _OwnDecoders(threading.local):
-    """Each thread's own decoders, made when it needs them."""
+    """Thread-local decoders, created on first use."""
 
     def __init__(self, decoders: Mapping[Modality, Decoder]) -> None:
         self._shared, self._own = decoders, dict[Modality, Decoder]()
@@ -119,10 +120,10 @@ class _OwnDecoders(threading.local):
 def _lanes(
     decoders: Mapping[Modality, Decoder], batches: Sequence[_Batch]
 ) -> Iterator[dict[Modality, ThreadPoolExecutor]]:
-    """The threads that render the batches of each modality.
+    """The thread pools that render the batches of each modality.
 
-    An accelerator takes one batch of a modality at a time. On the CPU small batches share the cores, a thread each:
-    small layers gain nothing from several.
+    An accelerator renders one batch per modality at a time. On the CPU, small batches run in parallel with one thread
+    each: small layers gain nothing from more.
     """
     modalities = dict.fromkeys(batch.modality for batch in batches)
     threads = torch.get_num_threads()
@@ -140,3 +141,60 @@ def _lanes(
         for lane in lanes.values():
             lane.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+OnDone = Callable[[Sequence[int], Sequence[Decoded]], None]
+
+
+class DecoderPool:
+    """Renders media of all modalities as configured by `config.decoders`; decoders are loaded on first use and kept.
+
+    `device_of` gives each decoder's device. With `on_device: one`, modalities are rendered in turn and only the active
+    decoder is on its device; otherwise in parallel. Loading raises as `Decoder` does.
+    """
+
+    def __init__(self, config: ModelConfig, device_of: Callable[[Modality], torch.device | str]) -> None:
+        self._config, self._device_of = config, device_of
+        self._decoders: dict[Modality, Decoder] = {}
+
+    @property
+    def loaded(self) -> set[Modality]:
+        """The modalities whose decoders are loaded."""
+        return set(self._decoders)
+
+    def render(self, wishes: Sequence[Wish], *, on_done: OnDone = lambda places, media: None) -> list[Decoded]:
+        """Renders wishes as the function `render` does."""
+        modalities = list(dict.fromkeys(wish.modality for wish in wishes))
+        if self._config.decoders.on_device == "all":
+            # Loaded one by one: loading is not thread-safe.
+            return render({modality: self.decoder(modality) for modality in modalities}, wishes, on_done=on_done)
+        media: dict[int, Decoded] = {}
+        for modality in modalities:
+            places = [place for place, wish in enumerate(wishes) if wish.modality is modality]
+            media |= zip(places, self._render_alone(modality, wishes, places, on_done), strict=True)
+        return [media[place] for place in range(len(wishes))]
+
+    def decoder(self, modality: Modality) -> Decoder:
+        """A decoder, moved to its device; with `on_device: one` the others are offloaded."""
+        if self._config.decoders.on_device == "one":
+            self.offload(other for other in self._decoders if other is not modality)
+        device = self._device_of(modality)
+        if modality not in self._decoders:
+            name = self._config.outputs[modality].decoder
+            self._decoders[modality] = Decoder(modality, name, device, self._config.decoders)
+        self._decoders[modality].to(device)
+        return self._decoders[modality]
+
+    def offload(self, modalities: Iterable[Modality] | None = None) -> None:
+        """Moves decoders (by default all) to host memory, and frees their device memory."""
+        for modality in list(self._decoders if modalities is None else modalities):
+            self._decoders[modality].to("cpu")
+
+    def _render_alone(
+        self, modality: Modality, wishes: Sequence[Wish], places: Sequence[int], on_done: OnDone
+    ) -> list[Decoded]:
+        return render(
+            {modality: self.decoder(modality)},
+            [wishes[place] for place in places],
+            on_done=lambda done, media: on_done([places[place] for place in done], media),
+        )

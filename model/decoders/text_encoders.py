@@ -1,4 +1,4 @@
-"""The text encoders of the diffusion decoders: what conditions are aligned to.
+"""The text encoders of the diffusion decoders, which produce the alignment targets.
 
 Shape suffixes: N captions, L condition positions, D condition width.
 """
@@ -24,15 +24,15 @@ from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
 
-PIECE = 16  # captions of like length that a pooled encoder takes at once; more hold more padding
+PIECE = 16  # batch size of a pooled encoder, with captions sorted by length; larger batches have more padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionEmbeddings:
-    """What the decoder's text encoder makes of N captions.
+    """N captions, embedded by the decoder's text encoder.
 
-    `embeddings` is float32 (N, L, D). `lengths` is int32 (N,): how many of the L positions are the caption's own, begin
-    and end token included; what follows is padding, which the decoder attends to all the same.
+    `embeddings` is float32 (N, L, D). `lengths` is int32 (N,): the number of positions of the caption, begin and end
+    token included; the rest is padding, which the decoder attends to as well.
     """
 
     embeddings: npt.NDArray[np.float32]
@@ -40,11 +40,11 @@ class CaptionEmbeddings:
 
 
 class TextEncoder:
-    """The text encoder of a diffusion decoder, in float32, loaded without its UNet and VAE.
+    """The float32 text encoder of a diffusion decoder, loaded without its UNet and VAE.
 
     `shape` is (L, D): (77, 768) for Stable Diffusion v1-5, (77, 1024) for ZeroScope, (1, 512) for AudioLDM. Raises
-    FileNotFoundError where `name` (built-in part, directory or hub id) holds no diffusers pipeline, ValueError where
-    it is another modality's or lacks weights.
+    FileNotFoundError if `name` (built-in part, directory or hub id) is no diffusers pipeline, ValueError if it belongs
+    to another modality or lacks weights.
     """
 
     def __init__(self, modality: Modality, name: str, device: str | torch.device = "cpu") -> None:
@@ -61,13 +61,13 @@ class TextEncoder:
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
-        """Embeds captions as the pipeline's own `encode_prompt` does; longer ones are cut at the maximum length."""
+        """Embeds captions as the pipeline's own `encode_prompt` does; long ones are truncated to the maximum length."""
         if not captions:
             return CaptionEmbeddings(embeddings=np.zeros((0, *self.shape), np.float32), lengths=np.zeros(0, np.int32))
         pooled = self._family.pooled
         tokens = self.tokenizer(
             list(captions),
-            # A pooled vector does not depend on padding, so 512 positions of it would be wasted work.
+            # A pooled vector does not depend on padding, so padding to 512 positions would be wasted.
             padding="longest" if pooled else "max_length",
             max_length=self._max_length,
             truncation=True,
@@ -92,11 +92,10 @@ class TextEncoder:
 
 
 class CaptionEncoder(TextEncoder):
-    """A text encoder with an identity; `id` names it by its weights, tokenizer, maximum length and precision.
+    """A text encoder with an `id`, derived from its weights, tokenizer, maximum length and precision.
 
-    bfloat16 is several times as fast where the device computes with it, and changes the numbers a little: cosine 0.9999
-    or better with float32 a position. A pooled encoder stays in float32 all the same: its captions are short, and its
-    one vector would lose more.
+    bfloat16 is several times as fast on devices that support it, at a cosine similarity to float32 of at least 0.9999
+    per position. Pooled encoders always run in float32: captions are short, and the single vector would lose more.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class CaptionEncoder(TextEncoder):
             self.id += "-bfloat16"
 
     def _hash(self) -> str:
-        # Parameters only: which buffers a module keeps changes between versions of transformers.
+        # Parameters only: a module's buffers differ between versions of transformers.
         weights = weights_hash(dict(self.text_encoder.named_parameters()))
         vocab = sorted(self.tokenizer.get_vocab().items())
         special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
@@ -121,30 +120,30 @@ def _load_text_encoder(family: Family, path: str) -> Any:
     text_encoder, info = getattr(transformers, family.text_encoder).from_pretrained(
         path, subfolder="text_encoder", dtype=torch.float32, output_loading_info=True
     )
-    # transformers only warns, and goes on with random values.
+    # transformers only warns, and continues with random values.
     if missing := sorted(info["missing_keys"] & dict(text_encoder.named_parameters()).keys()):
-        raise ValueError(f"{path}/text_encoder: {len(missing)} weights are missing, {missing[0]} first; fetch it anew")
+        raise ValueError(f"{path}/text_encoder: {len(missing)} weights are missing, first {missing[0]}; download again")
     return text_encoder.requires_grad_(False).eval()
 
 
 def _pieces(lengths_N: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Row numbers of captions of like length, and the length of the longest of them; each row once."""
+    """Batches of row numbers, sorted by caption length, each with the length of its longest caption."""
     for rows in torch.split(lengths_N.argsort(stable=True), PIECE):
         yield rows, int(lengths_N[rows[-1]])
 
 
 def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
-    # RoBERTa numbers positions from the padding id on, so CLAP's 514 rows serve 512 tokens.
+    # RoBERTa numbers positions from the padding id onwards, so CLAP's 514 rows serve 512 tokens.
     unused = config.pad_token_id + 1 if family.pooled else 0
     return min(tokenizer.model_max_length, config.max_position_embeddings - unused)
 
 
 def loading(path: str) -> Any:
-    """Loads a part without idle lines; a download keeps its progress bar."""
+    """A context for loading a part without noise in the log; downloads keep their progress bars."""
     return quiet_libraries(keep_bars=not Path(path).is_dir())
 
 
 def readable(name: str) -> str:
-    """Makes a name fit for a directory: the last folder of a path, all of a hub id."""
+    """Turns a name into a valid directory name: the last folder of a path, or the whole hub id."""
     short = Path(name).resolve().name if Path(name).is_dir() else name.removeprefix("builtin:")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")

@@ -1,4 +1,4 @@
-"""Decoded media to ImageBind's inputs, and the encoder that embeds any mix of them.
+"""Preprocesses media for ImageBind, and embeds any mix of them.
 
 Shape suffixes as in `model/architectures/imagebind.py`.
 """
@@ -24,7 +24,7 @@ from model.architectures.imagebind import MEL_BINS, MEL_FRAMES, load_imagebind
 from model.parts.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Video
 
-# Part of every encoder id: raise it with any change below that changes a number.
+# Part of every encoder id: increment it with any change below that affects values.
 PREPROCESSING_VERSION = 1
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,17 +46,17 @@ Box = tuple[float, float, float, float]
 
 
 def image_inputs(image: Image, size: int = 224) -> Tensor:
-    """Resizes (bicubic, short side `size`), crops the centre, normalises; returns float32 (3, size, size)."""
+    """Resizes (bicubic, short side `size`), centre-crops and normalises; returns float32 (3, size, size)."""
     [box] = _boxes(image.pixels.shape, size, num_crops=1)
     crop = PIL.Image.fromarray(image.pixels).resize((size, size), PIL.Image.Resampling.BICUBIC, box=box)
     return _normalised(torch.from_numpy(np.array(crop)).permute(2, 0, 1).float())
 
 
 def video_inputs(video: Video, size: int = 224) -> Tensor:
-    """Takes the first and last frame of 5 clips of 2 s, each at 3 places along the long side.
+    """Takes the first and last frame of 5 clips of 2 s, each in 3 crops along the long side.
 
-    Returns float32 (15, 3, 2, size, size), the crops of a clip beside each other. In a video shorter than a clip all
-    clips are the whole video. Raises ValueError for a video without frames or without a frame rate.
+    Returns float32 (15, 3, 2, size, size), with the crops of a clip adjacent. If the video is shorter than a clip,
+    every clip is the whole video. Raises ValueError for a video without frames or without a frame rate.
     """
     num_frames = len(video.frames)
     if not num_frames or not video.fps > 0:
@@ -75,8 +75,8 @@ def video_inputs(video: Video, size: int = 224) -> Tensor:
 def audio_inputs(audio: Audio) -> Tensor:
     """Makes the normalised log-mel spectrograms of 3 clips of 2 s, evenly spaced; returns float32 (3, 1, 128, 204).
 
-    Sounds are mixed to mono and resampled to 16 kHz; in one shorter than a clip all clips are the whole sound. Raises
-    ValueError for a sound without samples.
+    Sounds are mixed to mono and resampled to 16 kHz; if one is shorter than a clip, every clip is the whole sound.
+    Raises ValueError for a sound without samples.
     """
     if not audio.waveform.size:
         raise ValueError("audio: it has no samples; leave it out")
@@ -119,32 +119,32 @@ def _mel_filters() -> Tensor:
 
 
 def _clip_starts(duration: float, num_clips: int) -> list[float]:
-    """Seconds at which clips begin, the first at the start and the last so that it ends with the medium."""
+    """Start times of clips in seconds, evenly spaced; the last clip ends with the medium."""
     latest = max(duration - CLIP_SECONDS, 0.0)
     return [latest * i / (num_clips - 1) for i in range(num_clips)]
 
 
 def _boxes(shape: Sequence[int], size: int, num_crops: int) -> list[Box]:
-    """Squares of an (H, W, ...) picture that become `size` pixels wide when its short side does.
+    """Square crops of an (H, W, ...) picture that are `size` wide once its short side is resized to `size`.
 
-    One crop is the centre; three lie along the long side, at both ends and the centre. Each box is left, top, right and
-    bottom in the picture's own pixels, so that only a crop's pixels are computed: a picture of 2 x 20,000 costs no more
-    than another.
+    A single crop is the centre; three lie along the long side, at both ends and the centre. Each box is left, top,
+    right and bottom in original pixels, so that only cropped pixels are computed: a 2 x 20,000 picture costs no more
+    than any other.
     """
     height, width = shape[:2]
     short = min(height, width)
     scaled_height, scaled_width = size * height // short, size * width // short
     y, x = height / scaled_height, width / scaled_width
-    # The middle of an odd rest: torchvision rounds half to even for images, ImageBind's video crops round up.
+    # If the margin is odd, torchvision rounds half to even for images, ImageBind's video crops round up.
     places, whole = ((0.5,), round) if num_crops == 1 else ((0.0, 0.5, 1.0), ceil)
     corners = [(whole((scaled_width - size) * place), whole((scaled_height - size) * place)) for place in places]
     return [(left * x, top * y, (left + size) * x, (top + size) * y) for left, top in corners]
 
 
 def _cut(frame: npt.NDArray[np.uint8], boxes: Sequence[Box], size: int) -> Tensor:
-    """Cuts boxes of a frame out at `size` pixels; returns float32 (len(boxes), 3, size, size) of 0 to 255.
+    """Crops boxes of a frame and resizes them; returns float32 (len(boxes), 3, size, size) in [0, 255].
 
-    Bilinear and without antialiasing, as ImageBind resizes frames; Pillow can only smooth or truncate.
+    Bilinear without antialiasing, as in ImageBind; Pillow can only antialias or truncate.
     """
     height, width = frame.shape[:2]
     to_frame = [
@@ -160,7 +160,7 @@ def _cut(frame: npt.NDArray[np.uint8], boxes: Sequence[Box], size: int) -> Tenso
 
 
 def _normalised(pixels: Tensor) -> Tensor:
-    """Normalises (..., 3, H, W) of 0 to 255 by ImageBind's mean and deviation."""
+    """Normalises (..., 3, H, W) in [0, 255] by ImageBind's mean and standard deviation."""
     mean, std = (torch.tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
     return (pixels / 255 - mean) / std
 
@@ -168,9 +168,9 @@ def _normalised(pixels: Tensor) -> Tensor:
 class ImageBindEncoder:
     """Embeds any mix of images, videos and sounds with a frozen ImageBind, loaded once.
 
-    `name` is what `builtin.resolve` takes: a built-in part, a file such as `imagebind_huge.pth` or a directory.
-    `batch_size` counts clips in one forward pass (an image is 1 clip, a video 15, a sound 3). `id` is a readable name
-    and a hash over weights, sizes and preprocessing: equal ids give equal embeddings. `dim` is the embedding's width.
+    `name` is resolved by `builtin.resolve`: a built-in part, a file such as `imagebind_huge.pth` or a directory.
+    `batch_size` counts clips per forward pass (an image is 1 clip, a video 15, a sound 3). `id` is a readable name plus
+    a hash of weights, sizes and preprocessing: equal ids give equal embeddings. `dim` is the embedding's width.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class ImageBindEncoder:
         self.batch_size = batch_size
         self.model = model.to(self.device)
         size = model.config.image_size
-        # What is done per kind: how it becomes a tensor, which tower takes it, how many clips it has.
+        # Per type of media: preprocessing, tower, number of clips.
         self._kinds: dict[type, tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor], int]] = {
             Image: (partial(image_inputs, size=size), model.forward_vision, 1),
             Video: (partial(video_inputs, size=size), model.forward_vision, VIDEO_CLIPS * VIDEO_CROPS),
@@ -194,7 +194,7 @@ class ImageBindEncoder:
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[Decoded]) -> npt.NDArray[np.float32]:
-        """Embeds items; returns (len(items), dim) in their order. An item's row does not depend on the others."""
+        """Embeds items, in order; returns (len(items), dim). An item's row does not depend on the others."""
         embeddings_NE = np.empty((len(items), self.dim), dtype=np.float32)
         for kind, (prepare, forward, num_clips) in self._kinds.items():
             rows = [row for row, item in enumerate(items) if isinstance(item, kind)]

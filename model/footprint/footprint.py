@@ -1,8 +1,9 @@
-"""What a training run will take of memory and disk, from its settings alone: no weights are read or allocated.
+"""Predicts the memory and disk usage of a training run from its settings; no weights are read or allocated.
 
-The step itself is run on the meta device and counted (`meta_step.py`); what DeepSpeed 0.19 keeps beside it is
-arithmetic on the number of trained weights. Checked against the peaks of `jobs/bench.py gpu`; what a process on a CPU
-takes was fitted to four runs, and slow tests alone hold it to others (tests/model/test_footprint.py). In bytes.
+The step itself runs on the meta device, where allocations are counted (`meta_step.py`); what DeepSpeed 0.19 keeps is
+computed from the number of trained weights. Validated against the peaks of `jobs/bench.py gpu`; the estimate for CPU
+processes was fitted to four runs, and is checked on others by slow tests only (tests/model/test_footprint.py). All
+sizes are in bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,28 +25,27 @@ _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
 # NF4 with a float32 scale for each block of 64 weights (Dettmers et al. 2023), as bitsandbytes keeps it.
 _NF4_BYTES = 0.5 + _FLOAT / 64
-_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of reduce_bucket_size
-_LIVE_ELEMENTS = 1_000_000_000  # and of stage3_max_live_parameters
-# A process with Python, torch, Ray and DeepSpeed, as measured on a CPU. With CUDA's libraries, and CUDA's context on
-# the GPU: what is usual, not measured here.
+_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
+_LIVE_ELEMENTS = 1_000_000_000  # and its default stage3_max_live_parameters
+# A process with Python, torch, Ray and DeepSpeed: measured on a CPU. With CUDA's libraries, and CUDA's context on the
+# GPU: typical values, not measured here.
 _CPU_PROCESS = 700_000_000
 _GPU_PROCESS = 3_000_000_000
 _CUDA_CONTEXT = 550_000_000
-# A GPU's allocator cannot use all of it: what is free lies in pieces.
+# A GPU's allocator cannot use all memory, because of fragmentation.
 _USABLE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a worker takes of its device, in bytes.
+    """A worker's use of device memory, in bytes.
 
-    Held all the time: `process` (CUDA's context, or the libraries), `frozen` and `trained` weights, the `optimizer`
-    (copies of the weights in float32, moments), and the `decoders` of sample replies once they are loaded. Held in
-    turn: `gradients`, `buckets` to reduce them in, and `activations` during a step; `update`, while the optimizer
-    works; `saving`, the copies that a checkpoint is written from, which lie in main memory. On a CPU the last two hold
-    what a step took as well, and the weights as they were before DeepSpeed laid them out flat: glibc keeps freed blocks
-    of a few MB. On a GPU `host` is what the worker takes of main memory; on a CPU there is nothing else. `checkpoint`
-    is the size of one on disk, of all workers.
+    Permanent: `process` (CUDA's context, or the libraries), `frozen` and `trained` weights, the `optimizer` (float32
+    copies of the weights, moments), and the `decoders` of sample replies once loaded. Temporary, one after another:
+    `gradients`, reduction `buckets` and `activations` during a step; `update` while the optimizer runs; `saving`, the
+    copies in main memory from which a checkpoint is written. On a CPU the last two include the memory of the step and
+    of the weights before DeepSpeed flattened them, since glibc keeps freed blocks of a few MB. `host` is a GPU worker's
+    use of main memory, 0 on a CPU. `checkpoint` is the size of a checkpoint on disk, over all workers.
     """
 
     process: int
@@ -63,28 +63,28 @@ class Footprint:
 
     @property
     def held(self) -> int:
-        """What is there between steps."""
+        """The memory in use between steps."""
         return self.process + self.frozen + self.trained + self.optimizer + self.decoders
 
     @property
     def training(self) -> int:
-        """The most at one time while steps are made."""
+        """The peak during training steps."""
         return self.held + max(self.gradients + self.buckets + self.activations, self.update)
 
     @property
     def peak(self) -> int:
-        """The most at one time, checkpoints included."""
+        """The peak, including checkpoints."""
         return max(self.training, self.held + self.saving)
 
     def fits(self, device: int) -> bool:
-        """Whether it goes into a device of so many bytes, with the room that an allocator needs."""
+        """Whether it fits into a device with this many bytes, leaving headroom for fragmentation."""
         return self.peak <= _USABLE * device
 
 
 def trained_weights(config: ModelConfig) -> int:
-    """How many weights a checkpoint holds once all stages ran; nothing is allocated, and of the LLM its config read.
+    """The number of weights in a checkpoint after all stages; reads only the LLM's configuration.
 
-    Raises OSError when the LLM is not on this machine.
+    Raises OSError if the LLM is not on this machine.
     """
     return sum(tensor.numel() for tensor in trained_state(meta_model(config, local_files_only=True)).values())
 
@@ -98,10 +98,10 @@ def measure(
     decoders: int = 0,
     step: int | None = None,
 ) -> Footprint:
-    """The footprint of each of `world_size` workers.
+    """Estimates the footprint of each of `world_size` workers.
 
-    `decoders` is what those of sample replies take; `step` is the figure of `step_bytes` where it is known. Raises
-    OSError when the LLM's configuration cannot be read, and ValueError when the LLM cannot be used.
+    `decoders` is the size of the decoders for sample replies; `step` is the result of `step_bytes`, if known. Raises
+    OSError if the LLM's configuration cannot be read, and ValueError if the LLM cannot be used.
     """
     dtype = DTYPES[settings.precision]
     model = meta_model(settings.model, dtype, adapter=settings.stage == 3)
@@ -112,7 +112,7 @@ def measure(
     engine = _engine(settings, deepspeed, num_trained, world_size, gpu)
     if step is None:
         step = step_bytes(settings, gpu=gpu, accumulates=steps > 1)
-    # Without micro-batches before, gradients are made within the step.
+    # Without earlier micro-batches, gradients are allocated within the step.
     activations = step if steps > 1 else max(0, step - trained)
     frozen, unpacked = _frozen(model, settings)
     if settings.zero == 3:
@@ -139,7 +139,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Engine:
-    """DeepSpeed's share of a footprint; `saved` is what this worker's files of a checkpoint hold."""
+    """DeepSpeed's share of a footprint; `saved` is the size of this worker's files in a checkpoint."""
 
     optimizer: int
     gradients: int
@@ -152,10 +152,10 @@ class _Engine:
 def _engine(
     settings: TrainSettings, deepspeed: Mapping[str, Any], num_trained: int, world_size: int, gpu: bool
 ) -> _Engine:
-    """What DeepSpeed's optimizers of each ZeRO stage keep of `num_trained` weights.
+    """The memory of DeepSpeed's optimizer at each ZeRO stage, for `num_trained` weights.
 
-    Stages 1 and 2 have a float32 copy of their part, also where the weights are float32; without ZeRO only bfloat16
-    weights have one. Buckets are allocated whole, but only of a GPU's memory is what nobody writes to taken.
+    ZeRO keeps a float32 copy of its partition, even of float32 weights; without ZeRO only bfloat16 weights have one.
+    Buckets are allocated in full, but unused pages count on a GPU only.
     """
     zero = deepspeed.get("zero_optimization", {})
     itemsize = DTYPES[settings.precision].itemsize
@@ -169,9 +169,9 @@ def _engine(
     else:
         buckets = num_trained * itemsize
     gradients = (part if settings.zero > 1 else num_trained) * itemsize
-    # The gradient of the part in float32, and what AdamW needs to take a root of its moments.
+    # The partition's gradient in float32, and AdamW's temporary for the square root of its moments.
     update = gradients + part * 2 * _FLOAT if gpu else part * 3 * _FLOAT
-    if not settings.zero:  # updates tensor by tensor, after gradients were summed in a flat copy
+    if not settings.zero:  # updates tensor by tensor, after reducing gradients in a flat copy
         update = 2 * num_trained * itemsize
     saved = states + (num_trained if settings.zero < 3 else part) * itemsize
     if not settings.offload_optimizer:
@@ -183,7 +183,7 @@ def _engine(
 
 
 def _frozen(model: NextGPT, settings: TrainSettings) -> tuple[int, int]:
-    """What frozen weights and buffers take, and what the largest of those in 4 bits takes while it is used."""
+    """The size of frozen weights and buffers, and that of the largest 4-bit weight while it is dequantised."""
     packed = set(_packed(model)) if settings.model.llm.load_in_4bit else set[str]()
     total, largest = 0.0, 0
     for name, parameter in model.named_parameters():
@@ -199,7 +199,7 @@ def _frozen(model: NextGPT, settings: TrainSettings) -> tuple[int, int]:
 
 
 def _packed(model: NextGPT) -> Iterator[str]:
-    """The names of the weights that bitsandbytes packs: those of the LLM's linear layers but its head."""
+    """The names of the weights that bitsandbytes packs: the LLM's linear layers except its head."""
     head = model.llm.get_output_embeddings()
     for name, module in model.named_modules():
         ours = not name.startswith("llm.") or module is head or is_adapter_tensor(name)
@@ -208,6 +208,6 @@ def _packed(model: NextGPT) -> Iterator[str]:
 
 
 def _sharded(frozen: int, trained: int, itemsize: int, world_size: int) -> tuple[int, int, int]:
-    """Frozen and trained weights of a worker under ZeRO-3, and what it gathers of the others' at one time."""
+    """A worker's frozen and trained weights under ZeRO-3, and the most it gathers from others at a time."""
     gathered = min(frozen + trained, _LIVE_ELEMENTS * itemsize)
     return ceil(frozen / world_size), ceil(trained / world_size), gathered

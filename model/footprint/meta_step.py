@@ -1,22 +1,28 @@
-"""A training step on the meta device: the real model, losses and backward pass, without weights, values or time.
+"""Counts the memory of a training step on the meta device: the real model, losses and backward pass, without weights.
 
-Suffixes: those of nextgpt.py and batch.py.
+Code on the meta device computes nothing, but allocates and frees as it would. Memory that a kernel uses internally is
+not seen; `fused_attention` models the one kernel for which that matters. Suffixes as in nextgpt.py and batch.py.
 """
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.core.batch import Batch, Targets
 from model.core.losses import TERMS, Criterion, total
 from model.core.nextgpt import NextGPT
 from model.decoders.denoising import Denoiser
-from model.footprint.allocations import Allocations, fused_attention
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from model.parts.library_logs import quiet_libraries
@@ -24,16 +30,16 @@ from model.training.engine import DTYPES
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality
 
-# The share of a sample's tokens that are an answer's, and so have logits.
+# The share of a sample's tokens that belong to answers, and so have logits.
 LEARNED_SHARE = 0.6
 
 
 def meta_model(
     config: ModelConfig, dtype: torch.dtype = torch.float32, *, adapter: bool = True, local_files_only: bool = False
 ) -> NextGPT:
-    """The model without its weights, of which the LLM's `config.json` alone is read, from a hub if need be.
+    """The model without weights; only the LLM's `config.json` is read, from the hub if need be.
 
-    Its linear layers are whole where the LLM is to be in 4 bits. Raises OSError when there is no such LLM.
+    Linear layers are unquantised even for an LLM in 4 bits. Raises OSError if there is no such LLM.
     """
     described = AutoConfig.from_pretrained(resolve(config.llm.name), local_files_only=local_files_only)
     attention = "sdpa" if config.llm.attention == "flash_attention_2" else config.llm.attention
@@ -49,10 +55,10 @@ def meta_model(
 
 
 def step_bytes(settings: TrainSettings, *, gpu: bool, accumulates: bool) -> int:
-    """What a forward and a backward pass take at most, in bytes, besides weights; gradients of the weights are in it.
+    """The peak memory of a forward and backward pass in bytes, without weights but with their gradients.
 
-    One micro-batch of samples as long as they may be, with an item of each modality in and out. With `accumulates`,
-    gradients of micro-batches before are there already, and not in it.
+    Assumes a micro-batch of samples of maximum length, with one input and one output item of each modality. With
+    `accumulates`, gradients exist already from earlier micro-batches and are not counted.
     """
     model = meta_model(settings.model, DTYPES[settings.precision], adapter=settings.stage == 3)
     model.set_stage(settings.stage)
@@ -79,7 +85,7 @@ def step_bytes(settings: TrainSettings, *, gpu: bool, accumulates: bool) -> int:
 
 
 def num_learned(settings: TrainSettings) -> int:
-    """How many positions of a micro-batch have logits: those of answers, in stage 2 those of signal tokens alone."""
+    """The number of positions in a micro-batch with logits: answers, or in stage 2 only signal tokens."""
     signals = sum(settings.model.signal_groups.values())
     answer = max(signals, round(LEARNED_SHARE * settings.model.max_length))
     return settings.micro_batch_size * (signals if settings.stage == 2 else answer)
@@ -125,7 +131,7 @@ def _batch(settings: TrainSettings, denoisers: Any) -> Batch:
 
 
 def _fuse_dropout(model: nn.Module) -> None:
-    """A GPU's dropout keeps a byte a value; elsewhere it keeps noise in the values' own type."""
+    """Models dropout on a GPU, which keeps one byte per value; on a CPU it keeps noise in the values' dtype."""
 
     def fused(values: Tensor, p: float) -> Tensor:
         return torch.native_dropout(values, p, True)[0]
@@ -136,7 +142,7 @@ def _fuse_dropout(model: nn.Module) -> None:
 
 
 class MetaDenoiser(Denoiser):
-    """A denoiser whose UNet has no weights; its configuration must be on this machine or on a hub."""
+    """A denoiser whose UNet has no weights; its configuration must be on this machine or on the hub."""
 
     def __init__(self, modality: Modality, settings: TrainSettings) -> None:
         decoder = settings.model.outputs[modality].decoder
@@ -146,3 +152,71 @@ class MetaDenoiser(Denoiser):
         kind = getattr(diffusers, self._family.unet)
         with torch.device("meta"):
             return kind.from_config(kind.load_config(path, subfolder="unet")).to(dtype)
+
+
+_ATEN = torch.ops.aten
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context that counts the bytes of new tensors in `now` and `peak`; tensors in `before` are not counted.
+
+    Meta tensors have no values: code that reads one (is anything masked?) gets True, and a boolean mask always selects
+    `num_selected` positions.
+    """
+
+    def __init__(self, before: Iterable[Tensor], num_selected: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._num_selected = num_selected
+        self._before = {tensor.untyped_storage()._cdata for tensor in before}
+        self._storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is _ATEN._local_scalar_dense.default:
+            return True
+        result = self._selected(*args) if _is_masked(func, args) else func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value)
+        return result
+
+    def _selected(self, values: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+        mask = indices[0]
+        assert mask is not None
+        return values.new_empty(self._num_selected, *values.shape[mask.ndim :])
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._before or key in self._storages:
+            return
+
+        def freed(_: Any) -> None:
+            self.now -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """A context in which attention allocates as fused kernels do: its output and one float32 per row, no score matrix.
+
+    On the meta device PyTorch would choose the kernel that materialises all scores. The function is patched, because
+    PyTorch modes do not apply to recomputation in gradient checkpointing.
+    """
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)[0]
+
+    with patch.object(functional, "scaled_dot_product_attention", attend):
+        yield
+
+
+def _is_masked(func: Any, args: Sequence[Any]) -> bool:
+    """Whether values are selected by a boolean mask, whose count is unknown on the meta device."""
+    return func is _ATEN.index.Tensor and args[1][0] is not None and args[1][0].dtype is torch.bool

@@ -1,4 +1,4 @@
-"""The loop over tokens: rows that are answered side by side, which may join and leave at any token.
+"""The decoding loop: continuous batching, in which rows join and leave at any token.
 
 Suffixes: B rows, T tokens, H LLM width, V vocabulary, M output modalities.
 """
@@ -19,21 +19,21 @@ from model.inference.query import Sampling
 
 
 class Draw:
-    """Where the next token of an answer comes from: its settings, and its own random numbers."""
+    """How the tokens of an answer are sampled: its settings, and its own random generator."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.temperature, self.top_p = sampling.temperature, sampling.top_p
-        # On the CPU, so that the draws do not depend on the device.
+        # On the CPU, so that samples do not depend on the device.
         self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
 
     def number(self) -> float:
-        """The next of them, in [0, 1)."""
+        """The next random number, in [0, 1)."""
         return float(torch.rand((), generator=self._generator, dtype=torch.float64)) if self.temperature else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An answer on its way, and how its tokens are drawn."""
+    """An unfinished answer, and how its tokens are sampled."""
 
     answer: Answer
     draw: Draw
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(slots=True)
 class _Memory:
-    """The LLM's cache of keys and values: `length` places a row, of which the first `padding_B` are not the row's."""
+    """The LLM's key-value cache: `length` positions per row, of which the first `padding_B` are padding."""
 
     padding_B: Tensor
     length: int = 0
@@ -56,16 +56,16 @@ class _Memory:
         self.cache.reorder_cache(places_B)
 
     def _pad(self, padding_B: Tensor) -> None:
-        # Asked for once: on a GPU each look at a number waits for all that was to be computed before.
+        # Computed once: on a GPU, reading a value waits for all pending work.
         self.padding_B, self.is_padded = padding_B, bool(padding_B.any())
 
     @property
     def is_plain(self) -> bool:
-        """Whether it holds all places of all layers, and nothing else."""
+        """Whether all layers cache all positions, and nothing else."""
         return self.cache is None or all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def join(self, other: "_Memory") -> None:
-        """Adds the rows of another; the shorter one's get more padding, and what is padding to all is cut off."""
+        """Appends another cache's rows; the shorter cache is padded, and padding common to all rows is cut off."""
         width = max(self.length, other.length)
         for one in (self, other):
             one.padding_B = one.padding_B + (width - one.length)
@@ -82,10 +82,10 @@ class _Memory:
 
 
 class Decoding:
-    """Rows that are answered side by side.
+    """A batch of rows being answered.
 
-    Prompts are padded on the left, so that all rows read their next tokens at the same place. A row that is complete
-    leaves; others may join meanwhile, where the LLM's cache is a plain one (`is_open`).
+    Prompts are left-padded, so that all rows read their next tokens at the same position. Completed rows leave; others
+    may join at any time if the LLM's cache is a plain one (`is_open`).
     """
 
     def __init__(self, model: NextGPT, forbidden: Iterable[int]) -> None:
@@ -101,11 +101,11 @@ class Decoding:
 
     @property
     def is_open(self) -> bool:
-        """Whether rows can join."""
+        """Whether new rows can join."""
         return not self.rows or self._memory.is_plain
 
     def join(self, examples: Sequence[Example], rows: Sequence[Row]) -> None:
-        """Reads prompts and chooses their first tokens; those that are not complete then go on with the others."""
+        """Reads prompts and chooses their first tokens; rows that are not complete then join the batch."""
         for row in rows:
             if not row.answer.room:
                 row.answer.complete()
@@ -127,20 +127,20 @@ class Decoding:
         self.rows += joining
 
     def step(self) -> None:
-        """Has all rows read what they have to, and choose their next token."""
+        """Advances all rows: reads their unread tokens, and chooses the next ones."""
         hidden_BH = self._read(self._memory, self._next())
-        # A row in the midst of its group has nothing to choose.
+        # A row in the middle of a signal group has nothing to choose.
         choosing = [place for place, row in enumerate(self.rows) if not row.answer.unread]
         self._choose(hidden_BH[choosing], [self.rows[place] for place in choosing])
         self.rows = _keep(self._memory, self.rows)
 
     def drop(self, row: Row) -> None:
-        """Takes a row out."""
+        """Removes a row."""
         row.answer.unread = []
         self.rows = _keep(self._memory, self.rows)
 
     def _left_padded(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """The embeddings of prompts (B, T, H), which all end in the last column, and the padding before each."""
+        """Left-padded embeddings of prompts (B, T, H), and the length of each row's padding (B)."""
         if not any(example.dialogue.input_positions for example in examples):
             return self._left_padded_words([example.dialogue.input_ids for example in examples])
         embeds_BTH = self.model.embed_batch(collate(examples).to(self._device))
@@ -151,14 +151,14 @@ class Decoding:
         return embeds_BTH.take_along_dim(shifted_BT[..., None], dim=1), padding_B
 
     def _left_padded_words(self, ids_B: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """As `_left_padded`, of prompts that show nothing."""
+        """As `_left_padded`, for prompts without media."""
         width = max(map(len, ids_B))
         padding_B = [width - len(ids) for ids in ids_B]
         ids_BT = [[0] * padding + [*ids] for padding, ids in zip(padding_B, ids_B, strict=True)]
         return self.model.embed(torch.tensor(ids_BT, device=self._device)), torch.tensor(padding_B, device=self._device)
 
     def _next(self) -> Tensor:
-        """The embeddings of what all rows have to read: one token, or as much as is left of everyone's group."""
+        """The embeddings of the next tokens to read: as many as every row has unread."""
         answers = [row.answer for row in self.rows]
         width = min(len(answer.unread) for answer in answers)
         ids_BT = [answer.unread[:width] for answer in answers]
@@ -168,7 +168,7 @@ class Decoding:
         return self.model.embed(torch.tensor(ids_BT, device=self._device), is_text=is_text)
 
     def _read(self, memory: _Memory, embeds_BTH: Tensor) -> Tensor:
-        """Feeds embeddings to the LLM; returns the last hidden states (B, H)."""
+        """Runs the LLM on embeddings; returns the last hidden states (B, H)."""
         options: dict[str, Any] = {"past_key_values": memory.cache, "use_cache": True}
         if memory.is_padded:
             places_T = torch.arange(memory.length + embeds_BTH.shape[1], device=self._device)
@@ -179,7 +179,7 @@ class Decoding:
         return output.last_hidden_state[:, -1]
 
     def _closed(self, rows: Sequence[Row]) -> Tensor:
-        """What may not be chosen (B, V), or (1, V) where that is the same for all; kept for the next token."""
+        """The mask of forbidden tokens (B, V), or (1, V) if the same for all rows; cached for the next token."""
         modalities = self.model.vocabulary.first_ids.values()
         closed_BM = [tuple(not row.answer.may_hold(modality) for modality in modalities) for row in rows]
         if len(set(closed_BM)) == 1:
@@ -206,7 +206,7 @@ class Decoding:
 
 
 def drawn(logits_BV: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-    """Whether a row is drawn at all (B,), and the token that it draws (B,)."""
+    """Samples tokens: whether each row is sampled at all (B,), and its token (B,)."""
     numbers = [(draw.temperature, draw.top_p, draw.number()) for draw in draws]
     temperature_B, top_p_B, number_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device).unbind(1)
     drawn_B = temperature_B > 0
@@ -216,14 +216,14 @@ def drawn(logits_BV: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         last_B = (sorted_BV.cumsum(dim=-1) < top_p_B[:, None]).sum(dim=-1).clamp(max=sorted_BV.shape[1] - 1)
         least_B1 = sorted_BV.gather(1, last_B[:, None]).where(top_p_B[:, None] < 1, 0.0)
         probabilities_BV = probabilities_BV.where(probabilities_BV >= least_B1, 0.0)
-    # One number a row, looked up in the distribution: nothing as long as a vocabulary leaves the device.
+    # Inverse transform sampling with one number per row: nothing of vocabulary size leaves the device.
     cumulative_BV = probabilities_BV.cumsum(dim=-1)
     found_B1 = torch.searchsorted(cumulative_BV, number_B[:, None] * cumulative_BV[:, -1:], right=True)
     return drawn_B, found_B1[:, 0]
 
 
 def _keep(memory: _Memory, rows: list[Row]) -> list[Row]:
-    """The rows that are not complete; the others leave the memory too."""
+    """The rows that are not complete; the others are also removed from the cache."""
     stays = [bool(row.answer.unread) for row in rows]
     if all(stays) or not any(stays):
         return rows if all(stays) else []

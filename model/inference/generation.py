@@ -1,4 +1,4 @@
-"""Replies: constrained decoding in batches, and the conditions of the items that the replies hold.
+"""Generates replies: constrained decoding in batches, and the conditions of the items in the replies.
 
 Suffixes: B rows, T tokens, H LLM width, V vocabulary, N input items, E encoder width, M output modalities, L and D
 length and width of a condition.
@@ -27,14 +27,14 @@ from pipelines.sample import Item, Modality, Part, Turn
 Condition = tuple[Modality, npt.NDArray[np.float32]]
 OnPart = Callable[[int, Part], None]
 _NO_LIMIT = 1 << 30
-_DIALOGUES_AT_ONCE = 32  # whose conditions are computed in one pass
+_DIALOGUES_AT_ONCE = 32  # batch size for computing conditions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A dialogue that ends in a user's turn, the media that its answer must hold, and how to draw that one.
+    """A dialogue that ends with a user turn, the media that its answer must contain, and sampling settings.
 
-    `features` (N, E) are the encoder's embeddings of the named input items in the order they stand.
+    `features` (N, E) are the encoder's embeddings of the named input items, in order.
     """
 
     turns: Sequence[Turn]
@@ -47,7 +47,7 @@ class Prompt:
 class Reply:
     """An answer: its text, its parts in order, and each item's modality and condition, float32 (L, D).
 
-    `prompt_tokens` and `tokens` are how many the LLM read and chose; `was_cut` where the limit ended the answer.
+    `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the length limit ended it.
     """
 
     text: str
@@ -67,7 +67,7 @@ def generate(
     require: Sequence[Modality] = (),
     **sampling: Any,
 ) -> Reply:
-    """Answers one prompt, drawn as `Sampling(**sampling)` says: `generate_batch` of it alone."""
+    """Answers one prompt with `Sampling(**sampling)`: `generate_batch` with a batch of one."""
     prompt = Prompt(turns=turns, features=features, require=require, sampling=Sampling(**sampling))
     [reply] = generate_batch(model, tokenizer, [prompt])
     return reply
@@ -76,18 +76,17 @@ def generate(
 def generate_batch(
     model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt], *, on_part: OnPart | None = None
 ) -> list[Reply]:
-    """Answers prompts side by side, each as it would be alone.
+    """Answers prompts as a batch, each as it would be answered alone.
 
-    Signal tokens come in whole groups or not at all; required items that the model did not bring forth itself are added
-    at the end. The oldest exchanges are left out where a dialogue is longer than the LLM reads. `on_part` is told the
-    row and what has become certain of its reply: pieces of text, which joined are the reply's text, and items where
-    they stand.
+    Signal tokens are generated in whole groups only; required items that the model did not generate are added at the
+    end. If a dialogue exceeds the LLM's context, the oldest exchanges are dropped. `on_part` receives the row and each
+    part of its reply once final: pieces of text, which concatenate to the reply's text, and items, in order.
 
-    Raises ValueError when features and items differ in number, the model has no signal tokens for a required modality,
-    `max_new_tokens` has no room for the required items, or the last turn alone is longer than the LLM reads.
+    Raises ValueError if features and items differ in number, the model has no signal tokens for a required modality,
+    `max_new_tokens` has no room for the required items, or the last turn alone exceeds the LLM's context.
     """
     was_training = model.training
-    if was_training:  # to say it to every module takes as long as a token
+    if was_training:  # switching every module takes as long as a token
         model.eval()
     try:
         generator = Generator(model, tokenizer)
@@ -107,17 +106,16 @@ def generate_batch(
 
 @dataclass(slots=True)
 class _Asked:
-    """A prompt as the LLM reads it, and its answer on its way."""
+    """An encoded prompt, and its unfinished answer."""
 
     example: Example
     row: Row
 
 
 class Generator:
-    """Answers prompts as they come: those that wait join the others at the next token, up to `at_once` of them.
+    """Answers prompts as they arrive: waiting prompts join the batch at the next token, up to `at_once` in total.
 
-    Each is answered as it would be alone, but for how sums are rounded. The model is to be in evaluation mode; one
-    thread at a time may use it.
+    Each is answered as it would be alone, up to rounding. The model must be in evaluation mode; not thread-safe.
     """
 
     def __init__(self, model: NextGPT, tokenizer: Any, *, at_once: int | None = None) -> None:
@@ -131,11 +129,11 @@ class Generator:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to answer."""
+        """Whether there are no prompts left."""
         return not self._waiting and not self._running
 
     def add(self, prompt: Prompt, on_part: Callable[[Part], None] | None = None) -> int:
-        """Takes a prompt; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
+        """Queues a prompt; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
         _check(self._model, prompt)
         example = _example(self._model, self._tokenizer, prompt)
         limits = self._limits(prompt)
@@ -145,14 +143,14 @@ class Generator:
         return self._count - 1
 
     def drop(self, number: int) -> None:
-        """Forgets a prompt that nobody waits for any more."""
+        """Cancels a prompt."""
         self._waiting.pop(number, None)
         if asked := self._running.pop(number, None):
             self._decoding.drop(asked.row)
 
     @torch.inference_mode()
     def step(self) -> dict[int, Reply]:
-        """Goes on by a token; returns the replies that became complete, by number."""
+        """Advances by one token; returns the newly completed replies, by number."""
         if self._decoding.rows:
             self._decoding.step()
         self._admit()
@@ -205,15 +203,15 @@ def _reply(asked: _Asked, conditions: list[Condition]) -> Reply:
 def _check(model: NextGPT, prompt: Prompt) -> None:
     items, given = _num_inputs(prompt.turns), 0 if prompt.features is None else len(prompt.features)
     if items != given:
-        raise ValueError(f"features of {given} items given, but the turns hold {items} named ones; give one for each")
+        raise ValueError(f"features for {given} items, but the turns contain {items} named ones; give one for each")
     for modality in prompt.require:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
     if prompt.require and prompt.sampling.schema:
-        raise ValueError("require: an answer that is held to a schema holds no items; leave one of the two out")
+        raise ValueError("require: an answer with a schema cannot contain items; drop one of the two")
     needed = max(1, sum(model.vocabulary.groups[modality] for modality in prompt.require))
     if (given := prompt.sampling.max_new_tokens) < needed:
-        raise ValueError(f"max_new_tokens is {given}, but the reply takes at least {needed}; raise it")
+        raise ValueError(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
 
 
 def _num_inputs(turns: Sequence[Turn]) -> int:
@@ -223,7 +221,7 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
 
 
 def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
-    """The dialogue so far, with as many of its latest exchanges as the LLM has positions for."""
+    """Encodes the dialogue, with as many of its latest exchanges as fit into the LLM's context."""
     longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
     room = longest - prompt.sampling.max_new_tokens
     num_input_tokens = model.config.input_projection.num_input_tokens
@@ -233,7 +231,7 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
         if len(dialogue.input_ids) <= room:
             return Example(key="prompt", dialogue=dialogue, features_NE=features)
         if len(turns) < 3:
-            raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens of {room}; shorten it")
+            raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens, at most {room} fit; shorten it")
         features = None if features is None else features[_num_inputs(turns[:2]) :]
         turns = turns[2:]
 
@@ -241,7 +239,7 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
 def _conditions(
     model: NextGPT, examples: Sequence[Example], answers: Sequence[Answer], detokenizer: Detokenizer
 ) -> list[list[Condition]]:
-    """Runs the dialogues that hold items once as training does; returns the conditions of each one's items."""
+    """Runs dialogues with items through the training forward pass; returns the conditions of each one's items."""
     conditions: list[list[Condition]] = [[] for _ in answers]
     whole = {}
     for row, (example, answer) in enumerate(zip(examples, answers, strict=True)):
@@ -260,9 +258,9 @@ def _conditions(
 
 
 def _whole(model: NextGPT, prompt: Example, answer: Answer, detokenizer: Detokenizer) -> Example:
-    """A prompt with its answer up to the last item, and blank targets."""
+    """A prompt with its answer up to the last item, and dummy targets."""
     ids, groups = list(prompt.dialogue.input_ids), []
-    for run in answer.runs[:-1]:  # after the last group there is one more text
+    for run in answer.runs[:-1]:  # a final text follows the last group
         if run.modality is not None:
             groups.append((Item(modality=run.modality), len(ids), len(run.ids)))
         ids += run.ids if run.modality else detokenizer.before_stop(run.ids)

@@ -1,4 +1,4 @@
-"""A thread of one's own that takes what others put into its inbox."""
+"""A worker thread with a message queue."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -9,26 +9,26 @@ T = TypeVar("T")
 
 
 class Inbox(ABC, Generic[T]):
-    """Runs `_run` on a thread once `_start` is called; None in its inbox ends it."""
+    """Runs `_run` on its own thread once `_start` is called; a None message ends it."""
 
     def __init__(self) -> None:
         self._inbox: SimpleQueue[T | None] = SimpleQueue()
 
     def close(self) -> None:
-        """Ends the thread, and waits for that."""
+        """Stops the thread and waits for it."""
         self._inbox.put(None)
         self._thread.join()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still works."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def _start(self, name: str) -> None:
-        """The last thing to do when all that the thread needs is there."""
+        """Starts the thread; call it last, once everything the thread needs exists."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @abstractmethod
     def _run(self) -> None:
-        """Takes from the inbox until None comes."""
+        """Processes messages until None."""

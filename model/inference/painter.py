@@ -1,4 +1,4 @@
-"""Renders on a thread of its own, as it is asked: what waits and is alike goes in one batch."""
+"""Renders on its own thread, on request: similar waiting requests are batched."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pipelines.sample import Decoded
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a medium is: `done` denoising steps of `total`."""
+    """Progress of a medium: `done` denoising steps of `total`."""
 
     done: int
     total: int
@@ -23,10 +23,10 @@ Tell = Callable[[Step | Decoded | Exception], None]
 
 
 class Painter(Inbox[tuple[Wish, Tell]]):
-    """A decoder for many who ask; `at_once` bounds a batch below what its media's size allows.
+    """A decoder shared by many clients; `at_once` limits batches further than the size of the media does.
 
-    From here on nobody else may use the decoder. What was asked before it is closed is still done. While nobody asks,
-    the decoder is on the device `rests_on`, if there is one.
+    The painter owns the decoder from here on. Requests made before `close` are still completed. While idle, the decoder
+    is on the device `rests_on`, if given.
     """
 
     def __init__(self, decoder: Decoder, *, at_once: int | None = None, rests_on: str | None = None) -> None:
@@ -40,7 +40,7 @@ class Painter(Inbox[tuple[Wish, Tell]]):
         self._start("painter")
 
     def ask(self, wish: Wish, tell: Tell) -> None:
-        """Asks; `tell` is called from the other thread with each step, and at last the medium, or the error instead."""
+        """Requests a medium; `tell` is called from the worker thread with each step, then the medium or an error."""
         self._inbox.put((wish, tell))
 
     def _run(self) -> None:
@@ -59,11 +59,11 @@ class Painter(Inbox[tuple[Wish, Tell]]):
                 give_back_memory()
 
     def _next(self) -> list[tuple[Wish, Tell]]:
-        """The one that waits longest, and those like it; the others keep their places."""
+        """Takes the oldest request and similar ones from the queue; the others keep their order."""
         first = self._waiting[0][0]
         try:
             room = most_at_once(self._decoder, first.settings)
-        except (TypeError, ValueError):  # Rendering it will say what is wrong.
+        except (TypeError, ValueError):  # Rendering it will report what is wrong.
             room = 1
         room = min(room, self._at_once or room)
         alike = [asked for asked in self._waiting if asked[0].kind == first.kind][:room]

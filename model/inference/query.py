@@ -1,4 +1,4 @@
-"""What a model is asked: a dialogue with its media, and how to answer it. Needs no deep learning library."""
+"""Requests to a model: a dialogue with its media, and sampling settings. Imports no deep learning library."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ T = TypeVar("T")
 
 
 class TooLong(ValueError):
-    """A dialogue takes more tokens than the LLM reads."""
+    """A dialogue exceeds the LLM's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn, and how long it may be.
+    """How an answer is sampled, and its maximum length.
 
-    At `temperature` 0 the likeliest token is taken each time. Else one is drawn from `seed`, among the fewest of the
-    likeliest whose probabilities add up to `top_p` or more. An answer holds at most `max_items` items (required ones
-    always), so that a model that repeats itself does not fill it with media. With a `schema`, a JSON schema written as
-    JSON, an answer is JSON of it without spaces, and holds no items. Raises ValueError for values that make no sense.
+    At `temperature` 0 decoding is greedy. Otherwise tokens are sampled with `seed` from the nucleus: the smallest set
+    of most likely tokens with a total probability of at least `top_p`. An answer contains at most `max_items` items
+    besides required ones, so that a model that repeats itself does not fill it with media. With a `schema`, a JSON
+    schema as JSON text, the answer is compact JSON of that schema, without items. Raises ValueError for invalid values.
     """
 
     max_new_tokens: int = 256
@@ -32,17 +32,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            wanted = "use 0 for the likeliest tokens, or more to draw them"
+            wanted = "use 0 for greedy decoding, or more to sample"
             raise ValueError(f"temperature is {self.temperature}; {wanted}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; use more than 0, and 1 to draw among all tokens")
+            raise ValueError(f"top_p is {self.top_p}; use more than 0, up to 1 to sample from all tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A dialogue that ends in a user's turn, the media that its user's items name, and those the reply must hold.
+    """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
-    `settings` are those of the decoders by modality, as `Decoder.generate_batch` takes them: steps, guidance, sizes.
+    `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps, guidance, sizes.
     """
 
     turns: Sequence[Turn]
@@ -53,7 +53,7 @@ class Query:
 
 
 def side_by_side(answer: Callable[[Sequence[Query]], Sequence[T]], queries: Sequence[Query]) -> list[T | ValueError]:
-    """What `answer` gives for all at once; where one of them cannot be answered, one by one, to tell which."""
+    """Answers queries as a batch; if that fails, one by one, with a ValueError in place of each failed answer."""
     try:
         return list(answer(queries))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A model with its encoder and its decoders, kept loaded: dialogues with media in, text and media out."""
+"""A model with its encoder and decoders, kept in memory: dialogues with media in, text and media out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +14,7 @@ import torch
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.core.nextgpt import NextGPT
-from model.decoders.decoder_pool import DecoderPool
-from model.decoders.rendering import Wish
+from model.decoders.rendering import DecoderPool, Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.inference.generation import OnPart, Prompt, Reply, generate_batch
 from model.inference.query import Query
@@ -26,10 +25,10 @@ from pipelines.sample import Decoded, Item, Modality, Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A reply: its text, its parts in order, and the medium of each item among them.
+    """A reply: its text, its parts in order, and the medium of each item.
 
-    `prompt_tokens` and `tokens` are how many the LLM read and wrote for it; `untrained` names the parts with random
-    weights that it came through.
+    `prompt_tokens` and `tokens` count the tokens read and generated; `untrained` names the parts with random weights
+    that were involved.
     """
 
     text: str
@@ -41,11 +40,10 @@ class Response:
 
 
 class Responder:
-    """Answers in text and media; serves one thread at a time.
+    """Answers in text and media; not thread-safe.
 
-    The encoder and each decoder are loaded when first needed, and kept. The modalities of a reply are rendered side by
-    side: on several GPUs each has one of its own as far as they go round, on one device they share it; with the setting
-    `decoders.on_device: one` they take turns.
+    The encoder and decoders are loaded on first use and kept. The modalities of a reply are rendered in parallel:
+    spread over the GPUs, or sharing one device; with `decoders.on_device: one` they take turns.
     """
 
     def __init__(self, model: NextGPT, tokenizer: Any) -> None:
@@ -57,21 +55,21 @@ class Responder:
     def from_pretrained(
         cls, checkpoint: str | Path, *, device: torch.device | str = "cpu", config: ModelConfig | None = None
     ) -> Self:
-        """Loads a checkpoint (a folder or a hub id), its parts as `config` says; see `checkpoint.from_pretrained`."""
+        """Loads a checkpoint (a folder or a hub id), with parts as configured; see `checkpoint.from_pretrained`."""
         return cls(*from_pretrained(checkpoint, device=device, config=config))
 
     @cached_property
     def encoder(self) -> ImageBindEncoder:
-        """What embeds the media that are shown."""
+        """The encoder of input media."""
         return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
 
     def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response:
-        """Answers one dialogue: `respond_batch` of it alone."""
+        """Answers one dialogue: `respond_batch` with a batch of one."""
         [response] = self.respond_batch([query], on_part=on_part and (lambda _, part: on_part(part)))
         return response
 
     def stream(self, query: Query) -> Iterator[Part | Response]:
-        """Yields the parts of a reply as they come, as `on_part` is told them, and at last what `respond` returns."""
+        """Yields the parts of a reply as they become final, as for `on_part`, and then the response itself."""
         parts: SimpleQueue[Part | None] = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
             response = pool.submit(self.respond, query, on_part=parts.put)
@@ -81,10 +79,10 @@ class Responder:
             yield response.result()
 
     def respond_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Response]:
-        """Answers dialogues side by side; on one machine equal calls give equal bytes.
+        """Answers dialogues as a batch; on one machine equal calls give equal bytes.
 
-        Item k of a reply is rendered from its seed + k. The rest is as in `generate_batch`. Raises ValueError as it
-        does, and for an item without a medium.
+        Item k of a reply is rendered with seed + k. Otherwise as `generate_batch`. Raises ValueError as that does, and
+        for an input item without a medium.
         """
         replies = self.reply_batch(queries, on_part=on_part)
         wanted = [wishes(query, reply) for query, reply in zip(queries, replies, strict=True)]
@@ -102,11 +100,11 @@ class Responder:
         ]
 
     def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
-        """The replies as the LLM gives them, their items not yet rendered; raises as `respond_batch`."""
+        """The LLM's replies, before their items are rendered; raises as `respond_batch`."""
         return generate_batch(self.model, self.tokenizer, self.prompts(queries), on_part=on_part)
 
     def prompts(self, queries: Sequence[Query]) -> list[Prompt]:
-        """Queries with the embeddings of what their users show; raises ValueError for an item without a medium."""
+        """Queries with their media embedded; raises ValueError for an item without a medium."""
         return [
             Prompt(turns=query.turns, features=rows, require=query.require, sampling=query.sampling)
             for query, rows in zip(queries, self._features(queries), strict=True)
@@ -121,18 +119,18 @@ class Responder:
         return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
 
     def render(self, wanted: Sequence[Wish]) -> list[Decoded]:
-        """Renders wishes; media in their order."""
+        """Renders wishes, in order."""
         return self._decoders.render(wanted)
 
     def untrained(self, has_inputs: bool, made: Sequence[Modality]) -> tuple[str, ...]:
-        """The parts with random weights that a reply comes through."""
+        """The parts with random weights that a reply involves."""
         config = self.model.config
         decoders = [config.outputs[modality].decoder for modality in made]
         used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
         return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
 
     def _device_of(self, modality: Modality) -> torch.device:
-        """The place of a decoder: from the LLM's own GPU on, one further for each modality."""
+        """A decoder's device: modalities are assigned round-robin to the GPUs after the LLM's."""
         if self._device.type != "cuda":
             return self._device
         place = (self._device.index or 0) + 1 + list(Modality).index(modality)
@@ -140,7 +138,7 @@ class Responder:
 
 
 def wishes(query: Query, reply: Reply) -> list[Wish]:
-    """What the decoders have to render for a reply, item by item."""
+    """The media to render for a reply, one wish per item."""
     return [
         Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
         for number, (modality, condition) in enumerate(reply.conditions)
@@ -148,9 +146,9 @@ def wishes(query: Query, reply: Reply) -> list[Wish]:
 
 
 def _inputs(query: Query) -> list[Decoded]:
-    """The media of the user's named items in the order they stand."""
+    """The media of the user's named items, in order."""
     parts = [part for turn in query.turns if turn.role == "user" for part in turn.parts]
     names = [part.name for part in parts if isinstance(part, Item) and part.name]
     if missing := [name for name in names if name not in query.media]:
-        raise ValueError(f"{missing[0]}: an item of a turn is named so, but media has no such name; add it")
+        raise ValueError(f"{missing[0]}: a turn refers to this item, but it is missing from media; add it")
     return [query.media[name] for name in names]

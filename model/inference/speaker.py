@@ -1,4 +1,4 @@
-"""Answers on a thread of its own, as they are asked: those that come later join the ones on their way."""
+"""Answers queries on its own thread, with continuous batching: later queries join those in progress."""
 
 from collections.abc import Callable
 from itertools import count
@@ -14,10 +14,10 @@ AT_ONCE = 32
 
 
 class Speaker(Inbox[tuple[int, Query | None, Tell]]):
-    """The LLM of a model and its encoder, for many who ask.
+    """A model's LLM and encoder, shared by many clients.
 
-    Up to `at_once` answers grow side by side; the others wait. From here on nobody else may use the responder. Who
-    waits when it is closed is told.
+    Up to `at_once` answers are generated concurrently; further queries wait. The speaker owns the responder from here
+    on. Queries that are pending when it is closed receive an error.
     """
 
     def __init__(self, responder: Responder, *, at_once: int = AT_ONCE) -> None:
@@ -30,17 +30,17 @@ class Speaker(Inbox[tuple[int, Query | None, Tell]]):
         self._start("speaker")
 
     def ask(self, query: Query, tell: Tell) -> int:
-        """Asks; returns a ticket. `tell` is called from the other thread.
+        """Submits a query; returns a ticket. `tell` is called from the worker thread.
 
-        It is told the parts as `generate_batch` tells them, and at last the reply, or the error instead: ValueError as
-        `Responder.respond` raises it.
+        It receives the parts, as `on_part` of `generate_batch` does, and then the reply or an error, such as the
+        ValueErrors of `Responder.respond`.
         """
         ticket = next(self._tickets)
         self._inbox.put((ticket, query, tell))
         return ticket
 
     def drop(self, ticket: int) -> None:
-        """Forgets a query that nobody waits for any more."""
+        """Cancels a query."""
         self._inbox.put((ticket, None, lambda _: None))
 
     def _new_generator(self) -> Generator:
@@ -50,7 +50,7 @@ class Speaker(Inbox[tuple[int, Query | None, Tell]]):
         while self._take():
             try:
                 replies = self._generator.step()
-            except Exception as error:  # Out of memory, say: these are lost, the next may fit.
+            except Exception as error:  # Out of memory, for example: these queries are lost, the next may fit.
                 self._fail(error)
                 continue
             for number, reply in replies.items():
@@ -59,7 +59,7 @@ class Speaker(Inbox[tuple[int, Query | None, Tell]]):
         self._fail(RuntimeError("the model is being shut down"))
 
     def _take(self) -> bool:
-        """Takes what has come, and waits for it where there is nothing else to do; False at the end."""
+        """Takes pending messages, waiting for one if idle; returns False once closed."""
         while self._generator.is_idle or not self._inbox.empty():
             message = self._inbox.get()
             if message is None:

@@ -1,4 +1,4 @@
-"""Names of the frozen parts: some are shipped, some built here on first use, and any other name is left alone."""
+"""Resolves names of frozen parts: shipped, built here on first use, or passed through unchanged."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ PREFIX = "builtin:tiny/"
 SHIPPED = "builtin:world/"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
 
-# Threads of one process share torch's random state, which a build seeds.
+# A build seeds torch's random state, which all threads of a process share.
 _BUILD_LOCK = Lock()
 _MODEL = Path(__file__).parents[1]
 FOUNDATIONS = _MODEL / "foundations"
@@ -34,17 +34,17 @@ _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers")
 
 
 def resolve(name: str) -> str:
-    """Returns a path or hub id that `from_pretrained` takes.
+    """Returns a path or hub id for `from_pretrained`.
 
-    `builtin:world/<part>` was trained by jobs/bootstrap.py and lies in this package. `builtin:tiny/<part>` has random
-    weights and is built below `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) where it is absent; every process that
-    builds it gets the same bytes. Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an
-    absolute path that is not on this machine.
+    `builtin:world/<part>` was trained by jobs/bootstrap.py and ships with this package. `builtin:tiny/<part>` has
+    random weights and is built under `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) if absent; every build gives the
+    same bytes. Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an absolute path that does not
+    exist on this machine.
     """
     if not name.startswith(BUILTIN):
         if Path(name).is_absolute() and not Path(name).exists():
-            # Of a hub id transformers would say that it cannot reach the hub, of a path it says the same.
-            raise FileNotFoundError(f"{name}: not on this machine ({platform.node()}); put it where all workers see it")
+            # transformers would take a missing path for a hub id and report that it cannot reach the hub.
+            raise FileNotFoundError(f"{name}: not on this machine ({platform.node()}); put it on shared storage")
         return name
     if not is_builtin(name):
         known = ", ".join(family + known for family in (SHIPPED, PREFIX) for known in PARTS)
@@ -60,7 +60,7 @@ def resolve(name: str) -> str:
 
 
 def is_builtin(name: str) -> bool:
-    """Whether a name is that of a built-in part."""
+    """Whether a name refers to a built-in part."""
     prefix, part = _split(name)
     return prefix in (PREFIX, SHIPPED) and part in PARTS
 
@@ -71,12 +71,12 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def is_untrained(name: str) -> bool:
-    """Tells whether a part holds random weights: its directory says so in `untrained.json`."""
+    """Whether a part has random weights, as marked by `untrained.json` in its folder."""
     return is_marked(Path(resolve(name) if name.startswith(BUILTIN) else name))
 
 
 def cache_root() -> Path:
-    """The folder of what this machine can do without: `$NEXTGPT_CACHE`, or `~/.cache/nextgpt-ray`."""
+    """The cache folder, safe to delete: `$NEXTGPT_CACHE`, or `~/.cache/nextgpt-ray`."""
     cache = os.environ.get("NEXTGPT_CACHE")
     return Path(cache) if cache else Path.home() / ".cache" / "nextgpt-ray"
 
@@ -86,7 +86,7 @@ def _tiny_root() -> Path:
 
 
 def _builder_version() -> str:
-    """What the bytes of a tiny part depend on: the builders' own text and the libraries' major versions."""
+    """A hash of all that determines a tiny part's bytes: the builders' source and the libraries' major versions."""
     digest = hashlib.sha256()
     for file in _BUILDER_FILES:
         digest.update(file.read_bytes())
@@ -96,7 +96,7 @@ def _builder_version() -> str:
 
 
 def _build(part: str, directory: Path) -> None:
-    """Builds beside the final place and renames, so that a directory which exists is complete."""
+    """Builds in a scratch folder and renames it, so that an existing folder is always complete."""
     from model.architectures.tiny import build  # torch and diffusers load only where something is built
 
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,6 @@ def _build(part: str, directory: Path) -> None:
         try:
             staged.rename(directory)
         except OSError:
-            # Another process was faster; its bytes are the same, ours go with the scratch directory.
+            # Another process was faster, with the same bytes; ours are deleted with the scratch folder.
             if not directory.is_dir():
                 raise

@@ -1,4 +1,4 @@
-"""What a model is made of: parts, widths and signal tokens, read from a preset."""
+"""A model's configuration: parts, widths and signal tokens, read from a preset."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,10 @@ class _Settings(BaseModel):
 
 
 class LanguageModelConfig(_Settings):
-    """The frozen base LLM, any causal LM of transformers by hub id or path.
+    """The frozen base LLM: any causal LM supported by transformers, by hub id or path.
 
-    The widths are what is expected of it; one that is left out is not checked. `attention` is transformers' name of the
-    kernel; `load_in_4bit` keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
+    The LLM is checked against each width that is given. `attention` is transformers' name of the kernel; `load_in_4bit`
+    keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
     """
 
     name: str
@@ -38,7 +38,7 @@ class EncoderConfig(_Settings):
 
 
 class InputProjectionConfig(_Settings):
-    """From one encoder embedding to `num_input_tokens` LLM tokens; `hidden` and `heads` are those of kind `query`."""
+    """Maps one encoder embedding to `num_input_tokens` LLM tokens; `hidden` and `heads` apply to kind `query` only."""
 
     kind: Literal["linear", "query"] = "linear"
     num_input_tokens: PositiveInt = 1
@@ -69,11 +69,11 @@ class LoraSettings(_Settings):
 
 
 class DecoderSettings(_Settings):
-    """How the frozen decoders are run, whichever they are; a model's weights do not depend on it.
+    """How the frozen decoders run; the trained weights do not depend on it.
 
-    `precision` of `auto` is float16 for a decoder of the released sizes on a GPU, else float32. With `safety_checker`
-    Stable Diffusion's own classifier withholds pictures. `on_device` says how many decoders stay on the device: with
-    `one`, the others wait in the host's memory.
+    `precision: auto` means float16 for full-size decoders on a GPU, else float32. With `safety_checker`, Stable
+    Diffusion's own classifier withholds images. `on_device` sets how many decoders stay on the device: with `one`, the
+    others are kept in host memory.
     """
 
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -82,7 +82,7 @@ class DecoderSettings(_Settings):
 
 
 class ModelConfig(_Settings):
-    """A whole model; `preset` is the name it is known by in checkpoints."""
+    """A whole model; `preset` is its name in checkpoints."""
 
     preset: str
     llm: LanguageModelConfig
@@ -96,7 +96,7 @@ class ModelConfig(_Settings):
     @field_validator("outputs")
     @classmethod
     def _in_order(cls, outputs: dict[Modality, OutputConfig]) -> dict[Modality, OutputConfig]:
-        # The ids of signal tokens follow this order, so it must not depend on how a file happens to be sorted.
+        # Signal token ids follow this order, so it must not depend on the order of keys in a file.
         return {modality: outputs[modality] for modality in Modality if modality in outputs}
 
     @property
@@ -106,9 +106,9 @@ class ModelConfig(_Settings):
 
 
 def parse_config(values: Any, where: str) -> ModelConfig:
-    """Checks settings read from `where`.
+    """Validates settings read from `where`.
 
-    Raises ValueError with all mistakes in one line.
+    Raises ValueError listing all mistakes in one line.
     """
     try:
         return ModelConfig.model_validate(values)
@@ -118,9 +118,9 @@ def parse_config(values: Any, where: str) -> ModelConfig:
 
 
 def load_preset(name: str) -> ModelConfig:
-    """Reads `presets/<name>.yaml`, or the YAML file of one's own that `name` is the path of, over what it is based on.
+    """Reads `presets/<name>.yaml`, or the YAML file at path `name`, merged over its `base` presets.
 
-    Raises ValueError listing the presets when there is none of that name.
+    Raises ValueError listing the presets if the name is unknown.
     """
     values: dict[str, Any] = {}
     for layer in preset_layers(name):
@@ -130,22 +130,22 @@ def load_preset(name: str) -> ModelConfig:
 
 
 def preset_layers(name: str) -> list[str]:
-    """The names of the presets that one is made of: what its key `base` leads to, from the bottom up, then itself.
+    """The chain of presets behind one: its `base` presets, bottom first, then itself.
 
-    Raises ValueError listing the presets when there is none of that name.
+    Raises ValueError listing the presets if the name is unknown.
     """
     layers = [name]
     while base := _read_preset(layers[0]).get("base"):
         if is_file(base) and is_file(layers[0]):
             base = str(Path(layers[0]).parent / base)
         if base in layers:
-            raise ValueError(f"{base}: is based on itself; give it another base")
+            raise ValueError(f"{base}: is its own base; name another base")
         layers.insert(0, base)
     return layers
 
 
 def is_file(name: str) -> bool:
-    """Whether a preset is named by its file, not by one of the names that come with the project."""
+    """Whether a preset is given as a file rather than by the name of a shipped one."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -165,7 +165,7 @@ def _read_preset(name: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names what it changes")
+        raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names another preset")
     return values
 
 

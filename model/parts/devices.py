@@ -1,4 +1,4 @@
-"""The device a process works on."""
+"""The device of this process, and its memory."""
 
 import ctypes
 import os
@@ -7,10 +7,10 @@ import torch
 
 
 def best_device() -> str:
-    """The GPU where this process has one, else the CPU.
+    """`cuda` if this process has a GPU, else `cpu`.
 
-    DeepSpeed, which transformers and peft import where it is installed, searches for an accelerator and warns when
-    there is none: it is told.
+    On a CPU this also tells DeepSpeed, which transformers and peft import if installed: it would otherwise search for
+    an accelerator and warn that it found none.
     """
     if torch.cuda.is_available():
         return "cuda"
@@ -19,7 +19,7 @@ def best_device() -> str:
 
 
 def give_back_memory() -> None:
-    """Hands memory that was freed back to the system: glibc keeps what a large batch took on the CPU."""
+    """Returns freed memory to the system: glibc otherwise keeps what a large batch used on the CPU."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # another C library

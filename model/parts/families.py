@@ -1,9 +1,10 @@
-"""What the diffusion decoders of the three modalities are, by their configuration files alone.
+"""The families of diffusion decoders, one a modality: shapes, defaults and sizes from their configuration files.
 
-No weights are read, and no deep learning library is imported, so that shapes can be checked before anything starts.
+No weights are loaded and no deep learning library is imported, so that shapes can be checked before anything starts.
 """
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,13 @@ from typing import Any
 
 from model.parts.builtin import resolve
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json
 
-FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block of a released decoder (AudioLDM s-full)
-# What the decoders of model/foundations want: more steps or other guidance give them less right.
+FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block among released decoders (AudioLDM s-full)
+# Best for the decoders in model/foundations: more steps or other guidance score lower.
 _SMALL_STEPS = 5
 
-# What is loaded of a pipeline and has weights; a safety checker is loaded only where it is asked for.
+# The components of a pipeline that have weights; a safety checker is loaded only on request.
 MODELS = ("text_encoder", "unet", "vae", "vocoder")
 
 Settings = dict[str, Any]
@@ -27,23 +29,23 @@ Read = Callable[[str], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What differs between modalities; classes are named, as importing them costs seconds.
+    """What differs between modalities; classes are given by name, since importing them takes seconds.
 
-    `native` is the size that the UNet's own configuration names, `full_size` what released weights want instead,
-    `small_guidance` what narrow ones want, and
-    `grid` the frames (of a video), rows and columns of what the VAE encodes at such a size.
+    `native` gives the media size from the UNet's configuration, `full_size` the settings of released weights,
+    `small_guidance` the guidance scale of narrow ones, and `grid` the frames (for video), rows and columns that the VAE
+    encodes at such a size.
     """
 
     pipeline: str
     tokenizer: str
     text_encoder: str
     unet: str
-    pooled: bool  # the condition is one L2-normalised vector, not one vector a position
+    pooled: bool  # the condition is one L2-normalised vector, not one vector per position
     native: Callable[[Read], Settings]
     small_guidance: float
     full_size: Mapping[str, Any]
     grid: Callable[[Settings, Read], tuple[int, ...]]
-    safety_checker: bool = False  # whether released weights come with a classifier of what they show
+    safety_checker: bool = False  # whether released weights come with a safety classifier
 
 
 def _square(read: Read) -> Settings:
@@ -88,7 +90,7 @@ FAMILIES = {
         pooled=False,
         native=_square_clip,
         small_guidance=2.0,
-        # ZeroScope was tuned at this size; its configuration still has the square of the model it started from.
+        # ZeroScope was fine-tuned at this size; its configuration still has the square size of its base model.
         full_size={
             "height": 320,
             "width": 576,
@@ -113,16 +115,16 @@ FAMILIES = {
 
 
 def locate(modality: Modality, name: str) -> str:
-    """Resolves a name (built-in part, directory or hub id) and checks that a pipeline of the modality stands there.
+    """Resolves a name (built-in part, directory or hub id) and checks that it is a pipeline of the modality.
 
-    Raises FileNotFoundError where there is none, ValueError where it is another modality's.
+    Raises FileNotFoundError if there is no pipeline, ValueError if it belongs to another modality.
     """
     path, wanted = resolve(name), FAMILIES[modality].pipeline
     try:
         found = _read_json(path, "model_index.json")["_class_name"]
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{name}: no diffusers pipeline (model_index.json) there; give a directory or hub id of a {wanted}"
+            f"{name}: no diffusers pipeline (model_index.json) found; give the directory or hub id of a {wanted}"
         ) from error
     if found != wanted:
         raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted}")
@@ -141,9 +143,9 @@ def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
 
 
 def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -> tuple[int, ...]:
-    """The shape of one medium's latents, at the size a decoder renders by default but for `sizes`; raises as `locate`.
+    """The shape of one item's latents at the decoder's default size, overridden by `sizes`; raises as `locate`.
 
-    Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands), sides in latent places.
+    Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands), measured in latents.
     """
     read = partial(_read_config, locate(modality, name))
     settings = {**default_settings(modality, name), **(sizes or {})}
@@ -153,7 +155,7 @@ def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -
 
 
 def default_settings(modality: Modality, name: str) -> Settings:
-    """What a decoder renders with unless told otherwise: sizes in pixels and seconds, steps, guidance."""
+    """A decoder's default settings: sizes in pixels and seconds, steps, guidance."""
     family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
     native = family.native(read)
     if not _is_full_size(read):
@@ -162,12 +164,12 @@ def default_settings(modality: Modality, name: str) -> Settings:
 
 
 def is_full_size(modality: Modality, name: str) -> bool:
-    """Whether a decoder is as wide as the released ones, not one of ours; raises as `locate`."""
+    """Whether a decoder is as wide as released ones, unlike our small ones; raises as `locate`."""
     return _is_full_size(partial(_read_config, locate(modality, name)))
 
 
 def has_safety_checker(modality: Modality, name: str) -> bool:
-    """Whether a decoder comes with a classifier that withholds what it shows; raises as `locate`."""
+    """Whether a decoder comes with a safety classifier; raises as `locate`."""
     return bool((_read_json(locate(modality, name), "model_index.json").get("safety_checker") or [None])[0])
 
 
@@ -176,7 +178,7 @@ def _is_full_size(read: Read) -> bool:
 
 
 def _scale(read: Read) -> int:
-    """How many places of a medium make one of its latents, along a side."""
+    """The VAE's downsampling factor along one side."""
     return int(2 ** (len(read("vae")["block_out_channels"]) - 1))
 
 
@@ -185,12 +187,46 @@ def _read_config(path: str, part: str) -> dict[str, Any]:
 
 
 def _read_json(path: str, file: str) -> dict[str, Any]:
-    """A small file of a pipeline's folder, or of a repository of the hub."""
+    """Reads a small file of a pipeline, from a folder or a hub repository."""
     if Path(path).is_dir():
         local = Path(path) / file
     else:
         from huggingface_hub import hf_hub_download
 
         local = Path(hf_hub_download(path, file))
-    content: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(local)
     return content
+
+
+# Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker.
+_PUBLISHED = {
+    "stable-diffusion-v1-5": 1_066_000_000,
+    "zeroscope_v2_576w": 1_836_000_000,
+    "audioldm-l-full": 975_000_000,
+}
+
+
+def decoder_weights(name: str) -> int | None:
+    """The number of weights of a decoder, named as in a preset; None if neither its files nor its name tell."""
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        counts = [_stored(folder / model) for model in MODELS if (folder / model).is_dir()]
+        return None if None in counts else sum(count for count in counts if count is not None)
+    return _PUBLISHED.get(name.rpartition("/")[2])
+
+
+def _stored(folder: Path) -> int | None:
+    """The number of weights in a folder's main variant of safetensors files."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.name.count("."))
+    if not files:
+        return None
+    plainest = files[0].name.count(".")  # diffusion_pytorch_model.fp16.safetensors holds the same weights again
+    return sum(_numel(path) for path in files if path.name.count(".") == plainest)
+
+
+def _numel(path: Path) -> int:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(map(prod, shapes))

@@ -1,26 +1,26 @@
-"""What transformers and diffusers say while a part loads that nobody can act on."""
+"""Silences messages of transformers and diffusers that nobody can act on."""
 
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-# They tell of deprecated pipelines (we pin diffusers), of an absent torchvision (we do not use it), and of how an LLM's
-# own file would have it sampled (whoever asks says that: `model.inference.query.Sampling`).
+# Warnings about deprecated pipelines (we pin diffusers), a missing torchvision (not used), and an LLM's own sampling
+# defaults (overridden by `model.inference.query.Sampling`).
 _IDLE_LOGGERS = (
     "diffusers.pipelines.pipeline_utils",
     "transformers.utils.import_utils",
     "transformers.generation.configuration_utils",
 )
-# These also say what matters: only such lines of theirs are dropped.
+# These loggers also report real problems: only the lines listed here are dropped.
 _IDLE_LINES = {
-    # Of a .bin where there is no .safetensors: it is read without running code in it, and raises where it is absent.
+    # About a .bin without .safetensors: it is loaded without executing code, and a missing one raises.
     "diffusers.models.modeling_utils": ("unsafe serialization", "trying to fetch", "kept in float32: []"),
     "transformers.configuration_utils": ("`hifigan`",),  # the type that every published vocoder has
 }
 
 
 class _Without(logging.Filter):
-    """Drops the lines that hold one of some texts."""
+    """Drops lines that contain any of the given texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Without(logging.Filter):
 
 @contextmanager
 def quiet_libraries(*, keep_bars: bool = False) -> Iterator[None]:
-    """Keeps progress bars and notices that nobody can act on off the log while a part loads or is written."""
+    """Hides progress bars and messages nobody can act on while a part is loaded or saved."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Frozen models in mixed precision: matrix products in bfloat16, everything that adds up in float32."""
+"""Frozen models in mixed precision: matrix products in bfloat16, accumulations in float32."""
 
 from typing import Any, Literal
 
@@ -10,11 +10,10 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def use_bfloat16(model: nn.Module) -> None:
-    """Keeps the linear layers of a frozen float32 model in bfloat16; in place.
+    """Casts the linear layers of a frozen float32 model to bfloat16, in place.
 
-    Embeddings, layer norms and the residual stream stay in float32. With all of it in bfloat16, the rounding of the
-    stream adds up from layer to layer, for no gain in speed. Autocast would do the same but cast the weights anew at
-    every call.
+    Embeddings, layer norms and the residual stream stay in float32: in bfloat16 the rounding errors of the residual
+    stream would accumulate over layers, for no gain in speed. Autocast would recast the weights on every call.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

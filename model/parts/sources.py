@@ -1,10 +1,9 @@
-"""Where a model's frozen parts are: each name is told apart, looked for and checked once, before anything is loaded.
+"""Locates a model's frozen parts: every name is resolved and checked once, before anything is loaded.
 
-A name is a built-in part (`builtin:`), a path, or a repository of the Hugging Face hub. Whoever starts a command knows
-what relative paths are relative to; workers, and checkpoints that are read elsewhere, do not: paths are made absolute.
+A name is a built-in part (`builtin:`), a path, or a repository on the Hugging Face hub. Paths are made absolute,
+because workers, and checkpoints loaded elsewhere, run in other working directories.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from model.parts.builtin import BUILTIN, is_builtin
 from model.parts.config import ModelConfig
 from model.parts.families import FAMILIES, MODELS
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json
 
 LLM = "model.llm.name"
 ENCODER = "model.encoder.name"
@@ -28,7 +28,7 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A frozen part of a model: the key that names it, its name, and of which modality it is the decoder."""
+    """A frozen part of a model: its configuration key, its name, and for a decoder its modality."""
 
     key: str
     name: str
@@ -36,7 +36,7 @@ class Part:
 
 
 def decoder_key(modality: Modality) -> str:
-    """The key that names the decoder of a modality."""
+    """The configuration key of a modality's decoder."""
     return f"model.outputs.{modality}.decoder"
 
 
@@ -53,10 +53,10 @@ def parts_of(config: ModelConfig) -> list[Part]:
 
 
 def find_parts(config: ModelConfig, needed: Collection[str] | None = None) -> tuple[ModelConfig, list[str]]:
-    """A configuration with its parts' paths absolute, and what is missing of the parts `needed`, a line a part.
+    """Returns the configuration with absolute paths, and the problems of the `needed` parts, one line each.
 
-    `needed` are keys as `parts_of` gives them; without it, all. Of what is not needed, a path that exists is made
-    absolute and nothing is checked, nor is the hub asked.
+    `needed` holds keys as `parts_of` gives them; by default all. Parts that are not needed are not checked, and the hub
+    is not asked for them; their paths are made absolute if they exist.
     """
     parts, hub = parts_of(config), _Hub()
     wanted = [part for part in parts if needed is None or part.key in needed]
@@ -65,7 +65,7 @@ def find_parts(config: ModelConfig, needed: Collection[str] | None = None) -> tu
 
 
 def with_names(config: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
-    """A configuration whose parts have other names, given by their keys."""
+    """Returns a configuration with parts renamed, by key."""
     outputs = {
         modality: output.model_copy(update={"decoder": names.get(decoder_key(modality), output.decoder)})
         for modality, output in config.outputs.items()
@@ -80,18 +80,18 @@ def with_names(config: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a name cannot be a repository of the hub: `/x`, `./x`, `~/x`, `a/b/c`, `x.pth`."""
+    """Whether a name cannot be a hub repository: `/x`, `./x`, `~/x`, `a/b/c`, `x.pth`."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(_FILE_TYPES)
 
 
 class _Hub:
-    """The hub as one look at a configuration finds it: when it cannot be reached, it is not asked again."""
+    """The hub during one check of a configuration: once unreachable, it is not asked again."""
 
     def __init__(self) -> None:
         self._unreachable = ""
 
     def refusal(self, name: str) -> str:
-        """Why it would not give a repository; nothing where it would."""
+        """Why a repository cannot be downloaded; empty if it can."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -100,12 +100,12 @@ class _Hub:
         try:
             HfApi().model_info(name, timeout=HUB_SECONDS)
         except GatedRepoError:
-            return "the hub gives it only to those who were granted access (hf auth login)"
+            return "access on the hub is restricted; request it there and run hf auth login"
         except RepositoryNotFoundError:
-            return "and the hub has no such repository that you may read"
+            return "and the hub has no such repository, or you have no access to it"
         except HfHubHTTPError as error:
             return f"the hub refused it ({str(error).partition(chr(10))[0]})"
-        except Exception as error:  # of whatever HTTP library the client uses: no answer came
+        except Exception as error:  # from whatever HTTP library the client uses: no answer
             self._unreachable = f"and no connection to the hub ({type(error).__name__})"
         return self._unreachable
 
@@ -118,7 +118,7 @@ def _absolute(name: str) -> str:
 
 
 def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
-    """What is missing of a part; nothing where all is there."""
+    """The problems of a part; none if it is complete."""
     if part.name.startswith(BUILTIN):
         if not is_builtin(part.name):
             yield f"{part.name}: no such built-in part"
@@ -134,12 +134,12 @@ def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
 
 
 def _missing(part: Part, path: Path) -> Iterator[str]:
-    """What a folder, or the file of an encoder, lacks."""
+    """What is missing in a part's folder or file."""
     if part.key == ENCODER:
         if path.is_dir() and not any(_matching(path, "", _WEIGHTS)):
             yield f"no weights ({', '.join(_WEIGHTS)})"
     elif path.is_file():
-        yield "a file, where a folder is wanted,"
+        yield "a file, not a folder,"
     elif part.modality is None:
         yield from _missing_of_llm(path)
     else:
@@ -157,12 +157,12 @@ def _missing_of_llm(folder: Path) -> Iterator[str]:
 def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
     wanted = FAMILIES[modality].pipeline
     try:
-        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index: dict[str, Any] = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         yield f"no diffusers pipeline (model_index.json of a {wanted})"
         return
     if index.get("_class_name") != wanted:
-        yield f"a {index.get('_class_name')}, where {modality} needs a {wanted},"
+        yield f"a {index.get('_class_name')}, not the {wanted} that {modality} needs,"
         return
     for component in sorted({"tokenizer", "scheduler", *MODELS} & index.keys()):
         if not (folder / component).is_dir():
@@ -175,7 +175,7 @@ def _missing_weights(folder: Path, prefix: str) -> Iterator[str]:
     for name in _INDEXES:
         index = folder / prefix / name
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             absent = [shard for shard in shards if not (folder / prefix / shard).is_file()]
             if absent:
                 yield f"no {prefix}{absent[0]}, which {prefix}{name} names ({len(absent)} of {len(shards)} are missing)"
@@ -191,7 +191,7 @@ def _matching(folder: Path, prefix: str, patterns: Collection[str]) -> Iterator[
 
 
 def _mistakes_on_hub(part: Part, hub: _Hub) -> Iterator[str]:
-    """What is wrong with the name of a repository: from the hub's cache where it is there, else as the hub says."""
+    """The problems of a hub repository, judged by the local cache if it is there, else by the hub."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -199,10 +199,10 @@ def _mistakes_on_hub(part: Part, hub: _Hub) -> Iterator[str]:
     try:
         cached = try_to_load_from_cache(part.name, file)
     except HFValidationError:
-        yield f"{part.name}: no such folder, and no name of a repository either; set {part.key} to a folder"
+        yield f"{part.name}: no such folder, and not a valid repository name; set {part.key} to a folder"
         return
     if isinstance(cached, str):
-        if constants.HF_HUB_OFFLINE:  # what is not in the cache will not come
+        if constants.HF_HUB_OFFLINE:  # what is not cached cannot be downloaded
             snapshot = Path(cached).parent
             yield from (
                 f"{part.name}: {missing} in the hub's cache, {snapshot}" for missing in _missing(part, snapshot)

@@ -1,4 +1,4 @@
-"""The identity of a set of weights."""
+"""A hash that identifies a set of weights."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,6 +16,6 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        # A zero-dimensional tensor cannot be viewed as bytes, and NumPy knows no bfloat16: hence flat, then uint8.
+        # A 0-d tensor cannot be viewed as bytes, and NumPy has no bfloat16: hence flatten, then view as uint8.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

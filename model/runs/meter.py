@@ -1,4 +1,4 @@
-"""How fast a training goes, what it waits for, and how long it will take: arithmetic on times that others measure."""
+"""Throughput, data wait and time left of a training run, computed from measured times."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class _Step:
 
 
 class Meter:
-    """Rates over the last `window` steps of this start; its first step waits for the readers and is left out."""
+    """Rates over the last `window` steps since this start; the first step, which waits for the readers, is excluded."""
 
     def __init__(self, num_steps: int, window: int = 50) -> None:
         self.num_steps = num_steps
@@ -36,12 +36,12 @@ class Meter:
         step_seconds: float,
         other_seconds: float = 0.0,
     ) -> dict[str, float]:
-        """Takes in a step; returns the figures to log.
+        """Records a step; returns the figures to log.
 
-        `samples`, `tokens` (without padding) and `positions` (with it) are the global batch's. `data_seconds` it waited
-        for data, `step_seconds` it computed, and `other_seconds` went, since the step before, to validation and
-        checkpoints, which counts in the estimate alone. Figures: `padding` is the step's share of its positions; over
-        the window, `samples_per_second`, `tokens_per_second`, and `data_wait`, the share of the time.
+        `samples`, `tokens` (without padding) and `positions` (with it) are those of the global batch. `data_seconds` is
+        the time spent waiting for data, `step_seconds` computing, and `other_seconds` since the last step on validation
+        and checkpoints, which counts only for the time left. Figures: `padding`, the share of padding in this step;
+        over the window, `samples_per_second`, `tokens_per_second` and `data_wait`, a share of the time.
         """
         figures = {"padding": 1 - tokens / positions if positions else 0.0}
         self._seen += 1
@@ -56,20 +56,20 @@ class Meter:
         return figures
 
     def seconds_left(self, step: int) -> float | None:
-        """How long the steps after `step` will take; None while there is nothing to go by."""
+        """The estimated time for the steps after `step`; None before the first measurement."""
         if not self._steps:
             return None
-        # Validation comes seldom, so it is spread over all steps, and not over the window.
+        # Validation is rare, so it is averaged over all steps, not over the window.
         each = sum(one.seconds for one in self._steps) / len(self._steps) + self._other_seconds / (self._seen - 1)
         return (self.num_steps - step) * each
 
     @property
     def _about(self) -> str:
-        """A few steps are no more than a guess."""
+        """Marks estimates from the first few steps."""
         return "about " if self._seen <= _FEW_STEPS else ""
 
     def line(self, stage: int, step: int, figures: Mapping[str, float]) -> str:
-        """A step's figures as a person reads them."""
+        """A step's figures as a line for people."""
         losses = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.endswith(_LOSSES))
         rates = [
             f"{_short(figures[name])} {unit}"
@@ -88,7 +88,7 @@ class Meter:
 
 
 def _short(value: float) -> str:
-    """Two or three figures: 8.4, 211, 8.4k, 1.2M."""
+    """Two or three significant digits: 8.4, 211, 8.4k, 1.2M."""
     for factor, unit in ((1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{_plain(value / factor)}{unit}"

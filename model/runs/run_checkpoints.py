@@ -1,11 +1,9 @@
-"""The checkpoints of a run: written by a thread while training goes on, valid all at once, the best and the last kept.
+"""The checkpoints of a run: written in the background, completed atomically, pruned to the best and the last.
 
 run/
-  checkpoint-000100/   what from_pretrained loads (see checkpoint.py), and engine/, what training goes on from
+  checkpoint-000100/   a checkpoint for from_pretrained (see checkpoint.py), and engine/, the state to resume from
 """
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +13,10 @@ from typing import Any
 
 import torch
 
-from model.checkpoints.base_rows import write_whole
 from model.checkpoints.checkpoint import finish
-from model.checkpoints.description import CONFIG, is_local
+from model.checkpoints.description import CONFIG
 from model.runs.run_state import BEST, FOLDER, PREFIX, STATE, TrainState, finished
+from pipelines.storage.files import remove_tree, write_json
 
 Write = Callable[[Path], Mapping[str, Any]]
 
@@ -33,8 +31,8 @@ class _Pending:
 class RunCheckpoints:
     """One rank's part of writing a run's checkpoints; all ranks call the same methods at the same steps.
 
-    A checkpoint is one as soon as its `config.json` is there, which rank 0 writes when every rank's files are.
-    `on_finished` hears of it on all ranks. One is written at a time: the next waits for the one before.
+    A checkpoint is complete once its `config.json` exists, which rank 0 writes after every rank's files. `on_finished`
+    is then called on all ranks. Checkpoints are written one at a time.
     """
 
     def __init__(
@@ -52,27 +50,27 @@ class RunCheckpoints:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint after `step` updates goes."""
+        """The folder of the checkpoint after `step` updates."""
         return self._run / f"{PREFIX}{step:06d}"
 
     def clear(self, step: int) -> None:
-        """Removes what an interrupted attempt left of a checkpoint, before anything is written to it."""
+        """Deletes the remains of an interrupted attempt to write a checkpoint."""
         if self._rank == 0 and self.folder(step).is_dir():
             _remove(self.folder(step))
 
     def start(self, state: TrainState, files: Mapping[str, Any], write: Write | None) -> None:
-        """Begins to write: `files` of this rank's engine, and what `write` (of rank 0) makes in a local folder."""
+        """Starts writing: `files` of this rank's engine, and what `write` (on rank 0) creates in a local folder."""
         assert self._pending is None
         folder = self.folder(state.step)
         written = self._thread.submit(self._write, folder, state, files, write)
         self._pending = _Pending(folder=folder, state=state, written=written)
 
     def poll(self, *, wait: bool = False) -> None:
-        """Finishes the checkpoint being written once every rank's part is there; with `wait` that is now."""
+        """Completes the pending checkpoint if every rank has written its part; `wait` blocks until then."""
         if self._pending is None:
             return
         if wait or self._pending.written.done():
-            self._pending.written.result()  # before the others hear of it: what failed here is no checkpoint
+            self._pending.written.result()  # raise before other ranks count this part as written
         if not self._all_done(self._pending.written.done()):
             return
         pending, self._pending = self._pending, None
@@ -107,23 +105,20 @@ class RunCheckpoints:
         return description
 
     def _prune(self) -> None:
-        """Removes all but the last ones and the best by validation loss; says in `checkpoints.json` which they are."""
+        """Deletes all but the last checkpoints and the best by validation loss; lists these in `checkpoints.json`."""
         found = finished(self._run)
         losses = {folder: TrainState.read(folder).validation.get("loss") for folder in found}
         scored = {folder: loss for folder, loss in losses.items() if loss is not None}
         best = min(scored, key=lambda folder: scored[folder], default=None)
         kept = [folder for folder in found if folder in found[-self._keep_last :] or folder == best]
         rows = [{"name": f.name, "validation_loss": losses[f], "best": f == best} for f in kept]
-        write_whole(self._run / BEST, (json.dumps(rows, indent=1) + "\n").encode())
+        write_json(self._run / BEST, rows)
         for folder in found:
             if folder not in kept:
                 _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """The file that makes it a checkpoint first, so that what is left of it is never taken for one."""
+    """Deletes `config.json` first, so that the remains are never taken for a checkpoint."""
     (folder / CONFIG).unlink(missing_ok=True)
-    if is_local(folder):
-        shutil.rmtree(folder)
-    else:
-        folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
+    remove_tree(folder)

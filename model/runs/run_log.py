@@ -1,10 +1,10 @@
-"""What a training writes while it runs, for programs, for TensorBoard, and for a tracker where one is set.
+"""The log of a training run: JSON lines, TensorBoard, and optionally an experiment tracker.
 
-log.jsonl                one line a step, and one a validation, whose figures' names begin with `validation/`
+log.jsonl                one line per step, and one per validation, with figures named `validation/...`
 tensorboard/             the same figures, and samples with pictures and sound
 samples/                 the samples as files: 000120-image.txt, 000120-image.png
-tracker.json             which run of MLflow or Weights & Biases this is
-mlflow/, wandb/          what MLflow keeps where it is told of no server, and Weights & Biases
+tracker.json             the run's id at MLflow or Weights & Biases
+mlflow/, wandb/          local data of MLflow, if no server is set, and of Weights & Biases
 """
 
 import json
@@ -21,14 +21,15 @@ from torch.utils.tensorboard import SummaryWriter
 from model.decoders.previews import preview, summary
 from model.runs.trackers import Tracker, TrackerName, open_tracker
 from pipelines.sample import Decoded, Modality
+from pipelines.storage.files import atomic_path
 
 LOG = "log.jsonl"
-# The ends of the names of what depends on the clock; all else in the log is the same in a run that was interrupted.
+# Suffixes of figures that depend on the clock; all others are identical in an interrupted and resumed run.
 TIMES = ("_seconds", "_per_second", "data_wait")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without a last line that was torn; a figure that was not finite is None."""
+    """The rows of a log, without an incomplete last line; figures that were not finite are None."""
     if not path.is_file():
         return []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
@@ -37,7 +38,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """A reply: the prompt, the answer that the data have, the model's own text, and the medium decoded, if any."""
+    """A sample reply: the prompt, the answer in the data, the model's text, and the decoded medium, if any."""
 
     modality: Modality
     prompt: str
@@ -47,11 +48,11 @@ class Sampled:
 
 
 class RunLog:
-    """Writes the log of one rank; a context manager, which tells the tracker whether the run failed.
+    """Writes the log of one rank; a context manager, which reports to the tracker whether the run failed.
 
-    `directory` is local. `first_step` is the number of steps done before, 0 in a new run: what the log holds of later
-    ones is dropped, so that it reads like the log of a run that was never interrupted. Steps count from 1. Raises
-    ValueError where the tracker is not installed.
+    `directory` is local. `first_step` is the number of steps already done, 0 in a new run: rows of later steps are
+    dropped, so that the log equals that of a run that was never interrupted. Steps count from 1. Raises ValueError if
+    the tracker is not installed.
     """
 
     def __init__(
@@ -72,15 +73,15 @@ class RunLog:
         self._told = False
 
     def step(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Logs a step of training; what is no number, such as the keys of its samples, is in log.jsonl alone."""
+        """Logs a training step; values that are not numbers, such as sample keys, go to log.jsonl only."""
         self._write(step, figures)
 
     def validation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs a validation after a step, under names that begin with `validation/`."""
+        """Logs a validation after a step, with figures named `validation/...`."""
         self._write(step, {f"validation/{name}": value for name, value in figures.items()})
 
     def sample(self, step: int, sampled: Sampled) -> None:
-        """Logs a generated sample: its texts, and its picture, film or sound if it has one."""
+        """Logs a generated sample: its texts, and its image, video or sound, if any."""
         tag, stem = f"samples/{sampled.modality}", f"{step:06d}-{sampled.modality}"
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
@@ -99,13 +100,13 @@ class RunLog:
         self._track(lambda tracker: tracker.sample(step, tag, text, medium))
 
     def flush(self) -> None:
-        """Puts all of it on the disk; what a checkpoint is to go on from must be there before it is."""
+        """Syncs the log to disk; call it before writing a checkpoint, so that the log is never behind."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the log; a second time it does nothing."""
+        """Closes the log; idempotent."""
         if not self._file.closed:
             self.flush()
             self._file.close()
@@ -134,22 +135,21 @@ class RunLog:
             return
         try:
             log(self._tracker)
-        except Exception as error:  # a server that is away must not end a training
+        except Exception as error:  # an unreachable server must not stop the training
             if not self._told:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
-                print(f"note: the tracker did not take what was logged, the training goes on: {reason}", flush=True)
+                print(f"note: logging to the tracker failed, training continues: {reason}", flush=True)
             self._told = True
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Leaves the rows up to a step in a log, whole."""
+    """Drops the rows after a step, and an incomplete last line."""
     rows = [row for row in read_log(path) if row["step"] <= step]
     if path.is_file():
-        temporary = path.with_name(f".{LOG}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _as_markdown(title: str, text: str) -> str:
-    """A text under a title, as it stands: indented, it is shown as code."""
+    """A text under a title, shown verbatim as an indented code block."""
     return f"**{title}**\n\n" + "\n".join(f"    {line}" for line in text.splitlines() or [""])

@@ -1,16 +1,17 @@
-"""MLflow and Weights & Biases behind what a run's log needs of them.
+"""Experiment trackers, MLflow and Weights & Biases, behind one interface.
 
-Where they are reached, under which account and in which project or experiment is told by their own environment
-variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`, ...); without them MLflow writes into the run's folder.
+Server, account, project and experiment are set by their own environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`,
+...); without a server MLflow writes to the run's folder.
 """
 
 import html
-import json
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from pipelines.storage.files import read_json, write_json
 
 TrackerName = Literal["mlflow", "wandb"]
 PROJECT = "nextgpt"
@@ -18,42 +19,42 @@ _STATE = "tracker.json"
 
 
 class Tracker(Protocol):
-    """One run at a tracker; `id` is what a resumed training goes on with."""
+    """A run at a tracker; `id` lets a resumed training continue it."""
 
     id: str
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs numbers of a step, without waiting for a server."""
+        """Logs a step's figures, without waiting for a server."""
 
     def sample(self, step: int, tag: str, text: Path, medium: Path | None) -> None:
-        """Logs a generated sample: a file of text, and one of a picture, film or sound."""
+        """Logs a generated sample: a text file, and a file with an image, video or sound."""
 
     def close(self, failed: bool) -> None:
-        """Sends what is left."""
+        """Flushes and closes the run."""
 
 
 def check_tracker(tracker: TrackerName | None) -> None:
-    """Raises ValueError, with what to install, where a tracker is set that is not there."""
+    """Raises ValueError, saying what to install, if the tracker is not installed."""
     if tracker is not None and find_spec(tracker) is None:
         raise ValueError(f"tracker: {tracker} is not installed; run pip install 'nextgpt-ray[{tracker}]'")
 
 
 def open_tracker(tracker: TrackerName, directory: Path, name: str, settings: Mapping[str, Any]) -> Tracker:
-    """Opens a tracker's run for a training whose log is in a local `directory`, or goes on with the one noted there.
+    """Opens a tracker's run for a training with its log in a local `directory`, or resumes the one recorded there.
 
     Raises ValueError as `check_tracker` does.
     """
     check_tracker(tracker)
     state = directory / _STATE
-    noted = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    noted = read_json(state) if state.is_file() else {}
     run = noted["run"] if noted.get("tracker") == tracker else None
     opened = _TRACKERS[tracker](directory, run, name, flatten(settings))
-    state.write_text(json.dumps({"tracker": tracker, "run": opened.id}) + "\n", encoding="utf-8")
+    write_json(state, {"tracker": tracker, "run": opened.id})
     return opened
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings within settings by their dotted names: `model.lora.r`."""
+    """Flattens nested settings to dotted names: `model.lora.r`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -72,7 +73,7 @@ class _MLflow:
             mlflow.log_params(dict(settings))
 
     def _use_folder(self, folder: Path) -> None:
-        """A database and files in a folder, to be read by `mlflow ui --backend-store-uri sqlite:///...`."""
+        """Uses a database and files in a folder, for `mlflow ui --backend-store-uri sqlite:///...`."""
         folder.mkdir(exist_ok=True)
         self._mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -107,7 +108,7 @@ class _WandB:
             resume="allow" if run else None,
             settings=wandb.Settings(console="off"),
         )
-        # Its own count of steps only goes up: it would leave out what a resumed training does again.
+        # W&B's own step only increases: it would drop steps that a resumed training repeats.
         self._run.define_metric("*", step_metric="step")
         self.id = self._run.id
 

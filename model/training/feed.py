@@ -1,4 +1,4 @@
-"""From rows to each step's micro-batches, made by a thread while the step before is trained."""
+"""Turns rows into each step's micro-batches, prefetched by a thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
@@ -16,9 +16,9 @@ _END = object()
 def micro_batches(
     rows: Iterable[Row], encode: Callable[[Row], Example], steps: range, number: int, pad_id: int
 ) -> Iterator[list[Batch]]:
-    """Every step's micro-batches, `number` of them, in turn; `rows` are sorted by `step` and `micro`.
+    """Yields `number` micro-batches for each step; `rows` are sorted by `step` and `micro`.
 
-    Every rank takes as many micro-batches a step as the others: where it has fewer samples it takes empty ones.
+    All ranks take the same number of micro-batches per step: a rank with fewer samples takes empty ones.
     """
     groups = groupby(rows, key=lambda row: int(row["step"]))
     pending = next(groups, None)
@@ -30,11 +30,11 @@ def micro_batches(
             pending = next(groups, None)
         assert len(batches) <= number, f"step {step} has {len(batches)} micro-batches, more than {number}"
         yield batches + [collate([], pad_id) for _ in range(number - len(batches))]
-    assert pending is None, "rows come sorted by step, and none beyond the last"
+    assert pending is None, "rows must be sorted by step, with none beyond the last"
 
 
 def prefetch(items: Iterable[T], size: int = 2) -> Iterator[T]:
-    """The same items, made up to `size` ahead by a thread; its errors are raised here."""
+    """Yields the same items, prefetched by a thread up to `size` ahead; its errors are raised here."""
     queue: Queue[Any] = Queue(size)
     stopped = Event()
 

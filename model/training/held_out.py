@@ -1,4 +1,4 @@
-"""Scores of the held-out samples while a stage trains, and replies to some of them to look at."""
+"""Validation during a stage: scores of the held-out samples, and sample replies to some of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipelines.sample import Modality
 
 
 class HeldOut:
-    """One rank's held-out micro-batches, as many as every other rank has, and the rows they are of."""
+    """One rank's held-out micro-batches, as many as on every other rank, and their rows."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class HeldOut:
     ) -> None:
         self._engine, self._criterion, self._weights = engine, criterion, weights
         self._settings, self._rank, self._batches, self._reduce = settings, rank, batches, reduce
-        # With its weights spread over ranks (ZeRO-3) a model answers only where all of them run the same.
+        # With sharded weights (ZeRO-3) all ranks must generate together.
         self._everywhere = settings.zero == 3 and rank.world_size > 1
         self._rows = rows
         if self._everywhere:
@@ -51,7 +51,7 @@ class HeldOut:
             self._sampler = Sampler(engine, tokenizer, renders=rank.rank == 0)
 
     def score(self, step: int, log: RunLog | None) -> dict[str, float]:
-        """Scores all of them after `step` updates; every rank calls it, and gets the scores of all."""
+        """Scores all held-out samples after `step` updates; every rank calls it, and gets the global scores."""
         moved = (batch.to(self._rank.device) for batch in self._batches)
         scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
         if log is not None:
@@ -61,7 +61,7 @@ class HeldOut:
         return scores
 
     def sample(self, step: int, log: RunLog | None) -> None:
-        """Replies to some of them, for the log; every rank calls it. It may take minutes."""
+        """Logs replies to some held-out samples; every rank calls it. May take minutes."""
         samples = self._sampler(self._rows) if self._sampler is not None else []
         if log is not None:
             for sample in samples:
@@ -69,23 +69,23 @@ class HeldOut:
 
 
 def makes_samples(settings: TrainSettings, device: str) -> bool:
-    """Whether sample replies are made on a device; where the default decides against them, that is said in a line."""
+    """Whether to generate sample replies on a device; prints a line if the default turns them off."""
     if settings.validation.generate != "auto":
         return settings.validation.generate
     decoders = {modality: output.decoder for modality, output in settings.model.outputs.items()}
     if device.startswith("cuda") or not any(map(_is_large, decoders, decoders.values())):
         return True
     print(
-        "note: no sample replies while training: no GPU and full-size decoders; validation.generate=true insists",
+        "note: no sample replies during training: full-size decoders, no GPU; validation.generate=true makes them",
         flush=True,
     )
     return False
 
 
 def _is_large(modality: Modality, name: str) -> bool:
-    """Whether a decoder takes minutes a medium on a CPU; one that is out of reach counts as such."""
+    """Whether a decoder takes minutes per medium on a CPU; assumed for one that is not available locally."""
     if not (name.startswith(BUILTIN) or Path(name).is_dir()):
-        return True  # of the hub, which is not asked for this
+        return True  # on the hub, which is not asked for this
     try:
         return is_full_size(modality, name)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a training run is set to: one place for each setting, checked before anything starts."""
+"""The settings of a training run, validated before anything starts."""
 
 from typing import Annotated, Literal
 
@@ -28,10 +28,10 @@ class OptimizerSettings(_Settings):
 
 
 class LossSettings(_Settings):
-    """How the parts of the loss are weighed; `alignment` is normalised MSE or the legacy L2 norm.
+    """The weights of the loss terms; `alignment` is normalised MSE or the legacy L2 norm.
 
-    `denoising_weights` switches the loss through a frozen UNet on, by modality. A loss that is not finite, or
-    `stop_above` times the mean of the steps before it, stops the run.
+    `denoising_weights` enables the denoising loss through a frozen UNet, by modality. A loss that is not finite, or
+    more than `stop_above` times the mean of previous steps, stops the run.
     """
 
     alignment: Literal["mse", "l2"] = "mse"
@@ -43,15 +43,15 @@ class LossSettings(_Settings):
 
     @property
     def denoised(self) -> list[Modality]:
-        """The modalities whose conditions go through the frozen UNet."""
+        """The modalities with a denoising loss."""
         return [modality for modality, weight in self.denoising_weights.items() if weight]
 
 
 class ValidationSettings(_Settings):
     """The held-out split, by the hash of a sample's key: the same samples in every stage and run.
 
-    `every` counts steps; None validates with each checkpoint. `samples` bounds what one validation reads; `generate`
-    makes one reply a modality for the log, `auto` where there is a GPU or the decoders are small.
+    `every` counts steps; None validates with each checkpoint. `samples` limits the samples of one validation;
+    `generate` logs one reply per modality, `auto` if there is a GPU or the decoders are small.
     """
 
     fraction: float = Field(0.02, ge=0, le=0.5)
@@ -63,14 +63,14 @@ class ValidationSettings(_Settings):
 class TrainSettings(_Settings):
     """The effective configuration of a stage.
 
-    `datasets` is `auto` (every prepared dataset that the catalog gives to the stage) or catalog names with weights;
-    `sidecars` names an encoder id by kind where a dataset has several. `batch_size` counts samples of a global batch,
-    over all workers. `max_steps` overrides `epochs`, and may be more than they hold. Global batches are made of samples
-    of like length: `length_window` of them are sorted together. `workers` and `use_gpu` of None are taken from the
-    cluster; a pair of numbers lets the workers be fewer while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run
-    survives `max_failures` failures of its workers. Checkpoints are written every `checkpoint_every` steps and at the
-    end; the best and the last `keep_last` stay. `shuffle_items` trains a control, for which other items' features and
-    caption embeddings stand in each batch.
+    `datasets` is `auto` (every prepared dataset that the catalog assigns to the stage) or catalog names with weights;
+    `sidecars` selects an encoder id by kind if a dataset has several. `batch_size` counts samples of a global batch,
+    over all workers. `max_steps` overrides `epochs`, and may exceed them. Global batches consist of samples of similar
+    length: `length_window` batches are sorted together. If `workers` or `use_gpu` is None, the cluster decides; a pair
+    of numbers lets a run continue with fewer workers while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run
+    survives `max_failures` worker failures. Checkpoints are written every `checkpoint_every` steps and at the end; the
+    best and the last `keep_last` are kept. `shuffle_items` trains a control on mismatched features and caption
+    embeddings.
     """
 
     stage: Stage
@@ -103,7 +103,7 @@ class TrainSettings(_Settings):
 
     @property
     def num_micro_batches(self) -> int:
-        """How many micro-batches a whole global batch is cut into."""
+        """The number of micro-batches in a full global batch."""
         return -(-self.batch_size // self.micro_batch_size)
 
     @field_validator("datasets", mode="before")

@@ -1,4 +1,4 @@
-"""What a stage trains, for people and for files: names, shapes and numbers of weights."""
+"""The trainable tensors of a stage, as a table: names, shapes and numbers of weights."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
-# What tells alike tensors apart: numbers of layers, and modalities.
+# The parts of names in which similar tensors differ: layer numbers and modalities.
 _VARYING = re.compile(r"(?<=\.)(?:\d+|image|video|audio)(?=\.)")
 
 
@@ -20,27 +20,27 @@ class TensorRow(TypedDict):
 
 
 def trainable_table(model: nn.Module, names: Iterable[str]) -> list[TensorRow]:
-    """Rows of the parameters with these names, in the order given."""
+    """The rows of the named parameters, in the given order."""
     parameters = dict(model.named_parameters())
     shapes = {name: list(_shape(parameters[name])) for name in names}
     return [{"name": name, "shape": shape, "count": prod(shape)} for name, shape in shapes.items()]
 
 
 def num_weights(model: nn.Module) -> int:
-    """The number of all weights, trained or not."""
+    """The total number of weights, trained or not."""
     return sum(prod(_shape(parameter)) for parameter in model.parameters())
 
 
 def _shape(parameter: Tensor) -> Sequence[int]:
-    """The whole tensor's shape, also where this rank holds a part of it (ZeRO-3) or it is packed (4 bits)."""
+    """The full tensor's shape, even if it is sharded (ZeRO-3) or packed (4 bits)."""
     packed = getattr(parameter, "quant_state", None)
     return tuple(getattr(parameter, "ds_shape", None) or getattr(packed, "shape", None) or parameter.shape)
 
 
 def format_manifest(rows: Sequence[TensorRow], total: int) -> str:
-    """A table of what trains, alike tensors on one line: name, shape, number of tensors, number of weights.
+    """Formats a table with similar tensors on one line: name, shape, number of tensors, number of weights.
 
-    Numbers of layers and modalities are folded (`layers.{0..31}`). The last line gives their share of `total` weights.
+    Layer numbers and modalities are folded (`layers.{0..31}`). The last line gives the share of `total` weights.
     """
     groups: dict[tuple[str, str], list[TensorRow]] = {}
     for row in rows:
@@ -56,7 +56,7 @@ def format_manifest(rows: Sequence[TensorRow], total: int) -> str:
 
 
 def _folded(names: Sequence[str]) -> str:
-    """One name for all: where they differ, the values between braces."""
+    """Folds names into one, with the values in which they differ in braces."""
     places = zip(*(_VARYING.findall(name) for name in names), strict=True)
     values = iter([_values(list(dict.fromkeys(place))) for place in places])
     return _VARYING.sub(lambda match: next(values), names[0])

@@ -1,4 +1,4 @@
-"""A stage's training: the step, the loop, and what comes along. Knows nothing of where rows come from, nor of Ray."""
+"""The training loop of a stage, with validation and checkpoints. Independent of Ray and of where rows come from."""
 
 import math
 import time
@@ -23,24 +23,23 @@ from model.runs.run_checkpoints import RunCheckpoints
 from model.runs.run_log import RunLog
 from model.runs.run_state import TrainState, resumable
 from model.training.divergence import Diverged, LossGuard
-from model.training.engine import DTYPES, Rank, accumulation, build_engine
-from model.training.engine_state import gather, restore, snapshot
+from model.training.engine import DTYPES, Rank, accumulation, build_engine, gather, restore, snapshot
 from model.training.feed import Row, micro_batches, prefetch
 from model.training.held_out import HeldOut
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality, turns_from_json
 
-_MICRO_BATCHES = 1 << 20  # more than a step has: seeds of micro-batches are numbered through
+_MICRO_BATCHES = 1 << 20  # more than a step has: micro-batch seeds are numbered consecutively
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a worker is to train.
+    """The training job of a worker.
 
-    `run` is the folder of the run: where it holds a checkpoint, training goes on from there; where not, it starts from
-    the checkpoint `init`, or anew. `alignment_variance` is the variance of the caption embeddings by modality, which
-    normalises the alignment loss: predicting their mean scores 1. `history` is what checkpoints remember of this stage,
-    `card` goes into the model card.
+    `run` is the folder of the run: if it holds a checkpoint, training resumes from it; otherwise it starts from the
+    checkpoint `init`, or from scratch. `alignment_variance` is the variance of the caption embeddings by modality,
+    which normalises the alignment loss so that predicting the mean scores 1. `history` is the stage's entry in
+    checkpoints, `card` goes into the model card.
     """
 
     settings: TrainSettings
@@ -56,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a global batch came to: its losses, and how many samples, tokens, and places for tokens it had."""
+    """The losses of a global batch, and its numbers of samples, of tokens without padding and with it."""
 
     loss: float
     losses: Losses
@@ -67,9 +66,9 @@ class StepResult:
 
 
 class Trainer:
-    """One worker's part of a run: model, engine, and how rows become steps.
+    """One worker's part of a run: model, engine and training loop.
 
-    `on_checkpoint` hears of each finished checkpoint, on every rank.
+    `on_checkpoint` is called for each finished checkpoint, on every rank.
     """
 
     def __init__(self, job: Job, rank: Rank, on_checkpoint: Callable[[Path, TrainState], None] | None = None) -> None:
@@ -109,9 +108,9 @@ class Trainer:
         )
 
     def run(self, rows: Iterable[Row], held_out: Iterable[Row] = (), log: RunLog | None = None) -> None:
-        """Trains over rows that come sorted by `step` and `micro`, from `first_step` on; rank 0 gives the log.
+        """Trains on rows sorted by `step` and `micro`, from `first_step` on; only rank 0 passes a log.
 
-        `held_out` are the validation's rows, in the same form. Raises Diverged, after saving, when the loss runs away.
+        `held_out` are the validation rows, in the same form. Raises Diverged, after saving, if the loss diverges.
         """
         settings, num_steps = self.job.settings, self.job.num_steps
         validation = self._held_out(held_out)
@@ -152,7 +151,7 @@ class Trainer:
             if saves:
                 self._save(done, log, figures, scores)
             samples = validation is not None and validates and validation.makes_samples
-            # Samples may take minutes: a run that is stopped meanwhile has its checkpoint.
+            # Samples may take minutes: a run stopped meanwhile must already have its checkpoint.
             self._checkpoints.poll(wait=done == num_steps or (saves and samples))
             if validation is not None and samples:
                 validation.sample(done, log)
@@ -161,20 +160,20 @@ class Trainer:
         self._checkpoints.close()
 
     def step(self, step: int, batches: Sequence[Batch]) -> StepResult:
-        """One update on this rank's share of a global batch; returns the figures of the whole of it.
+        """Makes one update on this rank's share of a global batch; returns the figures of the whole batch.
 
-        Every term is divided by its count over the global batch, and random numbers are drawn by micro-batch, so that
-        how a global batch is spread over ranks changes nothing. Raises Diverged before the update is made.
+        Every term is divided by its count over the global batch, and random numbers are seeded by micro-batch, so that
+        the result does not depend on how a global batch is split over ranks. Raises Diverged before the update.
         """
         counts_T = sum(map(self.criterion.count, batches), torch.zeros(len(TERMS), dtype=torch.float64))
         counts_T = torch.tensor(self._sum(counts_T.tolist()), dtype=torch.float64)
         seen: list[list[float]] = []
         for place, batch in enumerate(batches):
             seed = self._seed(step, place)
-            torch.manual_seed(seed)  # of the adapter's dropout
+            torch.manual_seed(seed)  # for the adapter's dropout
             moved = batch.to(self.rank.device)
             losses = self.criterion(self.engine(moved), moved, torch.Generator().manual_seed(seed))
-            # DeepSpeed averages over ranks and over micro-batches; ours are shares of one sum.
+            # DeepSpeed averages over ranks and micro-batches; these are shares of one sum.
             share = total(losses, counts_T, self.weights) * self.rank.world_size * self.accumulation
             self.engine.backward(share)
             seen.append([*losses.to_list(), *batch.sizes])
@@ -196,7 +195,7 @@ class Trainer:
         )
 
     def encode(self, row: Row) -> Example:
-        """A row of the hand-over, its embeddings as arrays (None where there are none), as the model takes it."""
+        """Encodes a row of the hand-over, with its embeddings as arrays (or None), for the model."""
         config = self.job.settings.model
         dialogue = encode_dialogue(
             turns_from_json(row["turns"]),
@@ -206,7 +205,7 @@ class Trainer:
             config.max_length,
         )
         if self.job.settings.stage == 2:
-            # The caption stands in the prompt already; what is learned is which signal tokens follow it.
+            # The caption is already in the prompt; only the signal tokens that follow it are learned.
             first = self.model.vocabulary.base_size
             dialogue = replace(dialogue, labels=[label if label >= first else IGNORE for label in dialogue.labels])
         return Example(
@@ -218,7 +217,7 @@ class Trainer:
         )
 
     def _guarded(self, step: int, batches: Sequence[Batch]) -> StepResult:
-        """A step; where the loss runs away, the run is saved as it was and the samples are named."""
+        """Runs a step; if the loss diverges, saves the run as of before the step and names the samples."""
         try:
             return self.step(step, batches)
         except Diverged as error:
@@ -232,7 +231,7 @@ class Trainer:
         return micro_batches(rows, self.encode, steps, self.accumulation, int(self.tokenizer.pad_token_id or 0))
 
     def _held_out(self, rows: Iterable[Row]) -> HeldOut | None:
-        """What scores the held-out samples, which stay in memory; None where there are none."""
+        """The validation, with its samples kept in memory; None if there are no held-out samples."""
         if not self.job.held_out_steps:
             return None
         kept = list(rows)
@@ -250,11 +249,11 @@ class Trainer:
         )
 
     def _save(self, step: int, log: RunLog | None, figures: Mapping[str, float], scores: Mapping[str, float]) -> None:
-        """Copies what a checkpoint needs and has a thread write it; every rank calls it."""
+        """Copies the state for a checkpoint and writes it in the background; every rank calls it."""
         self._checkpoints.poll(wait=True)
         if log is not None:
             log.flush()
-        self._checkpoints.clear(step)  # before DeepSpeed's barrier, behind which the others write
+        self._checkpoints.clear(step)  # before DeepSpeed's barrier, after which the other ranks write
         files = snapshot(self.engine)
         tensors = gather(self.model, trained_state(self.model), sharded=self.job.settings.zero == 3)
         seconds = self._seconds + time.monotonic() - self._started
@@ -323,12 +322,12 @@ class Trainer:
         )
 
     def _seed(self, step: int, place: int) -> int:
-        """Of a micro-batch, by its number in the global batch: the same on whichever rank it is."""
+        """The seed of a micro-batch, by its number in the global batch: independent of the rank."""
         micro = place * self.rank.world_size + self.rank.rank
         return (self.job.settings.seed * 1_000_003 + step) * _MICRO_BATCHES + micro
 
     def _keys(self, batches: Sequence[Batch]) -> list[str]:
-        """The keys of the global batch, in its order; every rank calls it."""
+        """The keys of the global batch, in order; every rank calls it."""
         mine = [list(batch.keys) for batch in batches]
         everyone: list[list[list[str]]] = [mine]
         if self.rank.world_size > 1:
@@ -337,7 +336,7 @@ class Trainer:
         return [key for place in range(len(mine)) for keys in everyone for key in keys[place]]
 
     def _sum(self, values: list[float]) -> list[float]:
-        """Adds up numbers over all ranks."""
+        """Sums numbers over all ranks."""
         if self.rank.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.rank.device)

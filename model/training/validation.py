@@ -1,4 +1,4 @@
-"""The figures of a held-out split, and how to evaluate in the midst of a training without leaving a trace in it."""
+"""Scores a held-out split, and evaluates during training without side effects on it."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from model.core.losses import FIGURES, Criterion, Losses, LossWeights, total
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluates without gradients; at the end the mode and the random state are as they were."""
+    """A context for evaluation without gradients, which restores the training mode and random state."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -35,14 +35,14 @@ def validate(
 ) -> dict[str, float]:
     """Scores this rank's batches; returns `loss` and the figures of `Losses.means` over the batches of all ranks.
 
-    `model` is a DeepSpeed engine's module, of any ZeRO stage, or the engine itself. Every rank calls it with as many
-    batches as the others, made of no examples where it has fewer; they lie on the model's device. `reduce` adds up
-    numbers over the ranks. How the batches are spread over the ranks changes nothing.
+    `model` is a DeepSpeed engine, of any ZeRO stage, or its module. Every rank calls it with the same number of batches
+    on the model's device, some of them empty if it has fewer. `reduce` sums numbers over ranks. The result does not
+    depend on how the batches are split over ranks.
     """
     seen = [0.0] * (2 * len(FIGURES))
     with undisturbed(model):
         for batch in batches:
-            # The noise of a denoising loss is a batch's own, whichever rank it is on.
+            # The noise of the denoising loss is seeded by the batch, independent of the rank.
             generator = torch.Generator().manual_seed(seed + zlib.crc32("\n".join(batch.keys).encode()))
             losses = criterion(model(batch), batch, generator)
             seen = [a + b for a, b in zip(seen, losses.to_list(), strict=True)]

@@ -1,4 +1,4 @@
-"""Replies to held-out prompts while a model trains: one a modality, with the medium it makes."""
+"""Sample replies to held-out prompts during training: one per modality, with its generated medium."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Replies of a model at every call to the same prompts; `engine` is DeepSpeed's, or the model alone.
+    """Generates replies to the same prompts at every call; `engine` is DeepSpeed's, or the model itself.
 
-    Decoders are loaded when first needed, on the model's device, and kept; `steps` is how often they denoise. Where
-    `renders` is false there are none: under ZeRO-3 every rank takes part in generating, and one of them renders.
+    Decoders are loaded on first use, on the model's device, and kept; `steps` is their number of denoising steps. With
+    `renders` false nothing is decoded: under ZeRO-3 all ranks generate, but only one renders.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class Sampler:
         self._told: set[str] = set()
 
     def __call__(self, rows: Sequence[Row]) -> list[Sampled]:
-        """Replies to the first row of each modality: one whose answer holds such an item, else whose prompt does.
+        """Replies to the first row of each modality: one with such an item in its answer, else in its prompt.
 
-        Rows are those of the hand-over, their embeddings as arrays. A training is left as it was, whatever goes wrong:
-        that is told in a line, and the sample or its medium left out.
+        Rows are those of the hand-over, with embeddings as arrays. Errors never affect the training: they are printed
+        in one line, and the sample or its medium is left out.
         """
         found = []
         with undisturbed(self.model), self._steps_told():
             for modality in Modality:
                 try:
                     sampled = self._sample(modality, rows)
-                except Exception as error:  # a log's illustration must not end a training
+                except Exception as error:  # a sample for the log must not stop the training
                     self._tell(f"no {modality} sample", error)
                 else:
                     found += [sampled] if sampled is not None else []
@@ -59,10 +59,10 @@ class Sampler:
 
     @contextmanager
     def _steps_told(self) -> Iterator[None]:
-        """Tells ZeRO-3 at each token that a step begins.
+        """Signals the start of a step to ZeRO-3 at each token.
 
-        It counts steps by forward passes of the whole model, of which an answer has none: taken for one step, its
-        thousands of modules are looked through at every one of them.
+        ZeRO-3 starts a step at a forward pass of the whole model, which generation never makes. A whole answer would be
+        traced as one step, and its thousands of module calls searched at every call.
         """
         if self._offload is None:
             yield
@@ -106,16 +106,16 @@ class Sampler:
                 return decoder.generate(condition_LD, seed=self.seed, steps=self.steps)
             finally:
                 if self.model.config.decoders.on_device == "one":
-                    decoder.to("cpu")  # training goes on, and needs the room
+                    decoder.to("cpu")  # training continues, and needs the memory
         except Exception as error:
-            self._tell(f"{modality} samples are text alone", error)
+            self._tell(f"{modality} samples are text only", error)
             return None
 
     def _decoder(self, modality: Modality) -> "Decoder | None":
         if modality not in self._decoders:
             from model.decoders.decoder import Decoder  # late, see above
 
-            self._decoders[modality] = None  # what failed once is not tried again
+            self._decoders[modality] = None  # a failed load is not retried
             weight = self.model.new_input_rows.weight
             name = self.model.config.outputs[modality].decoder
             self._decoders[modality] = Decoder(modality, name, weight.device, self.model.config.decoders)
@@ -129,7 +129,7 @@ class Sampler:
 
 
 def _choose(modality: Modality, rows: Sequence[Row], role: Role) -> tuple[Row, list[Turn], Turn] | None:
-    """The first row with such an item in a turn of `role`: the turns up to an answer from there on, and the answer."""
+    """The first row with such an item in a turn of `role`: the turns up to the next answer, and that answer."""
     for row in rows:
         turns = turns_from_json(row["turns"])
         for place, turn in enumerate(turns):
@@ -144,7 +144,7 @@ def _of_user(turn: Turn) -> Sequence[Any]:
 
 
 def _as_text(turn: Turn) -> str:
-    """A turn as a person reads it; an item is its modality, and its caption if it has one."""
+    """A turn as text for people; an item is shown as its modality, with its caption if it has one."""
     return " ".join(part.strip() if isinstance(part, str) else _item_as_text(part) for part in turn.parts)
 
 

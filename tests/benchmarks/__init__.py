@@ -1,4 +1,4 @@
-"""Comparisons with what a user could run in place of this project: ratios of medians measured in one run."""
+"""Comparisons with what a user could run instead of this project: ratios of medians measured in one run."""
 
 import os
 import socket
@@ -20,10 +20,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: the medians of both sides in `unit`, their ratio, and the target the ratio is held to.
+    """One comparison: the medians of both sides in `unit`, their ratio, and its target.
 
-    `at_most` turns the target round: the ratio has to stay below it; with a target of None it is told, not judged. A
-    row that could not be measured has NaN for its figures and says why in `note`.
+    With `at_most` the target is an upper bound; with a target of None the ratio is only reported. A row that could not
+    be measured has NaN as its figures and the reason in `note`.
     """
 
     name: str
@@ -37,34 +37,34 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a ratio to judge."""
+        """Whether the ratio was measured."""
         return not isnan(self.ratio)
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is measured and on the right side of the target, if there is one."""
+        """Whether the ratio was measured and meets the target, if there is one."""
         if not self.measured or self.target is None:
             return self.measured
         return self.ratio <= self.target if self.at_most else self.ratio >= self.target
 
     @property
     def verdict(self) -> str:
-        """`met`, `MISSED` or `not measured`; nothing where there is no target."""
+        """`met`, `MISSED` or `not measured`; empty without a target."""
         if not self.measured:
             return "not measured"
         return "" if self.target is None else "met" if self.met else "MISSED"
 
 
 def not_measured(name: str, target: float | None, unit: str, reason: str, at_most: bool = False) -> Row:
-    """The row of a comparison that could not be made here, with the reason as its note."""
+    """The row of a comparison that could not be run here, with the reason as its note."""
     return Row(name=name, ours=nan, peer=nan, ratio=nan, target=target, unit=unit, at_most=at_most, note=reason)
 
 
 def compare(ours: Callable[[], float], peer: Callable[[], float], repeats: int, title: str = "") -> tuple[float, float]:
-    """The medians of `repeats` figures of each side, taken in turn so that a busy machine slows both alike.
+    """The medians of `repeats` measurements of each side, interleaved so that load on the machine slows both alike.
 
-    Who goes first changes from one repeat to the next: neither side always finds the caches warmed by the other.
-    With a title, each repeat is shown on standard error.
+    The side that goes first alternates, so that neither always benefits from caches warmed by the other. With a title,
+    each repeat is shown on standard error.
     """
     assert repeats >= 1
     sides: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -79,37 +79,37 @@ def compare(ours: Callable[[], float], peer: Callable[[], float], repeats: int, 
 
 
 def in_a_process_of_its_own(function: Callable[..., _T], *arguments: object) -> _T:
-    """What a function of a module returns when it runs in a new process, whose memory holds nothing else."""
+    """Runs a function of a module in a new process, with nothing else in memory, and returns its result."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=cli.quiet) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A free port on loopback."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
 
 
 def say(text: str) -> None:
-    """What a benchmark is doing now, on standard error."""
+    """Prints progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Stopwatch:
-    """Seconds of the `with` block that `timed` times."""
+    """The duration of a `timed` block."""
 
     seconds: float = nan
 
 
 @contextmanager
 def timed() -> Iterator[Stopwatch]:
-    """Times its block by the wall clock, to be read from `.seconds` afterwards."""
+    """Measures its block's wall time, available as `.seconds` afterwards."""
     watch, start = Stopwatch(), perf_counter()
     yield watch
     watch.seconds = perf_counter() - start

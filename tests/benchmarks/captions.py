@@ -1,4 +1,4 @@
-"""Caption embeddings: how much faster than a decoder's text encoder called as its pipeline calls it, and how equal."""
+"""Caption embeddings, against the text encoder as called by its pipeline: speed and numerical difference."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REPEATS = 3
 BATCH = 64
-PADDED_BATCH = 1  # of captions padded to 512 positions; on a CPU more at once are slower
+PADDED_BATCH = 1  # with captions padded to 512 positions; larger batches are slower on a CPU
 CLIP_CAPTIONS, CLAP_CAPTIONS = 64, 16
 
 
@@ -42,7 +42,7 @@ def _clip(folder: Path, count: int) -> Row:
         lambda: _rate(lambda batch: _as_the_pipeline(exact, batch), captions, BATCH),
         REPEATS,
     )
-    note = f"bfloat16 against float32, both in arrival order; smallest cosine of a position {cosine:.5f} (0.9999 asked)"
+    note = f"bfloat16 against float32, both in arrival order; minimum cosine per position {cosine:.5f} (target 0.9999)"
     return Row(
         name="captions, CLIP-L", ours=ours, peer=peer, ratio=ours / peer, target=2.0, unit="captions/s", note=note
     )
@@ -61,7 +61,7 @@ def _clap(folder: Path, count: int) -> Row:
     tokens = mean(map(len, encoder.tokenizer(captions).input_ids))
     words = mean(len(text.split()) for text in captions)
     note = (
-        f"float32, pieces of like length against padding to 512; {tokens:.1f} tokens for {words:.1f} words a caption; "
+        f"float32, batches of like length against padding to 512; {tokens:.1f} tokens, {words:.1f} words a caption; "
         f"largest difference {difference:.0e} (1e-4 allowed)"
     )
     return Row(
@@ -81,7 +81,7 @@ def _batches(captions: list[str], size: int) -> list[list[str]]:
 
 
 def _as_the_pipeline(encoder: "CaptionEncoder", captions: list[str]) -> Any:
-    """What the diffusion pipelines do: every caption padded to the longest the tokenizer allows, in arrival order."""
+    """The diffusion pipelines' way: every caption padded to the tokenizer's maximum length, in arrival order."""
     tokens = encoder.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     pooled = encoder.modality is Modality.AUDIO
     output = encoder.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if pooled else None)

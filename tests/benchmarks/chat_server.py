@@ -1,4 +1,4 @@
-"""The chat server as a user starts it, on a Ray of its own, to be asked by benchmarks and tests."""
+"""Starts the chat server as a user would, on its own Ray, for benchmarks and tests."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.benchmarks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _READY = "Ctrl-C ends it"
-_SECONDS = 400.0  # to start: five processes load torch, on a laptop two at a time
+_SECONDS = 400.0  # start-up timeout: five processes load torch, on a laptop two at a time
 _SECONDS_TO_END = 120.0
 
 
@@ -33,20 +33,20 @@ class ChatServer:
     process: "subprocess.Popen[bytes]"
 
     def replicas(self, deployment: str = "") -> list[psutil.Process]:
-        """The processes that run a deployment, or all of them."""
+        """The processes of one deployment, or of all."""
         ours = psutil.Process(self.process.pid).children(recursive=True)
         return [process for process in ours if f"ServeReplica:chat:{deployment}" in " ".join(_command(process))]
 
     def memory(self) -> int:
-        """Bytes that all replicas hold for themselves."""
+        """The private memory of all replicas in bytes."""
         return sum(process.memory_info().rss - process.memory_info().shared for process in self.replicas())
 
 
 @contextmanager
 def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServer]:
-    """Starts `jobs/chat.py` with these options on a free port of loopback, and ends it as Ctrl-C does.
+    """Starts `jobs/chat.py` with these options on a free port of loopback, and stops it as Ctrl-C does.
 
-    Temporary files lie in `folder`. Raises RuntimeError where it does not start, or does not end well.
+    Temporary files are in `folder`. Raises RuntimeError if it does not start, or does not stop cleanly.
     """
     with tempfile.TemporaryDirectory(prefix="chat", ignore_cleanup_errors=True) as own:
         folder = folder or Path(own)
@@ -73,7 +73,7 @@ def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServe
 
 
 def cases() -> dict[str, Sequence[Any]]:
-    """The four cases of the tutorial: the messages of each, with media of our world."""
+    """The messages of the tutorial's four cases, with media of our world."""
     found: dict[str, Sequence[Any]] = {}
     for title, kind in CASES.items():
         text, media = drawn(kind)

@@ -1,7 +1,7 @@
-"""Decoders of the released shapes with random weights, written as diffusers folders; nothing is fetched.
+"""Decoders of the released shapes with random weights, written as diffusers folders; nothing is downloaded.
 
-The configurations are those of the published repositories, of what differs from diffusers' defaults. Tokenizers are
-those of the tiny decoders, whose ids lie within the published vocabularies.
+The configurations are those of the published repositories, where they differ from diffusers' defaults. Tokenizers are
+those of the tiny decoders, whose ids are within the published vocabularies.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from tests.benchmarks.text_encoders import SHAPES, draw_text_encoder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
-    """The configurations of a decoder's parts, and the precision that its weights are published in."""
+    """The configurations of a decoder's parts, and the precision of its published weights."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -110,8 +110,8 @@ PUBLISHED: Mapping[Modality, DecoderShape] = {
 
 
 def write_decoder(modality: Modality, shape: DecoderShape, folder: Path, device: str = "cpu") -> None:
-    """Draws the weights of a decoder on a device and writes its folder."""
-    best_device()  # said before diffusers is imported, which else searches for an accelerator
+    """Writes a decoder's folder with random weights, drawn on a device."""
+    best_device()  # before diffusers is imported, which otherwise searches for an accelerator
     import diffusers
     import transformers
 

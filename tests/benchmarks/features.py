@@ -1,7 +1,7 @@
-"""Stage 1 from cached features, against the encoder in the loop as in the original NExT-GPT, on the same model.
+"""Stage 1 with cached features, against the encoder in the training loop as in the original NExT-GPT.
 
-Ours reads features from their sidecars; the peer decodes the media of each batch and runs ImageBind on them, in every
-step anew, with the encoded media in memory. Both then encode the dialogues and make the same step.
+Ours reads features from sidecars; the peer decodes each batch's media from memory and runs ImageBind on them in every
+step. Both then encode the dialogues and run the same training step on the same model.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ REPEATS = 3
 
 
 def run(scale: float, ground: Ground) -> list[Row]:
-    """Samples a second of both; each reads its rows itself."""
+    """Samples per second of both sides; each reads its own rows."""
     steps = max(2, round(STEPS * scale))
     settings = ground.settings(1)
     plan = ground.plan(settings)
@@ -62,13 +62,13 @@ def run(scale: float, ground: Ground) -> list[Row]:
             target=None,
             unit="samples/s",
             note=f"{steps * settings.batch_size} samples of {', '.join(view.name for view in plan.views)}; the encoder "
-            f"is {encoder.name}, a toy: with ImageBind-Huge the peer is slower by far",
+            f"is {encoder.name}, a toy: with ImageBind huge the peer is much slower",
         )
     ]
 
 
 def _media(views: list[PlannedView]) -> dict[str, Media]:
-    """The medium of every caption pair, encoded, by the key of its row."""
+    """The encoded medium of every caption pair, by row key."""
     found = {}
     for view in views:
         for shard in view.manifest.shards:

@@ -1,7 +1,7 @@
-"""What a GPU does with a 7B model and its frozen parts, as Markdown tables. Nothing is fetched.
+"""Measures a 7B model and its frozen parts on a GPU, as Markdown tables. Nothing is downloaded.
 
-The weights are random, in the shapes of Vicuna-7B, ImageBind huge and the three decoders. Nearly each line of a table
-is a process of its own; see `gpu_steps.py` for what is counted of a training step.
+The weights are random, in the shapes of Vicuna-7B, ImageBind huge and the three decoders. Nearly every line of a table
+is measured in its own process; see `gpu_steps.py` for how a training step's FLOPs are counted.
 """
 
 import tempfile
@@ -26,14 +26,14 @@ from tests.benchmarks.gpu_steps import Figures, measure, write_llm
 from tests.benchmarks.text_encoders import SHAPES, draw_captions, load_encoders
 from tests.benchmarks.training import llm_settings
 
-# Dense bfloat16 FLOP/s by what stands in a device's name (NVIDIA's data sheets); the first that fits counts.
+# Dense bfloat16 FLOP/s by part of a device's name (NVIDIA's data sheets); the first match counts.
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 CAPTION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What is measured: a preset around parts of given shapes, which micro-batches and batches, and how much.
+    """What to measure: a preset with parts of given shapes, micro-batches and batches, and the amount of work.
 
     `batches` are pairs of a global batch and its micro-batch.
     """
@@ -78,9 +78,9 @@ FULL = Size(
 
 
 def run(device: str = "cuda", size: Size = FULL, only: Sequence[str] = ()) -> Iterator[str]:
-    """Measures everything, or the sections named; yields the lines of the tables as they come.
+    """Measures everything, or only some sections; yields the lines of the tables as they are measured.
 
-    Raises ValueError where there is no such device.
+    Raises ValueError if there is no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench.py gpu: needs a CUDA device, and this machine has none")
@@ -102,7 +102,7 @@ def run(device: str = "cuda", size: Size = FULL, only: Sequence[str] = ()) -> It
 
 
 def peak_flops(name: str) -> float | None:
-    """What a device of this name can do, dense bfloat16 FLOP/s; None where it is not known."""
+    """The peak of a device by its name, in dense bfloat16 FLOP/s; None if unknown."""
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
@@ -128,7 +128,7 @@ def _training(folder: Path, device: str, name: str, size: Size) -> Iterator[str]
 
 
 def _predicted(llm: Path, preset: str, overrides: Sequence[str], device: str) -> str:
-    """What `train_stage --dry-run` would say; of a GPU without CUDA's context, which PyTorch does not count either."""
+    """The prediction of `train_stage --dry-run`; on a GPU without CUDA's context, as PyTorch counts."""
     settings, gpu = load_settings(3, preset, [*llm_settings(llm), *overrides]), device.startswith("cuda")
     footprint = predict(settings, deepspeed_settings(settings), world_size=1, gpu=gpu)
     return gibibytes(footprint.training - (footprint.process if gpu else 0))
@@ -148,7 +148,7 @@ def _captions(folder: Path, device: str, size: Size) -> Iterator[str]:
     yield "|---|---|---|---|"
     for modality, shape in size.text_encoders.items():
         captions = draw_captions(modality, size.num_captions)
-        # A pooled encoder stays in float32 whatever it is told.
+        # A pooled encoder always runs in float32.
         precisions = PRECISIONS[:1] if modality is Modality.AUDIO else PRECISIONS
         encoders = load_encoders(modality, folder / modality.value, captions, precisions, shape, device)
         for precision, encoder in zip(precisions, encoders, strict=True):

@@ -1,4 +1,4 @@
-"""Seconds a medium of decoders of the released shapes, in each precision, alone and in a batch."""
+"""Seconds per medium for decoders of the released shapes, in each precision, one at a time and in batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +19,7 @@ from tests.benchmarks.training import held_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSizes:
-    """Which decoders are measured, in which batches, and what they render: `settings` go over their own."""
+    """Decoders and batch sizes to measure; `settings` override the decoders' defaults."""
 
     shapes: Mapping[Modality, DecoderShape]
     batches: Mapping[Modality, Sequence[int]]
@@ -29,7 +29,7 @@ class DecoderSizes:
 
 FULL = DecoderSizes(
     shapes=PUBLISHED,
-    # A video in float32 takes 20 s on an H100, and a second beside it saves nothing.
+    # A float32 video takes 20 s on an H100, and batching two saves nothing.
     batches={Modality.IMAGE: (1, 8), Modality.VIDEO: (1,), Modality.AUDIO: (1, 8)},
     settings={},
 )
@@ -37,7 +37,7 @@ FULL = DecoderSizes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
-    """Seconds to load and to render a batch, bytes of the weights, bytes held at most, and whether all was finite."""
+    """Seconds to load and to render a batch, bytes of weights, peak bytes, and whether all values were finite."""
 
     load: float
     render: float
@@ -47,7 +47,7 @@ class _Figures:
 
 
 def lines(folder: Path, device: str, sizes: DecoderSizes) -> Iterator[str]:
-    """The lines of the table, as they come."""
+    """The lines of the table, as they are measured."""
     yield "| decoder | medium | precision | batch | s a medium | weights | peak memory | s to load |"
     yield "|---|---|---|---|---|---|---|---|"
     for modality, shape in sizes.shapes.items():
@@ -68,11 +68,11 @@ def lines(folder: Path, device: str, sizes: DecoderSizes) -> Iterator[str]:
 
 
 def decoder_folder(folder: Path, modality: Modality, shape: DecoderShape, device: str) -> Path:
-    """The folder of a drawn decoder, written where it is absent."""
+    """The folder of a decoder with random weights, written if absent."""
     place = folder / f"{modality}-decoder"
     if not place.is_dir():
         say(f"gpu: drawing the {modality} decoder")
-        # Its weights leave the device with the process.
+        # Its weights are freed when the process ends.
         in_a_process_of_its_own(write_decoder, modality, shape, place, device)
     return place
 
@@ -98,7 +98,7 @@ def _cells(found: _Figures | None, count: int) -> list[str]:
 def _measure(
     modality: Modality, place: Path, precision: Any, count: int, device: str, settings: dict[str, Any]
 ) -> _Figures | None:
-    """Renders one batch, after one of two steps; None where it does not fit into the device's memory."""
+    """Renders one batch, after a warm-up of two steps; None if it does not fit into device memory."""
     from model.decoders.decoder import Decoder, NotFinite
 
     try:
@@ -107,7 +107,7 @@ def _measure(
             wait_for(device)
         weights = held_bytes()[0]
         conditions = decoder.embed(draw_captions(modality, count))
-        with suppress(NotFinite):  # told below
+        with suppress(NotFinite):  # reported below
             decoder.generate_batch(conditions, range(count), **{**settings, "steps": 2})
         reset_peak(device)
         finite = True

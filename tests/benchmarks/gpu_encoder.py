@@ -1,4 +1,4 @@
-"""Media a second of an ImageBind of the released shape: its towers on a device, and the preparation on a core."""
+"""Media per second for an ImageBind of the released shape: its towers on a device, and preprocessing on one core."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ from tests.benchmarks import in_a_process_of_its_own, say, timed
 from tests.benchmarks.gpu_memory import gibibytes, wait_for
 from tests.benchmarks.training import held_bytes
 
-CLIPS = 60  # what `ImageBindEncoder` takes at once
+CLIPS = 60  # the batch size of `ImageBindEncoder`
 _CLIPS_OF = {Modality.IMAGE: 1, Modality.VIDEO: VIDEO_CLIPS * VIDEO_CROPS, Modality.AUDIO: AUDIO_CLIPS}
 _REPEATS = 5
 _PREPARED = 8  # media
@@ -30,7 +30,7 @@ Rates = dict[Modality, float]
 
 
 def lines(device: str, config: ImageBindConfig) -> Iterator[str]:
-    """The lines of the table, as they come. float32 is what features are made in; the rest is told for comparison."""
+    """The lines of the table, as they are measured. Features are computed in float32; the rest is for comparison."""
     yield f"| ImageBind, {CLIPS} clips at once | pictures/s | videos/s | sounds/s | peak memory |"
     yield "|---|---|---|---|---|"
     for title in ("float32", "float32 as TF32", "bfloat16 (autocast)"):
@@ -48,7 +48,7 @@ def _row(title: str, rates: Rates, peak: str) -> str:
 
 @torch.inference_mode()
 def _measure(device: str, config: ImageBindConfig, title: str) -> tuple[Rates, int]:
-    """Media a second by modality, and bytes held at most."""
+    """Media per second by modality, and peak bytes."""
     if "TF32" in title:
         torch.set_float32_matmul_precision("high")
     with torch.device(device):
@@ -78,7 +78,7 @@ def _inputs(modality: Modality, config: ImageBindConfig, count: int, device: str
 
 
 def _seconds(forward: Callable[[], Tensor], device: str, context: AbstractContextManager) -> float:
-    """Of one pass, after one that is not timed."""
+    """The seconds of one pass, after an untimed one."""
     with context:
         forward()
         wait_for(device)
@@ -90,7 +90,7 @@ def _seconds(forward: Callable[[], Tensor], device: str, context: AbstractContex
 
 
 def _prepare(size: int) -> Rates:
-    """Media a second that one core makes inputs of: pictures and frames of 640 x 480, 10 s of sound."""
+    """Media per second that one core preprocesses: images and frames of 640 x 480, 10 s of sound."""
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (80, 480, 640, 3), np.uint8)

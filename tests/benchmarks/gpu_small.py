@@ -1,7 +1,7 @@
-"""A card of 24 GB, on a larger one: stage 3 and whole replies of the preset for it, through the code that users run.
+"""Emulates a 24 GB card on a larger one: stage 3 and whole replies of its preset, through the code that users run.
 
-Weights are drawn and written to disk, so that they are loaded as released ones are, and PyTorch is given no more of the
-device than such a card has.
+Random weights are written to disk, so that they are loaded like released ones, and PyTorch may use no more memory than
+such a card has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from tests.benchmarks.gpu_decoders import decoder_folder
 from tests.benchmarks.gpu_memory import GIB, gibibytes, limit, reserved
 from tests.benchmarks.gpu_steps import measure, write_llm
 
-CARD = 23 * GIB  # of 24, CUDA itself takes some
+CARD = 23 * GIB  # of 24: CUDA itself uses some
 _NEW_TOKENS = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmallSizes:
-    """The preset, the shapes of its parts, the micro-batches of its training, and how many steps are timed."""
+    """The preset, the shapes of its parts, its training micro-batches, and the number of timed steps."""
 
     preset: str
     llama: Mapping[str, Any]
@@ -42,7 +42,7 @@ class SmallSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
-    """Seconds to load, of the first reply (which loads encoder and decoders) and of the second; bytes taken at most."""
+    """Seconds to load, of the first reply (which loads encoder and decoders) and of the second; peak bytes."""
 
     load: float
     first: float
@@ -52,12 +52,12 @@ class _Figures:
 
 
 def lines(folder: Path, device: str, sizes: SmallSizes) -> Iterator[str]:
-    """The lines of both tables, as they come."""
+    """The lines of both tables, as they are measured."""
     if load_preset(sizes.preset).llm.load_in_4bit and find_spec("bitsandbytes") is None:
-        yield f"`{sizes.preset}`: not measured, as the package bitsandbytes is not installed"
+        yield f"`{sizes.preset}`: not measured: the package bitsandbytes is not installed"
         return
     parts = _Parts.write(folder, device, sizes)
-    yield f"`{sizes.preset}` in {gibibytes(CARD)}, what a card of 24 GB leaves:"
+    yield f"`{sizes.preset}` in {gibibytes(CARD)}, the usable memory of a 24 GB card:"
     yield ""
     yield from _training(parts, device, sizes)
     yield ""
@@ -66,7 +66,7 @@ def lines(folder: Path, device: str, sizes: SmallSizes) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
-    """The folders of the drawn parts."""
+    """The folders of the parts with random weights."""
 
     llm: Path
     imagebind: Path
@@ -81,7 +81,7 @@ class _Parts:
         return cls(llm=folder / "small-llm", imagebind=folder / "imagebind", decoders=decoders)
 
     def config(self, preset: str, on_device: str) -> ModelConfig:
-        """A preset's model of these parts."""
+        """The model of a preset, made of these parts."""
         values = load_preset(preset).model_dump(mode="json")
         values["llm"]["name"], values["encoder"]["name"] = str(self.llm), str(self.imagebind)
         values["decoders"]["on_device"] = on_device
@@ -134,7 +134,7 @@ def _replies(parts: _Parts, device: str, sizes: SmallSizes) -> Iterator[str]:
 
 
 def _answer(config: ModelConfig, device: str) -> _Figures | None:
-    """Two replies, one after the other; None where they do not fit."""
+    """Two replies, one after the other; None if they do not fit."""
     from model.core.nextgpt import NextGPT
     from model.core.tokenizer import load_tokenizer
     from model.inference.query import Query, Sampling

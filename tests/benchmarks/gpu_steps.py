@@ -1,15 +1,15 @@
 """Steps of stage 3 on one device without Ray: random weights drawn on the device, synthetic samples, FLOPs counted.
 
-What is timed is `Trainer.step` (transfer, forward, losses, backward, update) on DeepSpeed's engine of one rank, with
-the batch in memory. Model FLOPs of a step, of N weights in the frozen matrices of the layers, A in the adapter, hidden
-width H, vocabulary V and L layers:
+Times `Trainer.step` (transfer, forward, losses, backward, update) on a DeepSpeed engine with one rank and the batch in
+memory. Model FLOPs of a step, with N weights in the layers' frozen matrices, A in the adapter, hidden width H,
+vocabulary V and L layers:
 
-    4 N + 6 A   a token: 2 forward and 2 for the gradient of the input; the adapter takes 2 more for its own gradient
-    6 L H T^2   a sample of T tokens: attention, of which the causal half is counted
-    4 H V       a learned token: the frozen head
+    4 N + 6 A   per token: 2 forward and 2 for the input's gradient; the adapter takes 2 more for its own gradient
+    6 L H T^2   per sample of T tokens: attention, of which the causal half is counted
+    4 H V       per token with a label: the frozen head
 
-What gradient checkpointing computes again is not counted, nor are projections, norms and the optimizer, which are
-small. The share of a device's peak is the MFU of Chowdhery et al. 2022 (arXiv:2204.02311, appendix B).
+Recomputation by gradient checkpointing is not counted, nor are projections, norms and the optimizer, which are small.
+The share of a device's peak is the MFU of Chowdhery et al. 2022 (arXiv:2204.02311, appendix B).
 """
 
 import tempfile
@@ -46,9 +46,9 @@ CAPTION_TOKENS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Steps of one configuration: seconds of one, its samples, tokens and FLOPs, and the peak of memory in bytes.
+    """Steps of one configuration: seconds, samples, tokens and FLOPs per step, and the peak memory in bytes.
 
-    `reserved_bytes` is what PyTorch took of a GPU for it.
+    `reserved_bytes` is the memory that PyTorch reserved on a GPU.
     """
 
     seconds: float
@@ -60,7 +60,7 @@ class Figures:
 
 
 class DrawnTrainer(Trainer):
-    """A trainer whose base LLM is drawn on its device, from the configuration that its folder holds."""
+    """A trainer whose base LLM has random weights, drawn on its device, by the configuration in its folder."""
 
     def _build(self, checkpoint: Path | None) -> NextGPT:
         assert checkpoint is None
@@ -98,9 +98,9 @@ def measure(
     memory: int | None = None,
     stage: Stage = 3,
 ) -> Figures | None:
-    """Times steps in this process; None where they do not fit into the device's memory, or into `memory` bytes of it.
+    """Times steps in this process; None if they do not fit into device memory, or into `memory` bytes of it.
 
-    The LLM's weights are drawn, or read from its folder.
+    The LLM's weights are random, or read from its folder.
     """
     if memory is not None:
         limit(device, memory)
@@ -123,7 +123,7 @@ def make_trainer(
     *,
     stage: Stage = 3,
 ) -> Trainer:
-    """A trainer on this process, around the LLM whose configuration a folder holds."""
+    """A trainer in this process, around the LLM configured in a folder."""
     settings = load_settings(stage, preset, [*llm_settings(llm), *overrides])
     job = Job(
         settings=settings,
@@ -142,7 +142,7 @@ def make_trainer(
 def _measure(trainer: Trainer, num_steps: int) -> Figures:
     batch = make_batch(trainer)
     count = trainer.accumulation
-    # A global batch of many micro-batches settles within one step, and takes as many times longer.
+    # A global batch of many micro-batches warms up within one step, which takes proportionally longer.
     warmup, num_steps = max(1, WARMUP_STEPS // count), max(2, num_steps // count)
     for step in range(warmup):
         trainer.step(step, [batch] * count)
@@ -158,7 +158,7 @@ def _measure(trainer: Trainer, num_steps: int) -> Figures:
 
 
 def _time(trainer: Trainer, batches: Sequence[Batch], steps: range) -> Stopwatch:
-    """Seconds until the device has done all steps."""
+    """Seconds until the device has finished all steps."""
     with timed() as watch:
         for step in steps:
             trainer.step(step, batches)
@@ -167,13 +167,13 @@ def _time(trainer: Trainer, batches: Sequence[Batch], steps: range) -> Stopwatch
 
 
 def make_batch(trainer: Trainer) -> Batch:
-    """One micro-batch of synthetic samples, each as long as a sample may be."""
+    """One micro-batch of synthetic samples of maximum length."""
     rows = [_row(trainer, number) for number in range(trainer.job.settings.micro_batch_size)]
     return collate([trainer.encode(row) for row in rows], int(trainer.tokenizer.pad_token_id or 0))
 
 
 def _row(trainer: Trainer, number: int) -> Row:
-    """A medium of each kind in and out; two fifths of it is the user's text, and the answer is cut at the end."""
+    """A medium of each modality in and out; two fifths are the user's text, and the answer is truncated."""
     config, random = trainer.job.settings.model, np.random.default_rng(number)
     text = trainer.tokenizer.encode(" ".join(caption(draw(0, n)[Modality.IMAGE], n) for n in range(32)))
     asked = trainer.tokenizer.decode(text[: 2 * config.max_length // 5], skip_special_tokens=True)
@@ -191,7 +191,7 @@ def _row(trainer: Trainer, number: int) -> Row:
 
 
 def model_flops(model: NextGPT, batch: Batch) -> float:
-    """What the model needs to compute for a step on a batch, by the formula above."""
+    """The model FLOPs of a step on a batch, by the formula above."""
     config = base_of(model.llm).config.get_text_config()
     layers = {name: p.numel() for name, p in model.llm.named_parameters() if ".layers." in name and p.ndim == 2}
     adapter = sum(count for name, count in layers.items() if is_adapter_tensor(name))

@@ -1,15 +1,15 @@
-"""Preparing images, against a bare loop of Pillow and against img2dataset on the same images.
+"""Image preparation, against a bare Pillow loop and against img2dataset on the same images.
 
-The images are JPEGs of 0.8 to 1.9 megapixels that the benchmark draws: noise with the spectrum of photographs, so that
-they compress and decode like them. All sides decode, shrink the short side to 256 pixels and encode JPEG at quality 95.
+The images are generated JPEGs of 0.8 to 1.9 megapixels: noise with the spectrum of photographs, so that they compress
+and decode like them. All sides decode, shrink the short side to 256 pixels and encode JPEG at quality 95.
 
 * On one core: `load_rows`, which reads, checks, stores and describes each image, its child process on the same core,
   against a loop that opens, converts, resizes and saves in memory, with the same filter, and keeps nothing.
-* On all cores: the whole of `prepare` (rows, fingerprints, shards, indexes, hashes, manifest) on a Ray that runs,
-  against that loop as one Ray task a core.
-* img2dataset downloads the images from a server on loopback and writes WebDataset shards, with a process a core. Its
-  time is that from its first shard's start to its last one's end, by its own statistics: starting Python, and the
-  seconds it waits at its end, do not count. Ours is the whole of `prepare`, as above.
+* On all cores: all of `prepare` (rows, fingerprints, shards, indexes, hashes, manifest) on a running Ray, against that
+  loop as one Ray task per core.
+* img2dataset downloads the images from a server on loopback and writes WebDataset shards, with one process per core.
+  Its time is from the start of its first shard to the end of its last, by its own statistics: Python's start-up and the
+  seconds it waits at the end do not count. Ours is all of `prepare`, as above.
 """
 
 import io
@@ -38,7 +38,7 @@ from tests.benchmarks import Row, compare, cores, not_measured, say, timed
 from tests.benchmarks.peers import image_server, img2dataset
 
 IMAGES, DRAWN, FILE_QUALITY = 800, 60, 90
-# Two bits a pixel at this quality, as photographs have.
+# Two bits per pixel at this quality, as for photographs.
 SLOPE, COLOUR, CONTRAST = 1.25, 0.2, 40
 SIZES = ((1600, 1200), (1280, 960), (1024, 768))
 SHORT_SIDE, QUALITY = 256, 95
@@ -48,7 +48,7 @@ LOOP_TARGET, PEER_TARGET = 0.85, 1.0
 
 
 def run(scale: float) -> list[Row]:
-    """Images a second of all sides, medians of interleaved repeats."""
+    """Images per second of all sides, medians of interleaved repeats."""
     count = max(4, round(IMAGES * scale))
     with tempfile.TemporaryDirectory(prefix="bench-images-") as name:
         folder = Path(name)
@@ -72,7 +72,7 @@ def _one_core(paths: list[Path]) -> Row:
 
     with pinned():
         load = compare(ours, lambda: _loop_rate(paths), REPEATS, title="images, one core: images/s")
-    note = "load_rows and its decoder (JPEGs decoded at the scale needed) against a loop of Pillow, both on one core"
+    note = "load_rows and its decoder (JPEGs decoded at reduced scale) against a Pillow loop, both on one core"
     return _row("image preparation, one core / Pillow", *load, LOOP_TARGET, note)
 
 
@@ -88,7 +88,7 @@ def _all_cores(folder: Path, paths: list[Path]) -> Row:
     ours = _prepare_rate(folder, paths)
     ours(), peer()  # workers start and import
     rates = compare(ours, peer, REPEATS, title=f"images, {cores()} cores: images/s")
-    note = f"the whole prepare on {cores()} cores against a loop of Pillow on each"
+    note = f"all of prepare on {cores()} cores against a Pillow loop on each"
     return _row(f"image preparation, {cores()} cores / Pillow", *rates, LOOP_TARGET, note)
 
 
@@ -107,12 +107,12 @@ def _img2dataset(folder: Path, paths: list[Path]) -> Row:
             return len(paths) / command.seconds(url, paths, out, SHORT_SIDE, QUALITY, _samples_per_shard(paths))
 
         rates = compare(ours, peer, REPEATS, title="images, img2dataset: images/s")
-    note = f"the whole prepare from disk; {command.version} from loopback, its start and end not counted"
+    note = f"all of prepare from disk; {command.version} from loopback, excluding its start and end"
     return _row(name, *rates, PEER_TARGET, note)
 
 
 def draw_images(folder: Path, count: int) -> list[Path]:
-    """Writes JPEGs `000000000.jpg` ..., DRAWN different ones over and over: pieces of one seeded noise."""
+    """Writes JPEGs `000000000.jpg` ..., repeating DRAWN different crops of one seeded noise."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     texture = _texture(random)
@@ -127,7 +127,7 @@ def draw_images(folder: Path, count: int) -> list[Path]:
 
 
 def bare_loop(paths: list[str]) -> int:
-    """Decodes, shrinks and encodes images one after the other; returns how many bytes they came to."""
+    """Decodes, shrinks and encodes images one by one; returns the total number of bytes."""
     return sum(len(bare_image(path)) for path in paths)
 
 
@@ -144,7 +144,7 @@ def bare_image(path: str) -> bytes:
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """Holds this process, and those it starts meanwhile, to one core; does nothing where the system cannot."""
+    """Pins this process and its children to one core, where the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -186,7 +186,7 @@ def _loop_rate(paths: list[Path]) -> float:
 
 
 def _samples_per_shard(paths: list[Path]) -> int:
-    """Four shards a core, for all sides alike: no core waits long for the last."""
+    """Four shards per core, for all sides alike, so that no core waits long for the last."""
     return -(-len(paths) // (4 * cores()))
 
 
@@ -202,7 +202,7 @@ def _texture(random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def sample(path: Path) -> Sample:
-    """The row of an image, as a reader yields it."""
+    """The row of an image, as from a reader."""
     item = Item(modality=Modality.IMAGE, name=path.name, caption=_caption(path))
     turns = Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(_caption(path),))
     return Sample(key=path.stem, source=f"images#{path.stem}", turns=turns)

@@ -1,4 +1,4 @@
-"""Many conversations at once, for minutes: what comes back, when, and what the server holds."""
+"""Load test: many concurrent conversations for minutes, with their replies, latencies and the server's memory."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ VISITORS = 50
 SECONDS = 300.0
 WARM_UP = 15.0
 _SUBJECTS = [f"{colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("circle", "square")]
-# What each visitor asks by turns: words alone, and each medium.
+# Each visitor's requests in turn: text only, and each modality.
 _KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Hello! Do you know what a {} is?", {"max_items": 0}),
     ("Draw a small {} at the left.", {"modalities": ["image"], "max_items": 1}),
@@ -30,7 +30,7 @@ _KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass(slots=True)
 class Load:
-    """What became of all that was asked."""
+    """The outcomes of all requests."""
 
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -39,12 +39,12 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Whole replies a second."""
+        """Complete replies per second."""
         return self.outcomes["right"] / self.took
 
 
 def run(scale: float, checkpoint: str) -> list[Row]:
-    """Times of a reply, memory at the end against the beginning, and replies a second with batches and without."""
+    """Reply latencies, memory at the end against the beginning, and replies per second with and without batching."""
     with chat_server("--checkpoint", checkpoint, "--no-page") as server:
         load = asyncio.run(press(server, SECONDS * scale))
     with chat_server("--checkpoint", checkpoint, "--no-page", "--batch", "1") as server:
@@ -64,7 +64,7 @@ def run(scale: float, checkpoint: str) -> list[Row]:
             note=told,
         ),
         Row(
-            name="replies that were wrong, mixed up or failed / all",
+            name="wrong, mixed-up or failed replies / all",
             ours=bad,
             peer=sum(load.outcomes.values()),
             ratio=bad / sum(load.outcomes.values()),
@@ -98,7 +98,7 @@ def _edges(values: Sequence[int]) -> tuple[float, float]:
 
 
 async def press(server: ChatServer, seconds: float, visitors: int = VISITORS) -> Load:
-    """Has visitors ask, each as soon as it is answered; compares each reply with what the question got alone."""
+    """Runs visitors that ask again as soon as they are answered; compares replies with those given without load."""
     load, limits = Load(), httpx.Limits(max_connections=visitors + 1)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
         expected = {}
@@ -159,6 +159,6 @@ def _body(question: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heard(document: dict[str, Any]) -> str:
-    """What tells one reply from another: its words, and which media it holds."""
+    """A reply's identity: its words, and the modalities of its media."""
     message = document["choices"][0]["message"]
     return json.dumps([message["content"], [part["type"] for part in message["parts"]]])

@@ -1,7 +1,7 @@
-"""A step that makes logits only where a token is learned, against one that makes them everywhere: time and memory.
+"""A step with logits only at positions with a label, against one with logits everywhere: time and memory.
 
-Both are bare loops of PyTorch on the same batches of stage 3 and come to the same loss; peak memory is measured in a
-process of its own.
+Both are bare PyTorch loops on the same batches of stage 3 with the same loss; peak memory is measured in a separate
+process.
 """
 
 from model.core.batch import Batch
@@ -21,10 +21,10 @@ MEMORY = "peak memory, masked / full logits"
 
 
 class FullLogits(NextGPT):
-    """Makes logits at every position, as the original does, and leaves it to the loss to ignore what is not learned."""
+    """Computes logits at every position, as the original does; the loss ignores positions without a label."""
 
     def forward(self, batch: Batch) -> Predictions:
-        """As NextGPT's, with P all positions but the last."""
+        """As in NextGPT, with P covering all positions but the last."""
         embeds_BTH = self.embed_batch(batch)
         hidden_BTH = self.run_llm(embeds_BTH, batch.attention_mask_BT).last_hidden_state
         return Predictions(
@@ -35,7 +35,7 @@ class FullLogits(NextGPT):
 
 
 def run(scale: float, ground: Ground) -> list[Row]:
-    """Steps a second, and the peak of the whole process in MB, of both."""
+    """Steps per second, and the peak memory of the whole process in MB, of both sides."""
     steps = max(1, round(STEPS * scale))
     settings = ground.settings(3, f"batch_size={SAMPLES}", f"micro_batch_size={SAMPLES}", "workers=1")
     trainer = ground.trainer(settings)
@@ -63,14 +63,14 @@ def _time(settings: TrainSettings, batches: list[Batch]) -> Row:
         ratio=ours / peer,
         target=1.0,
         unit="steps/s",
-        note=f"{SAMPLES} samples a step, vocabulary of {settings.model.llm.vocab_size:,}; {_share(batches)}",
+        note=f"{SAMPLES} samples per step, vocabulary of {settings.model.llm.vocab_size:,}; {_share(batches)}",
     )
 
 
 def _share(batches: list[Batch]) -> str:
     learned = sum(int((batch.labels_BT[:, 1:] != IGNORE).sum()) for batch in batches)
     positions = sum(batch.labels_BT[:, 1:].numel() for batch in batches)
-    return f"{learned:,} of {positions:,} positions are learned"
+    return f"{learned:,} of {positions:,} positions have a label"
 
 
 def _memory(settings: TrainSettings, batches: list[Batch]) -> Row:
@@ -88,13 +88,13 @@ def _memory(settings: TrainSettings, batches: list[Batch]) -> Row:
         target=1.0,
         unit="MB",
         at_most=True,
-        note=f"of a process that makes two steps; above what it held before them: {ours - before:.0f} and "
+        note=f"of a process running two steps; increase over its memory before: {ours - before:.0f} and "
         f"{peer - peer_before:.0f} MB",
     )
 
 
 def _peak(kind: type[NextGPT], settings: TrainSettings, batch: Batch) -> tuple[float, float]:
-    """The most that this process held in two steps, and what it held before, in MB."""
+    """The peak memory of this process over two steps, and its memory before, in MB."""
     loop = _loop(kind, settings)
     before = held_bytes()[0] / 1e6
     for _ in range(2):
@@ -104,6 +104,6 @@ def _peak(kind: type[NextGPT], settings: TrainSettings, batch: Batch) -> tuple[f
 
 def _loop(kind: type[NextGPT], settings: TrainSettings) -> BareLoop:
     model = kind.from_config(settings.model, adapter=True, seed=settings.seed)
-    model.eval()  # the same loss from both: without dropout
+    model.eval()  # without dropout, so that both have the same loss
     criterion = Criterion(vocabulary=model.vocabulary, alignment_variance=dict.fromkeys(Modality, 1.0))
     return BareLoop(model, settings, criterion, LossWeights())

@@ -1,4 +1,4 @@
-"""Media a second of each decoder in batches, against one at a time."""
+"""Media per second of each decoder in batches, against one at a time."""
 
 from time import perf_counter
 
@@ -15,7 +15,7 @@ REPEATS = 3
 
 
 def run(scale: float, checkpoint: str) -> list[Row]:
-    """One row a modality: the same wishes and steps on both sides."""
+    """One row per modality, with the same wishes and steps on both sides."""
     config = read_model_config(checkpoint)
     return [
         _row(Decoder(modality, output.decoder, best_device(), config.decoders), scale)

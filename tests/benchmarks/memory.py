@@ -1,10 +1,10 @@
-"""Peak memory of preparing many samples, against that of preparing few.
+"""Peak memory of preparing many samples, against preparing few.
 
-Each measurement is a process of its own with a local Ray of its own. The samples are pictures of 64x64 noise (12 kB as
-PNG) with a caption each, 1,000 to a shard: holding all of them, or as little as their rows, would show. What counts is
-the memory of the program: the private memory of the driver, of Ray's workers and of the processes that decode, added
-up every 50 ms, and Ray's object store once. Ray's own services (raylet, GCS, dashboard) hold no samples; they are
-left out, since what they take would hide growth.
+Each measurement runs in its own process with its own local Ray. The samples are 64x64 noise images (12 kB as PNG) with
+a caption each, 1,000 per shard: keeping all of them in memory, or even just their rows, would show. Counted is the
+program's memory: the private memory of the driver, Ray's workers and the decoding processes, summed every 50 ms, plus
+Ray's object store once. Ray's own services (raylet, GCS, dashboard) hold no samples and are excluded, since their
+memory would hide growth.
 """
 
 import json
@@ -34,18 +34,18 @@ SAMPLE_SECONDS = 0.05
 TARGET = 1.15
 TIMEOUT = 600
 NAME = "peak memory, 20,000 samples / 2,000"
-# Ray's own among the processes that are named as workers are.
+# Ray's own processes that are named like workers.
 SERVICES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def run(scale: float) -> list[Row]:
-    """The peaks in MB of both sizes, medians of interleaved repeats."""
+    """The peak memory of both sizes in MB, medians of interleaved repeats."""
     if not Path("/proc/self/status").is_file():
         return [not_measured(NAME, TARGET, "MB", "needs the process files of Linux", at_most=True)]
     few, many = max(2, round(FEW * scale)), max(20, round(MANY * scale))
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as name:
         folder = Path(name)
-        say(f"memory: drawing {many} pictures")
+        say(f"memory: drawing {many} images")
         draw(folder / "images", many)
         per_shard = max(1, round(SAMPLES_PER_SHARD * scale))
         ours, peer = compare(
@@ -54,12 +54,12 @@ def run(scale: float) -> list[Row]:
             REPEATS,
             title="memory: MB, many as ours and few as peer",
         )
-    note = f"driver, workers, decoders and object store; {1000 * (ours - peer) / (many - few):+.1f} kB a further sample"
+    note = f"driver, workers, decoders and object store; {1000 * (ours - peer) / (many - few):+.1f} kB per extra sample"
     return [Row(name=NAME, ours=ours, peer=peer, ratio=ours / peer, target=TARGET, unit="MB", at_most=True, note=note)]
 
 
 def draw(folder: Path, count: int) -> None:
-    """Writes `count` pictures of seeded noise."""
+    """Writes `count` images of seeded noise."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for index in range(count):
@@ -68,7 +68,7 @@ def draw(folder: Path, count: int) -> None:
 
 
 class PeakMemory(threading.Thread):
-    """Watches this process and all it started, from `start` to `stop`; `peak` is the most they held at once, in MB."""
+    """Monitors this process and its descendants from `start` to `stop`; `peak` is their peak memory in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -76,7 +76,7 @@ class PeakMemory(threading.Thread):
         self._done = threading.Event()
 
     def run(self) -> None:
-        """Looks every 50 ms, and once more at the end."""
+        """Samples every 50 ms, and once more at the end."""
         while True:
             ended = self._done.wait(SAMPLE_SECONDS)
             self.peak = max(self.peak, memory_now())
@@ -84,16 +84,16 @@ class PeakMemory(threading.Thread):
                 return
 
     def stop(self) -> float:
-        """Ends the watch; returns the peak."""
+        """Stops monitoring; returns the peak."""
         self._done.set()
         self.join()
         return self.peak
 
 
 def memory_now() -> float:
-    """The private memory of this process, Ray's workers and what these started, and the object store, in MB.
+    """The private memory of this process, Ray's workers and their children, plus the object store, in MB.
 
-    Every worker maps a part of the object store; the largest such mapping, in a sum that counts it once, stands for it.
+    Every worker maps part of the object store; it is counted once, as the largest such mapping.
     """
     parents, commands = _processes()
     found = [os.getpid()]
@@ -110,7 +110,7 @@ def _is_worker(command: str) -> bool:
 
 
 def _processes() -> tuple[dict[int, int], dict[int, str]]:
-    """The parent and the command of every process of this machine."""
+    """The parent and command of every process on this machine."""
     parents, commands = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -123,7 +123,7 @@ def _processes() -> tuple[dict[int, int], dict[int, str]]:
 
 
 def _resident(process: int) -> tuple[int, int]:
-    """Private and shared memory of a process in kB; nothing once it has ended."""
+    """Private and shared memory of a process in kB; 0 once it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -147,7 +147,7 @@ def _peak(folder: Path, count: int, samples_per_shard: int) -> float:
 
 
 def _measure(argv: Sequence[str]) -> None:
-    """What the measured process does: prepares the rows of a folder and prints the peak."""
+    """The measured process: prepares the rows of a folder and prints the peak."""
     folder, samples_per_shard = Path(argv[0]), int(argv[1])
     entry = Entry(name="noise", reader="pairs", paths=["rows.json"], media="images", modality=Modality.IMAGE)
     remove_tree(folder / "shards")

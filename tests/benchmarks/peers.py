@@ -1,4 +1,4 @@
-"""img2dataset in an environment of its own, and a server on loopback that gives it images."""
+"""img2dataset in a separate environment, and a server on loopback that serves it images."""
 
 import json
 import os
@@ -40,10 +40,10 @@ class Img2dataset:
     def seconds(
         self, url: str, paths: Sequence[Path], out: Path, short_side: int, quality: int, samples_per_shard: int
     ) -> float:
-        """Makes shards of the images at `url`; returns the seconds from its first shard's start to its last one's end.
+        """Writes shards of the images at `url`; returns the seconds from its first shard's start to its last one's end.
 
         Raises:
-            RuntimeError: it did not take all images.
+            RuntimeError: it did not process all images.
         """
         urls = out.with_suffix(".parquet")
         captions = [f"image {path.stem}" for path in paths]
@@ -76,7 +76,7 @@ class Img2dataset:
 
 
 def img2dataset() -> Img2dataset:
-    """The command, installed with `uv` on first use into an environment of its own in the user's cache.
+    """The command, installed with `uv` on first use into a separate environment in the user's cache.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be installed here.
@@ -94,7 +94,7 @@ def img2dataset() -> Img2dataset:
 
 @contextmanager
 def image_server(folder: Path) -> Iterator[str]:
-    """Serves a folder on loopback from a process of its own; yields its URL."""
+    """Serves a folder on loopback from a separate process; yields its URL."""
     command = [sys.executable, "-c", _SERVER, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -105,7 +105,7 @@ def image_server(folder: Path) -> Iterator[str]:
 
 
 def _call(*command: str) -> None:
-    """Runs a command; its error's message is the last line it wrote."""
+    """Runs a command; on failure, raises an error with the last line it printed."""
     run = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=TIMEOUT)
     if run.returncode:
         last = (run.stderr.strip() or "no message").splitlines()[-1]
@@ -113,5 +113,5 @@ def _call(*command: str) -> None:
 
 
 def _environment() -> Mapping[str, str]:
-    """This one, but no proxy stands before loopback."""
+    """This process's environment, without a proxy for loopback."""
     return {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Reading: a shuffled epoch as a training rank gets it, against the webdataset library's reader on the same tars."""
+"""Reading a shuffled epoch, as for a training rank, against the webdataset library on the same tars."""
 
 import json
 from collections.abc import Iterator
@@ -36,12 +36,12 @@ LONG_EPOCH = 3_000_000  # samples: the captions of CC3M
 BATCH_SIZE = 32
 WINDOW = 16  # batches whose samples are sorted together
 MAX_TOKENS = 512
-MEDIA_BYTES = 2048  # a small picture; what is larger slows the peer alone, as ours does not read it
+MEDIA_BYTES = 2048  # a small image; larger ones slow only the peer, since ours does not read them
 FEATURES = 1024  # ImageBind's
 
 
 def run(scale: float) -> list[Row]:
-    """Writes caption pairs with a sidecar of features, and reads an epoch of them both ways."""
+    """Writes caption pairs with a feature sidecar, and reads an epoch of them both ways."""
     count = max(BATCH_SIZE, round(SAMPLES * scale))
     with TemporaryDirectory() as folder:
         directory = Path(folder) / "shards" / "pictures"
@@ -55,8 +55,8 @@ def run(scale: float) -> list[Row]:
 
 def _epoch_row(ours: float, peer: float) -> Row:
     note = (
-        "ours: shuffled, JSON and ImageBind features of each sample, as Arrow tables; webdataset: in the order of the "
-        "tars, all members undecoded, JSON parsed, no features"
+        "ours: shuffled, JSON and ImageBind features of each sample, as Arrow tables; webdataset: in tar "
+        "order, all members undecoded, JSON parsed, no features"
     )
     return Row(
         name="reading an epoch", ours=ours, peer=peer, ratio=ours / peer, target=1.0, unit="samples/s", note=note
@@ -64,7 +64,7 @@ def _epoch_row(ours: float, peer: float) -> Row:
 
 
 def _start_row(view: PlannedView, length: float) -> Row:
-    """The epoch is long because it takes every sample many times."""
+    """Time to the first sample; the epoch is long because it repeats every sample many times."""
     weight = max(1.0, length / view.manifest.samples)
 
     def seconds(share: float) -> float:
@@ -83,13 +83,13 @@ def _start_row(view: PlannedView, length: float) -> Row:
         target=1.0,
         unit="s",
         at_most=True,
-        note=f"until the first sample of an epoch of {samples:,}, from its beginning as the peer; ratio: seconds more",
+        note=f"time to the first sample of an epoch of {samples:,}; peer: from its start; ratio: difference in seconds",
     )
 
 
 def _mixture(view: PlannedView, weight: float = 1.0) -> Mixture:
     count = view.manifest.samples
-    # Lengths as training has them: sorting is part of the way.
+    # With lengths, as in training: sorting is part of the work.
     lengths = np.random.default_rng(0).integers(MAX_TOKENS, size=count, dtype=np.int32)
     return Mixture(
         [Candidates(samples=np.arange(count), lengths=lengths, weight=weight)],
@@ -102,7 +102,7 @@ def _mixture(view: PlannedView, weight: float = 1.0) -> Mixture:
 
 
 def _planned(view: PlannedView, mixture: Mixture, first: int = 0) -> Iterator[Any]:
-    """The turns of the samples the only rank of a run is given from step `first` on, parsed."""
+    """The parsed turns of the samples that the single rank of a run gets from step `first` on."""
     read = ReadSteps(mixture, [view], rank=0, world_size=1)
     for table in read({"id": range(first, mixture.epoch_steps)}):
         for row in table.to_pylist():
@@ -122,7 +122,7 @@ def _rate(turns: Iterator[Any], count: int) -> float:
 
 
 def _dataset(directory: Path, count: int) -> PlannedView:
-    """Writes a prepared dataset of caption pairs and the sidecar a training stage reads with it."""
+    """Writes a prepared dataset of caption pairs, with the sidecar that a training stage reads."""
     directory.mkdir(parents=True)
     sidecar = sidecar_folder(directory, "encoder-0")
     sidecar.mkdir(parents=True)
@@ -191,6 +191,6 @@ def _pair(number: int) -> Sample:
     text = caption(draw(0, number)[Modality.IMAGE], number)
     item = Item(modality=Modality.IMAGE, name="jpg", caption=text)
     turns = (Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(text,)))
-    # Neither reader opens the picture: bytes of a picture's size will do.
+    # Neither reader decodes the image: bytes of an image's size will do.
     media = {"jpg": Media(modality=Modality.IMAGE, data=number.to_bytes(8) * (MEDIA_BYTES // 8), format="jpg")}
     return Sample(key=_key(number), source=f"rows.json#{number}", turns=turns, media=media)

@@ -1,4 +1,4 @@
-"""What a visitor waits for: the first word and the whole reply of each case, first and later, over HTTP."""
+"""Latencies seen by a visitor over HTTP: to the first word and to the whole reply of each case, first and later."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ REPEATS = 7
 def run(scale: float, checkpoint: str) -> list[Row]:
     """Seconds to the whole reply (`ours`) and to its first word (`peer`) of each case; the second against the first.
 
-    The first reply of all comes from a server that has answered nothing yet.
+    The very first reply comes from a server that has not answered anything yet.
     """
     rows, firsts = list[Row](), dict[str, float]()
     with chat_server("--checkpoint", checkpoint) as server, httpx.Client(base_url=server.url, timeout=300) as client:
@@ -45,7 +45,7 @@ def run(scale: float, checkpoint: str) -> list[Row]:
                     target=1.1,
                     unit="s",
                     at_most=True,
-                    note="nothing is loaded again",
+                    note="nothing is reloaded",
                 )
             )
     return rows

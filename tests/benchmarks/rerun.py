@@ -22,7 +22,7 @@ LIMIT_SECONDS = 2.0
 
 
 def run(scale: float) -> list[Row]:
-    """The seconds of the whole command, Python's start included; it starts no Ray, since there is nothing to do."""
+    """The duration of the whole command, Python's start included; with nothing to do, it does not start Ray."""
     shards = max(2, round(SHARDS * scale))
     with tempfile.TemporaryDirectory(prefix="rerun") as folder:
         data, out = Path(folder) / "data", Path(folder) / "shards"
@@ -45,7 +45,7 @@ def run(scale: float) -> list[Row]:
             seconds.append(watch.seconds)
             say(f"rerun, {repeat + 1} of {REPEATS}: {watch.seconds:.2f} s")
     taken = median(seconds)
-    note = f"{shards} shards, {shards * SAMPLES_PER_SHARD} media; the ratio is to the limit of {LIMIT_SECONDS:g} s"
+    note = f"{shards} shards, {shards * SAMPLES_PER_SHARD} media; ratio to the limit of {LIMIT_SECONDS:g} s"
     return [
         Row(
             name="rerun with nothing to do",

@@ -1,13 +1,13 @@
 """Writing shards, against `Dataset.write_webdataset` on the same rows in the same Ray.
 
-Both sides begin at one Ray dataset that lies in the object store, of rows `__key__`, `jpg` (25 kB, what a photograph
-of 256 pixels takes), `txt` and `json`, in blocks of one shard each, and end at tars of one shard each on this disk.
+Both sides start from one Ray dataset in the object store, with rows of `__key__`, `jpg` (25 kB, typical of a 256-pixel
+photograph), `txt` and `json`, in blocks of one shard each, and write tars of one shard each to this disk.
 
-* `write_webdataset` writes the four columns as they are, a file a block.
-* Ours does all that `jobs/prepare.py` does once the media of a row are read: it builds the sample and its JSON anew,
-  writes and syncs part tars with their indexes and content hashes, and then the exact shards with theirs.
+* `write_webdataset` writes the four columns unchanged, one file per block.
+* Ours does all that `jobs/prepare.py` does after reading a row's media: it builds the sample and its JSON, writes and
+  syncs part tars with their indexes and content hashes, and then the exact shards with theirs.
 
-Neither decodes an image: how fast that goes is measured by `images`.
+Neither decodes images; `images` measures that.
 """
 
 import json
@@ -35,7 +35,7 @@ TARGET = 2.0
 
 
 def run(scale: float) -> list[Row]:
-    """Rows written a second by both, medians of interleaved repeats; each writes once before, unmeasured."""
+    """Rows written per second by both sides, medians of interleaved repeats after an untimed warm-up."""
     count = max(1, round(ROWS_PER_SHARD * scale))
     cli.start_ray()
     with tempfile.TemporaryDirectory(prefix="bench-shards-") as folder:
@@ -59,13 +59,13 @@ def run(scale: float) -> list[Row]:
 
 
 def rows(rows_per_shard: int) -> ray.data.Dataset:
-    """The rows, each block a shard's, already in the object store."""
+    """The rows in the object store, one block per shard."""
     blocks = ray.data.range(SHARDS * rows_per_shard, override_num_blocks=SHARDS)
     return blocks.map_batches(_members, batch_size=None).materialize()
 
 
 def write_ours(dataset: ray.data.Dataset, out: Path, rows_per_shard: int) -> None:
-    """Writes the rows as `prepare` does: a part a block, then the shards from the parts."""
+    """Writes the rows as `prepare` does: one part per block, then the shards from the parts."""
     source = _source(out, rows_per_shard)
 
     def part(block: pa.Table) -> pa.Table:
@@ -81,7 +81,7 @@ def write_ours(dataset: ray.data.Dataset, out: Path, rows_per_shard: int) -> Non
 
 
 def _members(batch: dict[str, Any]) -> dict[str, Any]:
-    """The members of each row: bytes that no compression could shorten, a caption, and a JSON of both."""
+    """The members of each row: incompressible bytes, a caption, and a JSON about both."""
     keys = [f"{index:09d}" for index in batch["id"]]
     noise = np.random.default_rng(int(batch["id"][0])).bytes(JPG_BYTES + len(keys))
     captions = [f"a photograph of number {key}, with a caption of the usual length" for key in keys]

@@ -1,4 +1,4 @@
-"""Our training step, `Trainer.step` on a DeepSpeed engine, against a bare loop of PyTorch on the same batches."""
+"""Our training step, `Trainer.step` on a DeepSpeed engine, against a bare PyTorch loop on the same batches."""
 
 from itertools import cycle, islice
 from typing import Any
@@ -14,7 +14,7 @@ TARGET = 0.9
 
 
 def run(scale: float, ground: Ground) -> list[Row]:
-    """Steps a second of stage 3 by both, on micro-batches that are in memory."""
+    """Steps per second of stage 3 on both sides, with micro-batches in memory."""
     steps = max(2, round(STEPS * scale))
     settings = ground.settings(3)
     trainer = ground.trainer(settings)

@@ -23,31 +23,31 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "rerun": "a rerun with nothing to do, for 1,000 shards",
     },
     "training": {
-        "waiting": "what a real run of stage 3 waits for data, against its steps",
-        "step": "a training step, against a bare loop of PyTorch",
+        "waiting": "time a real run of stage 3 waits for data, against its steps",
+        "step": "a training step, against a bare PyTorch loop",
         "features": "stage 1 from cached features, against the encoder in the loop",
-        "logits": "logits where a token is learned, against logits everywhere: time and peak memory",
+        "logits": "logits at labelled positions, against logits everywhere: time and peak memory",
     },
     "chat": {
         "replies": "each case over HTTP: the first word, the whole reply, and the second reply against the first",
-        "tokens": "tokens a second of the LLM, against transformers' generate on the same weights",
+        "tokens": "tokens per second of the LLM, against transformers' generate on the same weights",
         "media_batches": "each decoder in batches, against one medium at a time",
-        "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and what batches bring",
+        "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and the gain from batching",
     },
 }
 
 
 GPU = {
     "training": "training steps of a 7B model",
-    "captions": "captions a second of the decoders' text encoders",
-    "decoders": "seconds a medium of the decoders, in each precision",
-    "encoder": "media a second of ImageBind",
-    "small": "the preset for a card of 24 GB: steps and whole replies",
+    "captions": "captions per second of the decoders' text encoders",
+    "decoders": "seconds per medium of the decoders, in each precision",
+    "encoder": "media per second of ImageBind",
+    "small": "the preset for a 24 GB card: steps and whole replies",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a suite, prints its table, and fails with `--strict` where a target is missed."""
+    """Runs a suite and prints its table; with `--strict`, fails if a target is missed."""
     parser = cli.parser("Measure the pipelines, training, the chat server, or a GPU.")
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     for suite, sections in SUITES.items():
@@ -74,17 +74,17 @@ def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
     parser = suites.add_parser(
         suite,
         help=f"ratios of medians: {', '.join(sections)}",
-        description=f"Measure {suite}: ratios of medians, both sides taken in turn in the same run. Sections: {listed}",
+        description=f"Measure {suite}: ratios of medians, both sides interleaved in one run. Sections: {listed}",
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", choices=sections, metavar="NAME", help=f"of {', '.join(sections)}")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the usual amount of work")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go as JSON too")
-    parser.add_argument("--strict", action="store_true", help="fail where a target is missed or not measured")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="multiple of the usual amount of work")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this JSON file")
+    parser.add_argument("--strict", action="store_true", help="fail if a target is missed or not measured")
     if suite == "training":
-        parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
+        parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; by default, a small world is drawn")
     if suite == "chat":
-        parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model that is asked")
+        parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model to benchmark")
 
 
 def _add_real(suites: Any) -> None:
@@ -101,8 +101,8 @@ def _add_gpu(suites: Any) -> None:
     listed = "; ".join(f"{name}: {what}" for name, what in GPU.items())
     parser = suites.add_parser(
         "gpu",
-        help=f"Markdown tables of what one GPU does: {', '.join(GPU)}",
-        description=f"Measure what one GPU does, at the released sizes and with random weights. Sections: {listed}",
+        help=f"Markdown tables for one GPU: {', '.join(GPU)}",
+        description=f"Measure one GPU, with random weights at the released sizes. Sections: {listed}",
     )
     parser.add_argument("--only", nargs="+", choices=GPU, metavar="NAME", help=f"of {', '.join(GPU)}")
 
@@ -133,7 +133,7 @@ def _run_suite(arguments: Namespace) -> None:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a table, aligned: what, ours, peer, ratio, target, verdict; and each note in a line of its own."""
+    """The aligned lines of a table: what, ours, peer, ratio, target, verdict; each note has its own line."""
     header = ("what", "ours", "peer", "unit", "ratio", "target", "")
     cells = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
@@ -149,12 +149,12 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def machine() -> str:
-    """What the figures were measured on, in one line."""
+    """The machine on which the figures were measured, in one line."""
     return f"{cores()} cores of {_processor()}, {_memory()}, {platform.system()}, Python {platform.python_version()}"
 
 
 def _measure(sections: Mapping[str, str], names: Sequence[str], scale: float, *place: object) -> list[Row]:
-    """The rows of the sections named; one that fails is told and counts as not measured, and the others go on."""
+    """The rows of the named sections; one that fails is reported and counts as not measured, the others continue."""
     rows: list[Row] = []
     for name in names:
         say(f"== {name}: {sections[name]}")
@@ -175,7 +175,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _figure(value: float) -> str:
-    """Three digits that matter, in plain writing."""
+    """Three significant digits, without exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -19,7 +19,7 @@ from pipelines.world.scenes import draw
 if TYPE_CHECKING:
     from model.decoders.text_encoders import CaptionEncoder
 
-# At this size the words of the captions are one token or two, as in the vocabularies of the released encoders.
+# At this size the captions' words are one or two tokens, as with the released encoders' vocabularies.
 VOCABULARY = 1000
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 # CLIP-L of Stable Diffusion v1-5, OpenCLIP ViT-H of ZeroScope, CLAP's RoBERTa of AudioLDM.
@@ -49,11 +49,11 @@ def load_encoders(
     shape: Mapping[str, int] | None = None,
     device: str = "cpu",
 ) -> list["CaptionEncoder"]:
-    """Writes a decoder with a text encoder of a shape into a new folder, and loads that in each precision.
+    """Writes a decoder with a text encoder of the given shape to a new folder, and loads it in each precision.
 
     The tokenizer is trained on the captions.
     """
-    best_device()  # said before diffusers is imported, which else searches for an accelerator
+    best_device()  # before diffusers is imported, which otherwise searches for an accelerator
     from model.decoders.text_encoders import CaptionEncoder
 
     shutil.copytree(resolve(f"builtin:tiny/{modality}_decoder"), folder)
@@ -69,10 +69,10 @@ def load_encoders(
 
 
 def draw_text_encoder(modality: Modality, tokenizer: Any, shape: Mapping[str, int]) -> Any:
-    """A text encoder with fresh weights; unless its shape says otherwise, it has a row for each token."""
+    """A text encoder with random weights; unless its shape says otherwise, one embedding row per token."""
     shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **shape}
     if modality is Modality.AUDIO:
-        # RoBERTa numbers positions from the padding id on.
+        # RoBERTa numbers positions from the padding id onwards.
         positions = 512 + tokenizer.pad_token_id + 1
         config = transformers.ClapTextConfig(**shape, max_position_embeddings=positions)
         return transformers.ClapTextModelWithProjection(config)

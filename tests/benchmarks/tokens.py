@@ -1,4 +1,4 @@
-"""Tokens a second of our loop over the LLM, against transformers' `generate` on the same weights and prompts."""
+"""Tokens per second of our decoding loop, against transformers' `generate` on the same weights and prompts."""
 
 from time import perf_counter
 from typing import Any
@@ -22,15 +22,15 @@ WORDS = ["red", "green", "blue", "yellow", "purple", "orange", "pink", "grey"]
 
 
 def run(scale: float, checkpoint: str) -> list[Row]:
-    """Tokens a second, of one prompt and of several side by side.
+    """Tokens per second, for one prompt and for batches.
 
-    The server merges the adapter into the weights; PEFT's own way is to compute it beside them.
+    The server merges the adapter into the weights; PEFT by default computes it separately.
     """
     loaded, served = (Responder.from_pretrained(checkpoint, device=best_device()) for _ in range(2))
     served.model.merge_adapter()
     for responder in (loaded, served):
         responder.model.eval()
-        # Both go on to the last token: what they say is not of interest, and where they end would differ.
+        # Both generate up to the limit: the text does not matter, and they would stop at different tokens.
         _never_ends(responder.model)
     repeats = max(3, round(REPEATS * scale))
     return [
@@ -58,7 +58,7 @@ def _row(served: Responder, asked: Responder, target: float | None, size: int, r
         ratio=ours / peer,
         target=target,
         unit="tokens/s",
-        note=f"{NEW_TOKENS} tokens each, the likeliest, from text to text; neither streams",
+        note=f"{NEW_TOKENS} tokens each, greedy, text to text; neither streams",
     )
 
 

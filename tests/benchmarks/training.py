@@ -1,7 +1,7 @@
-"""What the benchmarks of training share: shards made by the real commands, a model, rows and batches, a bare loop.
+"""Shared by the training benchmarks: shards made by the real commands, a model, rows and batches, a bare loop.
 
-The model is the preset `tiny` about a base LLM that is wide enough for a step not to be all overhead: a Llama of 4
-layers of 256 with Vicuna's vocabulary of 32,000 and random weights (20 million).
+The model is the preset `tiny` around a base LLM that is large enough for a step not to be all overhead: a Llama with 4
+layers of width 256, Vicuna's vocabulary of 32,000, and random weights (20 million).
 """
 
 import json
@@ -54,18 +54,18 @@ MANY_STEPS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Where the sections work: prepared and embedded shards, a folder for runs, and settings that name the LLM."""
+    """The inputs of the sections: prepared and embedded shards, a folder for runs, and settings that name the LLM."""
 
     shards: Path
     folder: Path
     overrides: tuple[str, ...]
 
     def settings(self, stage: int, *overrides: str) -> TrainSettings:
-        """The settings of a stage that has more steps than a section makes."""
+        """The settings of a stage with more steps than any section runs."""
         return load_settings(stage, "tiny", [*self.overrides, f"max_steps={MANY_STEPS}", *overrides])
 
     def trainer(self, settings: TrainSettings) -> Trainer:
-        """The only worker of a run on this process."""
+        """The trainer of a run with this process as its only worker."""
         job = Job(
             settings=settings,
             deepspeed=deepspeed_settings(settings),
@@ -85,15 +85,15 @@ class Ground:
 
 
 def reader(plan: StagePlan) -> ReadSteps:
-    """What reads the rows of each step, in the order `jobs/train_stage.py` gives them."""
+    """The reader of each step's rows, in the order of `jobs/train_stage.py`."""
     return ReadSteps(order_samples(plan).mixture, plan.views, rank=0, world_size=1)
 
 
 @contextmanager
 def ground(data: Path | None) -> Iterator[Ground]:
-    """Prepares and embeds a data folder, or a small world where there is none, into a folder that is removed.
+    """Prepares and embeds a data folder, or by default a small world, in a temporary folder.
 
-    What commands print meanwhile goes to standard error.
+    The commands' output goes to standard error.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-training-", ignore_cleanup_errors=True) as name,
@@ -114,7 +114,7 @@ def ground(data: Path | None) -> Iterator[Ground]:
 
 def write_llm(folder: Path) -> tuple[str, ...]:
     """Writes the base LLM with the tiny tokenizer; returns the settings that name it."""
-    best_device()  # said before transformers imports DeepSpeed, which else searches for an accelerator
+    best_device()  # before transformers imports DeepSpeed, which otherwise searches for an accelerator
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
@@ -125,7 +125,7 @@ def write_llm(folder: Path) -> tuple[str, ...]:
 
 
 def llm_settings(folder: Path) -> tuple[str, ...]:
-    """The settings that name the LLM in a folder and the sizes its configuration says."""
+    """The settings for the LLM in a folder: its name, and the sizes in its configuration."""
     config = json.loads((folder / "config.json").read_text())
     sizes = {"hidden_size": "hidden_size", "vocab_size": "vocab_size", "num_layers": "num_hidden_layers"}
     return f"model.llm.name={folder}", *(f"model.llm.{setting}={config[size]}" for setting, size in sizes.items())
@@ -133,7 +133,7 @@ def llm_settings(folder: Path) -> tuple[str, ...]:
 
 @contextmanager
 def process_group(file: Path) -> Iterator[None]:
-    """A process group of this process alone, which DeepSpeed needs; `file` must not exist yet."""
+    """A process group of this process only, as DeepSpeed needs; `file` must not exist yet."""
     backend = "nccl" if best_device() == "cuda" else "gloo"
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "0"  # as torchrun and Ray Train set it
@@ -141,9 +141,9 @@ def process_group(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        import deepspeed  # late, so that best_device() can tell it what there is
+        import deepspeed  # late, so that best_device() runs first
 
-        # Its own function, where it knows the group: it keeps groups, and would use these with the next one.
+        # DeepSpeed's own function if it knows the group: it caches groups, and would reuse these with the next one.
         (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
         if before is None:
             del os.environ["LOCAL_RANK"]
@@ -152,30 +152,30 @@ def process_group(file: Path) -> Iterator[None]:
 
 
 def held_bytes() -> tuple[int, int]:
-    """What this process holds now, and held at most: of the GPU's memory where it has one."""
+    """The current and peak memory of this process: of the GPU if it has one."""
     if best_device() == "cuda":
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    # Not getrusage: its peak begins with that of the parent.
+    # Not getrusage: its peak includes the parent's.
     fields = dict(line.split(":", 1) for line in PROCESS.read_text().splitlines() if line.startswith("Vm"))
     now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
     return now, most
 
 
 def rows_of(read: ReadSteps, steps: range) -> Iterator[Row]:
-    """The rows of some steps as a training worker gets them, embeddings as arrays."""
+    """The rows of some steps as for a training worker, with embeddings as arrays."""
     for table in read({"id": steps}):
         for row in table.to_pylist():
             yield row | {kind: from_npy(row[kind]) if row[kind] else None for kind in ROW_KINDS}
 
 
 def batches_of(trainer: Trainer, rows: Iterable[Row], steps: range) -> Iterator[list[Batch]]:
-    """Each step's micro-batches, made where they are asked for."""
+    """Each step's micro-batches, created lazily."""
     pad_id = int(trainer.tokenizer.pad_token_id or 0)
     return micro_batches(rows, trainer.encode, steps, trainer.accumulation, pad_id)
 
 
 class BareLoop:
-    """The training step in PyTorch alone: forward, loss, backward, clipping, AdamW; no engine, no schedule, no log."""
+    """The training step in plain PyTorch: forward, loss, backward, clipping, AdamW; no engine, schedule or log."""
 
     def __init__(self, model: NextGPT, settings: TrainSettings, criterion: Criterion, weights: LossWeights) -> None:
         self.model = model.to(best_device())

@@ -1,4 +1,4 @@
-"""What training waits for data, in a real run of stage 3: Ray Data reads, Ray Train hands over, a thread encodes.
+"""The time training waits for data, in a real run of stage 3: Ray Data reads, Ray Train hands over, a thread encodes.
 
 Stage 3 reads the most: features and caption embeddings of all three modalities.
 """
@@ -16,7 +16,7 @@ TARGET = 0.03
 
 
 def run(scale: float, ground: Ground) -> list[Row]:
-    """The seconds of data wait and of computing a step, from the log; the first step waits for the readers to start."""
+    """Seconds per step of data wait and of computing, from the log; without the first step, a start-up cost."""
     steps = max(FEWEST, round(STEPS * scale))
     out = ground.folder / "waiting"
     command = [
@@ -44,7 +44,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
             target=TARGET,
             unit="ms a step",
             at_most=True,
-            note=f"{len(rows)} steps of stage 3 after the first, as the run's log has them; the ratio is the share of "
+            note=f"{len(rows)} steps of stage 3 after the first, from the run's log; the ratio is the share of "
             f"both; longest wait {max(waits):.3g} ms",
         )
     ]

@@ -19,7 +19,8 @@ import soundfile
 import webdataset
 from safetensors import safe_open
 
-from model.checkpoints.checkpoint import from_pretrained, latest_checkpoint
+from model.checkpoints.checkpoint import from_pretrained
+from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
 from model.runs.run_log import read_log
 from pipelines.storage.shards import Manifest, hash_file
@@ -268,7 +269,7 @@ def test_a_checkpoint_of_another_preset_and_embeddings_of_another_width_are_refu
     assert done.returncode == 2
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("are 77x64, preset nextgpt_7b takes 77x768" in line for line in mistakes)
-    assert any("a checkpoint of preset tiny, the model is of nextgpt_7b: encoder of the" in line for line in mistakes)
+    assert any("the checkpoint is of preset tiny, the model of nextgpt_7b: encoder of the" in line for line in mistakes)
     assert any("model.llm.name: lmsys/vicuna-7b-v1.5: no such folder" in line for line in mistakes)
 
 

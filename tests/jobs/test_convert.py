@@ -100,7 +100,7 @@ def test_a_tokenizer_that_is_cut_short_is_told_before_weights_are_loaded(
     (llm / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     (llm / "pytorch_model.bin").touch()
     command = ["--import", str(released), "--preset", "tiny", "--out", str(tmp_path / "out"), f"model.llm.name={llm}"]
-    why = "no SentencePiece model (43 bytes); fetch it again"
+    why = "not a SentencePiece model (43 bytes); download it again"
     assert told(command, capsys) == (cli.FAILED, [f"error: {llm / 'tokenizer.model'}: {why}"])
 
 
@@ -112,10 +112,10 @@ def test_a_file_that_does_not_fit_is_told_in_one_line(
     torch.save(tensors, released)
     code, lines = told(["--import", str(released), "--preset", "tiny", "--out", str(tmp_path / "out")], capsys)
     assert code == cli.FAILED
-    why = "no file of stage 3 for tiny: llama_proj.bias is missing; use the preset that it was made with"
+    why = "not a stage 3 file for tiny: llama_proj.bias is missing; use the preset it was made with"
     assert lines == [f"error: {released}: {why}"]
     assert not (tmp_path / "out").exists()
     assert told(["--export", str(tmp_path / "out"), "--out", "x.pt"], capsys) == (
         cli.FAILED,
-        [f"error: {tmp_path / 'out'}: no finished checkpoint there; name a checkpoint or the folder of a run"],
+        [f"error: {tmp_path / 'out'}: no finished checkpoint there; give a checkpoint or the folder of a run"],
     )

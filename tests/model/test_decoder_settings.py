@@ -16,10 +16,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file
 
 from model.decoders import decoder as decoders
-from model.decoders import decoder_pool, text_encoders
+from model.decoders import rendering, text_encoders
 from model.decoders.decoder import WITHHELD, Decoder, NotFinite
-from model.decoders.decoder_pool import DecoderPool
-from model.decoders.rendering import Wish
+from model.decoders.rendering import DecoderPool, Wish
 from model.decoders.text_encoders import CaptionEncoder
 from model.inference.painter import Painter
 from model.parts import families
@@ -102,7 +101,7 @@ def test_rendering_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_condition_that_is_not_a_number_is_refused(modality: Modality) -> None:
     decoder = load(modality)
     wrong = np.full(decoder.condition_shape, np.nan, np.float32)
-    with pytest.raises(ValueError, match=f"the {modality} condition holds NaN or infinity"):
+    with pytest.raises(ValueError, match=f"the {modality} condition contains NaN or inf"):
         decoder.generate(wrong, steps=1)
 
 
@@ -115,7 +114,7 @@ def test_a_medium_that_is_not_a_number_is_an_error_and_never_black_or_silent(
     with torch.no_grad():
         decoder.pipe.vae.decoder.conv_out.bias.fill_(torch.nan)
     advice = "its weights are damaged" if precision == "float32" else "set decoders.precision=float32"
-    with pytest.raises(NotFinite, match=f"made NaN or infinity, no {modality}, in {precision}; {advice}"):
+    with pytest.raises(NotFinite, match=f"{modality} came out as NaN or infinity in {precision}; {advice}"):
         decoder.generate(np.zeros(decoder.condition_shape, np.float32), steps=1)
 
 
@@ -255,8 +254,8 @@ def test_decoders_that_take_turns_render_the_same_in_the_same_order() -> None:
 
 def test_a_pool_loads_with_the_settings_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    real = decoder_pool.Decoder
-    monkeypatch.setattr(decoder_pool, "Decoder", lambda *arguments: given.append(arguments) or real(*arguments))
+    real = rendering.Decoder
+    monkeypatch.setattr(rendering, "Decoder", lambda *arguments: given.append(arguments) or real(*arguments))
     pool("one").render(wishes())
     assert {settings.on_device for *_, settings in given} == {"one"}
 

@@ -1,4 +1,4 @@
-"""A rehearsal of preset `nextgpt_7b` without its weights: published layouts of random values, every command on them."""
+"""A rehearsal of preset `nextgpt_7b` without its weights: every command on random weights in the published layouts."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -12,34 +12,34 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What `jobs/bench.py real` takes."""
-    parser.add_argument("--out", default="out/real", metavar="DIR", help="where parts and runs go; parts are kept")
+    """Adds the arguments of `jobs/bench.py real`."""
+    parser.add_argument("--out", default="out/real", metavar="DIR", help="folder for parts and runs; parts are reused")
+    parser.add_argument("--base", default="nextgpt_7b", metavar="PRESET", help="base of the user's preset file")
     parser.add_argument(
-        "--base", default="nextgpt_7b", metavar="PRESET", help="what the user's preset file is based on"
+        "--layers", type=int, metavar="N", help="layers of the LLM; by default as many as fit, at most 32"
     )
-    parser.add_argument("--layers", type=int, metavar="N", help="of the LLM; without it, as many as fit, at most 32")
-    parser.add_argument("--small", action="store_true", help="a cut that two cores rehearse in minutes")
+    parser.add_argument("--small", action="store_true", help="a small cut, which takes minutes on two cores")
     parser.add_argument("--disk", type=float, metavar="GB", help="cut the LLM's layers to fit on this much disk")
     parser.add_argument("--memory", type=float, metavar="GB", help="cut the LLM's layers to fit in this much memory")
-    parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; without it, a small world is drawn")
-    parser.add_argument("--samples", type=int, default=2, metavar="N", help="media of each modality taken from it")
+    parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; by default, a small world is drawn")
+    parser.add_argument("--samples", type=int, default=2, metavar="N", help="media of each modality to take from it")
     parser.add_argument(
         "--only", nargs="+", choices=STEPS, default=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}"
     )
-    parser.add_argument("--max-steps", type=int, default=2, metavar="N", help="training steps of a stage")
-    parser.add_argument("--media", nargs="*", choices=MEDIA, default=MEDIA, help="what the replies must hold")
-    parser.add_argument("--denoising-steps", type=int, default=2, metavar="N", help="of each medium")
+    parser.add_argument("--max-steps", type=int, default=2, metavar="N", help="training steps per stage")
+    parser.add_argument("--media", nargs="*", choices=MEDIA, default=MEDIA, help="media that the replies must contain")
+    parser.add_argument("--denoising-steps", type=int, default=2, metavar="N", help="denoising steps per medium")
     parser.add_argument(
         "--settings",
         nargs="+",
         metavar="KEY=VALUE",
         default=["workers=1", "batch_size=2", "micro_batch_size=1", "validation.fraction=0"],
-        help="of the training stages; use_gpu=false is added where there is no GPU",
+        help="settings of the training stages; without a GPU, use_gpu=false is added",
     )
 
 
 def run(arguments: Namespace, machine: str) -> Iterator[str]:
-    """Rehearses; yields the lines of the table, and raises as `rehearsal.rehearse`."""
+    """Runs the rehearsal; yields the lines of the table, and raises as `rehearsal.rehearse`."""
     from tests.benchmarks.real.rehearsal import rehearse
 
     return rehearse(arguments, machine)

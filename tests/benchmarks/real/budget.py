@@ -1,4 +1,4 @@
-"""How many layers of the LLM a machine has room for; all other parts stay whole."""
+"""How many layers of the LLM fit on a machine; all other parts stay whole."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from tests.benchmarks.real.hub import Hub
 from tests.benchmarks.real.llm import LAYERS
 
 SMALL_LAYERS = 2
-# GB that each command takes beside one copy of the LLM in 16 bits, driver and Ray included: of training what the
-# rehearsal of 32 layers took (16.3 and 18.3 GB in the worker of stages 2 and 3, 13.5 of them weights), of the others
-# what their parts take, decoders in float32.
+# GB that each command needs in addition to one 16-bit copy of the LLM, including driver and Ray: for training, as
+# measured in the rehearsal of 32 layers (16.3 and 18.3 GB in the worker of stages 2 and 3, 13.5 of them weights); for
+# the others, the size of their parts, with decoders in float32.
 _BESIDE_THE_LLM = {
     "prepare": 1.5,
     "embed": 7.0,
@@ -23,13 +23,13 @@ _BESIDE_THE_LLM = {
     "export": 3.0,
     "chat": 18.0,
 }
-# What runs and checkpoints take on the disk, in files of trained weights, of 0.8 GB each.
+# The disk space of runs and checkpoints, in files of trained weights, of 0.8 GB each.
 _FILES_WRITTEN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """GB of disk and of memory, None where they do not matter, and the commands that are to run in them."""
+    """GB of disk and memory, None for no limit, and the commands that have to fit."""
 
     disk: float | None
     memory: float | None
@@ -38,7 +38,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """GB that are needed beside the LLM, what for, and how many are given."""
+    """GB needed in addition to the LLM, their purpose, and the limit."""
 
     option: str
     given: float
@@ -47,13 +47,13 @@ class _Need:
 
 
 def num_layers(budget: Budget, *, layers: int | None, small: bool) -> int:
-    """The layers of the LLM that fit; `layers` where they are chosen.
+    """The number of LLM layers that fit; `layers` if given.
 
-    Raises UsageError where those chosen do not fit, or not even one does.
+    Raises UsageError if those do not fit, or not even one does.
     """
     if small:
         if budget.disk is not None or budget.memory is not None:
-            raise UsageError("--small: has a size of its own (1.1 GB); leave --disk and --memory out")
+            raise UsageError("--small: has a fixed size (1.1 GB); omit --disk and --memory")
         return layers or SMALL_LAYERS
     needs = list(_needs(budget)) if budget.disk is not None or budget.memory is not None else []
     return min((_fitting(need, layers) for need in needs), default=layers or LAYERS)
@@ -82,6 +82,6 @@ def _fitting(need: _Need, layers: int | None) -> int:
         needed = need.gigabytes + one + ((layers or 1) - 1) * (two - one)
         raise UsageError(
             f"{need.option} {need.given:g}: {layers or 1} of the LLM's layers take {needed:.1f} GB with "
-            f"{need.purpose}; give more, leave steps out by --only, or use --small"
+            f"{need.purpose}; give more, skip steps with --only, or use --small"
         )
     return layers or most

@@ -1,6 +1,6 @@
-"""The three diffusion decoders as folders of diffusers, each in the precision and the file format it is published in.
+"""The three diffusion decoders as diffusers folders, each in its published precision and file format.
 
-Names are those of the versions that wrote them: diffusers before 0.18 and transformers before 4.31.
+Tensor names are those of the versions that wrote them: diffusers before 0.18 and transformers before 4.31.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", "
 
 
 def decoder(modality: Modality, *, small: bool = False) -> Layout:
-    """A decoder's folder, complete: also the parts that this project may leave unused."""
+    """A decoder's complete folder, including parts that this project may not use."""
     folder, (dtype, suffix) = FOLDERS[modality], _FORMATS[modality]
     documents, weights = published(folder, small=small), {}
     for name, config in documents.items():
@@ -42,7 +42,7 @@ def decoder(modality: Modality, *, small: bool = False) -> Layout:
 
 
 def _tensors(library: str, class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a component's file holds: what today's class has, under the names of its time, with what was kept then."""
+    """The contents of a component's file: today's tensors under their old names, plus tensors that were stored then."""
     weights = {name: tensor.to(dtype) for name, tensor in _state(library, class_name, config).items()}
     of_its_time = _OF_ITS_TIME.get(class_name)
     return of_its_time(weights) if of_its_time else weights
@@ -84,7 +84,7 @@ def _safety_checker(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {name.replace("vision_model.", "vision_model." * 2): tensor for name, tensor in weights.items()}
     return weights | {
         "vision_model.vision_model.embeddings.position_ids": _position_ids(257),
-        # The thresholds: random ones would find fault with every picture.
+        # The thresholds: with random ones, every image would be flagged.
         "concept_embeds_weights": torch.full((17,), 0.2),
         "special_care_embeds_weights": torch.full((3,), 0.2),
     }

@@ -1,4 +1,4 @@
-"""A folder of all published parts of preset `nextgpt_7b`, whole or cut, and a preset that names them."""
+"""A folder with all published parts of preset `nextgpt_7b`, full-size or cut, and a preset that names them."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _SMALL_OUTPUT = {"hidden": 64, "ffn": 128, "layers": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """The parts of the preset `base` below `root`, cut to `layers` of the LLM; in the small cut narrow throughout."""
+    """The parts of preset `base` in `root`, cut to `layers` of the LLM; in the small cut, all narrow."""
 
     root: Path
     base: str = "nextgpt_7b"
@@ -32,7 +32,7 @@ class Hub:
 
     @property
     def cut(self) -> str:
-        """What of the published parts is here, for a person."""
+        """A description of what is included, for people."""
         if self.small:
             return f"a small cut: {self.layers} narrow layers of the LLM, one block of each encoder, narrow decoders"
         return f"{self.layers} of {LAYERS} layers of the LLM, all else whole"
@@ -47,7 +47,7 @@ class Hub:
         return "" if self.layers == LAYERS and not self.small else f"-{self.layers}-layers"
 
     def preset(self, folder: Path) -> dict[str, Any]:
-        """What a user's preset file says to train with these parts, named as they are seen from a folder."""
+        """The contents of a user's preset file for these parts, with names relative to a folder."""
         root = Path(os.path.relpath(self.root, folder))
         base_llm: dict[str, Any] = {"name": str(root / (VICUNA + self._suffix)), "num_layers": self.layers}
         outputs: dict[str, Any] = {m.value: {"decoder": str(root / name)} for m, name in FOLDERS.items()}
@@ -83,7 +83,7 @@ class Hub:
         return llm.vicuna(self.layers, small=self.small)
 
     def write(self) -> None:
-        """Writes the parts that are not there yet."""
+        """Writes the missing parts."""
         missing = {name: layout for name, layout in self.layouts.items() if not (self.root / name).is_dir()}
         files = fetch_vocabularies() if missing else {}
         for name, layout in missing.items():
@@ -91,7 +91,7 @@ class Hub:
             layout.write(self.root / name, files)
 
     def write_preset(self, path: Path) -> None:
-        """Writes a preset file for commands that are started in its folder."""
+        """Writes a preset file for commands started in its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(self.preset(path.parent), sort_keys=False), encoding="utf-8")
 

@@ -11,13 +11,13 @@ from tests.benchmarks.real.layout import Layout
 
 FILE = "imagebind_huge.pth"
 _EMBED_DIM = 1024
-# The learned temperatures are among the weights.
+# The weights include the learned temperatures.
 _SCALES = {"text": 14.29, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tower:
-    """A tower that this project has no use for."""
+    """A tower that this project does not use."""
 
     name: str
     width: int
@@ -26,7 +26,7 @@ class _Tower:
     patch: tuple[int, ...]
     positions: str
     num_positions: int
-    last: int  # the place of the head's linear layer
+    last: int  # the index of the head's linear layer
 
     def weights(self, layers: int) -> dict[str, Tensor]:
         """Its tensors on the meta device."""
@@ -66,7 +66,7 @@ _UNUSED = (
 
 
 def imagebind(*, small: bool = False) -> Layout:
-    """All towers at their full widths; in the small cut each has one block."""
+    """All towers at full width; in the small cut each has one block."""
     config = ImageBindConfig.huge()
     if small:
         config = replace(config, vision_layers=1, audio_layers=1)

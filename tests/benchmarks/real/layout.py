@@ -1,4 +1,4 @@
-"""What a published part consists of, described whole before a byte is written: documents, weights, tokenizers."""
+"""The layout of a published part, fully described before anything is written: documents, weights, tokenizers."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from tests.benchmarks.real.weights import Weights, num_bytes, write_weights
 WriteVocabulary = Callable[[Path, dict[DataFile, Path]], None]
 
 PUBLISHED = Path(__file__).parent / "published"
-# What the small cut has in place of the published values, by file.
+# Values of the small cut that replace published ones, by file.
 _SMALL: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "small.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A folder as its publisher's: JSON documents, files of weights and vocabularies by their places in it."""
+    """A folder in its published layout: JSON documents, weight files and vocabularies by relative path."""
 
     documents: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
@@ -30,16 +30,16 @@ class Layout:
 
     @property
     def num_bytes(self) -> int:
-        """What its weights take on a disk."""
+        """The size of its weights on disk in bytes."""
         return sum(map(num_bytes, self.weights.values()))
 
     @property
     def num_weights(self) -> int:
-        """How many values its weights have."""
+        """The number of its weights."""
         return sum(tensor.numel() for weights in self.weights.values() for tensor in weights.values())
 
     def write(self, folder: Path, files: dict[DataFile, Path]) -> None:
-        """Writes a folder that appears whole or not at all."""
+        """Writes the folder atomically."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             for name, document in self.documents.items():
@@ -53,12 +53,12 @@ class Layout:
             if folder.exists():
                 remove_tree(folder)
             Path(scratch).rename(folder)
-            Path(scratch).mkdir()  # what is removed at the end
+            Path(scratch).mkdir()  # removed at the end
         folder.chmod(0o755)
 
 
 def published(part: str, *, small: bool) -> dict[str, Any]:
-    """The documents of a part by their places, as published or with the sizes of the small cut."""
+    """The documents of a part by relative path, as published or with the sizes of the small cut."""
     folder = PUBLISHED / part
     documents = {}
     for path in sorted(folder.rglob("*.json")):
@@ -71,6 +71,6 @@ def published(part: str, *, small: bool) -> dict[str, Any]:
 def _merged(document: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(document)
     for name, value in over.items():
-        assert name in document, f"{name}: small.yaml changes what is published and adds nothing"
+        assert name in document, f"{name}: small.yaml must only change published values"
         merged[name] = _merged(document[name], value) if isinstance(value, Mapping) else value
     return merged

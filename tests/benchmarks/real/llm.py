@@ -14,7 +14,7 @@ from tests.benchmarks.real.vocabularies import write_llama
 VICUNA = "vicuna-7b-v1.5"
 LAYERS = 32
 DELTA_FILE = "pytorch_model.pt"
-# Vicuna is published in pieces of 10 GB, of 13.5 GB in all.
+# Vicuna is published in shards of 10 GB, 13.5 GB in total.
 _FIRST_SHARD = 0.74
 
 
@@ -49,7 +49,7 @@ def _llama(config: dict[str, Any]) -> dict[str, Tensor]:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig.from_dict(config))
     weights = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
-    # What transformers of that time kept among the weights of each layer, and does not read any more.
+    # Buffers that transformers of that time stored in each layer, and no longer reads.
     head_width = config["hidden_size"] // config["num_attention_heads"]
     frequencies = (1.0 / 10_000 ** (torch.arange(0, head_width, 2) / head_width)).half()
     names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config["num_hidden_layers"])]

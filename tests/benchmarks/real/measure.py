@@ -1,4 +1,4 @@
-"""Runs a command and watches it: how long it takes, and what it and all that it starts hold in memory."""
+"""Runs a command and measures its duration, and the memory of its process tree."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ import psutil
 from jobs.common import cli
 
 _EVERY = 0.5  # seconds
-_IDLE = 10.0  # times what a look takes: the kernel counts the pages of every process, and many gigabytes have many
+_IDLE = 10.0  # times the duration of a sample: the kernel counts the pages of every process, which are many
 _LAST_LINES = 4096
 _NVIDIA_SMI = which("nvidia-smi")
 _SHARES = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
@@ -23,11 +23,11 @@ _SHARES = re.compile(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a command took: seconds, and the peak memory in bytes of itself and of all processes below it together.
+    """A command's seconds, and the peak memory in bytes of its process and of all its descendants together.
 
-    Memory is PSS, in which processes that share a page have a part of it each, but for the pages of mapped files, which
-    the kernel drops where memory is short: a `.bin` of weights is mapped while it is loaded. `largest` is the peak of
-    the one process that held most. `status` is the exit status, `last_line` of what it printed.
+    Memory is PSS, which splits shared pages between processes, without pages of mapped files, which the kernel can drop
+    (a `.bin` of weights is mapped while it is loaded). `largest` is the peak of the largest process. `status` is the
+    exit status, `last_line` the last line of output.
     """
 
     seconds: float
@@ -47,9 +47,9 @@ def measure(
     environment: Mapping[str, str],
     meanwhile: "Callable[[subprocess.Popen[bytes]], object] | None" = None,
 ) -> Measured:
-    """Runs a command in a folder to its end, with all it prints in `log`; `meanwhile` runs beside it.
+    """Runs a command in a folder until it ends, with its output in `log`; `meanwhile` runs concurrently.
 
-    Where `meanwhile` fails, the command is ended, and the failure is its last line unless it had failed before.
+    If `meanwhile` fails, the command is stopped, and the failure becomes its last line unless it had failed before.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     failure = ""
@@ -63,7 +63,7 @@ def measure(
                 meanwhile(process)
             process.wait()
         except (OSError, ValueError, RuntimeError) as error:
-            failure = "" if process.poll() else cli.describe(error)  # it has told more itself
+            failure = "" if process.poll() else cli.describe(error)  # its own message says more
         finally:
             _end(process)
             watch.stop()
@@ -79,7 +79,7 @@ def measure(
 
 
 def last_line(log: Path) -> str:
-    """The last line that says something."""
+    """The last non-empty line."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LAST_LINES))
         lines = file.read().decode("utf-8", errors="replace").split("\n")
@@ -87,7 +87,7 @@ def last_line(log: Path) -> str:
 
 
 class Watch(threading.Thread):
-    """Looks at a process and all below it twice a second, or as often as takes a tenth of a core, until stopped."""
+    """Samples a process tree twice a second, or less often to use at most a tenth of a core, until stopped."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -95,7 +95,7 @@ class Watch(threading.Thread):
         self._pid, self._done = pid, threading.Event()
 
     def run(self) -> None:
-        """Looks, and once more at the end."""
+        """Samples until stopped, and once more at the end."""
         pause = _EVERY
         while True:
             ended, started = self._done.wait(pause), perf_counter()
@@ -109,13 +109,13 @@ class Watch(threading.Thread):
             pause = max(_EVERY, _IDLE * (perf_counter() - started))
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stops sampling."""
         self._done.set()
         self.join()
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """A process and all below it; none once it has ended."""
+    """A process and its descendants; none once it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -124,7 +124,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Its share of the memory that no file stands behind; where a system does not tell shares, what it alone uses."""
+    """Its share of memory not backed by files; if the system does not report shares, its private memory."""
     try:
         shares = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     except OSError:
@@ -141,7 +141,7 @@ def _unique(process: psutil.Process) -> int:
 
 
 def _gpu_memory() -> int:
-    """Bytes held on all GPUs of the machine, by NVIDIA's own tool: what CUDA itself takes is counted too."""
+    """Bytes in use on all GPUs of the machine, by NVIDIA's own tool: including CUDA's own use."""
     if _NVIDIA_SMI is None:
         return 0
     query = [_NVIDIA_SMI, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -150,7 +150,7 @@ def _gpu_memory() -> int:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends what is left of a command."""
+    """Kills the remaining processes of a command."""
     if process.poll() is None:
         for one in reversed(_family(process.pid)):
             try:

@@ -1,4 +1,4 @@
-"""Runs the commands one after another, measures each, and says in a table what became of them."""
+"""Runs the commands one after another, measures each, and reports the results in a table."""
 
 import json
 from argparse import Namespace
@@ -24,7 +24,7 @@ _HEADER = ("command", "seconds", "driver", "workers", "largest worker", "GPU", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A command and what it took; `measured` is None where it was not run, and `note` says why."""
+    """A command and its measurement; `measured` is None if it was not run, and `note` says why."""
 
     name: str
     measured: Measured | None
@@ -33,15 +33,14 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether it did not end well."""
+        """Whether it failed or was not run."""
         return self.measured is None or self.measured.status != 0
 
 
 def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
-    """Writes what is missing and runs the commands; yields the lines of the table as they come.
+    """Writes missing parts and runs the commands; yields the lines of the table as they are measured.
 
-    Raises UsageError where the arguments are wrong or the parts do not fit the budget, and Failures where a command
-    failed.
+    Raises UsageError for invalid arguments or parts that do not fit the budget, and Failures if a command failed.
     """
     _check(arguments)
     data = cli.existing_folder(arguments.data) if arguments.data else None
@@ -69,7 +68,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
         yield _line(row)
     yield ""
     facts = f"{machine}; {hub.cut}"
-    yield f"{facts}. In GB; memory is PSS, the workers' together and with Ray's own processes, a GPU's what it held."
+    yield f"{facts}. In GB; memory is PSS, for all workers including Ray's own processes; GPU is memory in use."
     table = [{**asdict(row), "failed": row.failed} for row in rows]
     (work / "figures.json").write_text(json.dumps({"machine": facts, "rows": table}, indent=2) + "\n")
     if failed := [f"{row.name}: {row.note}" for row in rows if row.measured and row.failed]:
@@ -77,7 +76,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
 
 
 def _check(arguments: Namespace) -> None:
-    """Before gigabytes are written."""
+    """Checks the arguments before gigabytes are written."""
     counts = {"layers": arguments.layers, "samples": arguments.samples}
     counts |= {"max-steps": arguments.max_steps, "denoising-steps": arguments.denoising_steps}
     mistakes = [
@@ -92,7 +91,7 @@ def _check(arguments: Namespace) -> None:
 
 
 def _run(steps: Sequence[Step], work: Path, only: Collection[str]) -> Iterator[Row]:
-    """Each command that was asked for; one whose need has failed is not run."""
+    """Runs the requested commands, except those that need a failed one."""
     failed = set[str]()
     for step in (step for step in steps if step.name in only):
         if lacking := [need for need in step.needs if need in failed]:

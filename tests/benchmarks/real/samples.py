@@ -13,13 +13,13 @@ _NAMES += ("image_name", "video_name", "audio_name")
 
 
 def cut_samples(data: Path, out: Path, count: int) -> None:
-    """Copies the first `count` media of each modality of the T-X pairs with the rows about them.
+    """Copies the first `count` media of each modality of the T-X pairs, with their rows.
 
-    Raises FileNotFoundError where `data` has no such pairs.
+    Raises FileNotFoundError if `data` has no such pairs.
     """
     datasets = sorted(path.parent for path in (data / _PAIRS).glob("*/*.json") if path.stem == path.parent.name)
     if not datasets:
-        raise FileNotFoundError(f"{data}: holds no {_PAIRS}/<dataset>/<dataset>.json of NExT-GPT")
+        raise FileNotFoundError(f"{data}: contains no {_PAIRS}/<dataset>/<dataset>.json of NExT-GPT")
     for folder in datasets:
         kept = dict.fromkeys(_media(read_json(folder / f"{folder.name}.json")[:count]))
         for path in folder.glob("*.json"):

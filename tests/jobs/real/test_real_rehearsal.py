@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_said_with_what_it_takes() -> None:
         layers_for(disk=10)
     with pytest.raises(UsageError, match=r"--memory 20: 32 of .* with chat; .* --only"):
         num_layers(Budget(disk=None, memory=20, steps=STEPS), layers=32, small=False)
-    with pytest.raises(UsageError, match="--small: has a size of its own"):
+    with pytest.raises(UsageError, match="--small: has a fixed size"):
         num_layers(Budget(disk=10, memory=None, steps=STEPS), layers=None, small=True)
 
 
@@ -159,10 +159,10 @@ def test_tensors_that_differ_are_named(tmp_path: Path) -> None:
     torch.save({**one, "b": torch.ones(2, dtype=torch.float16)}, tmp_path / "other")
     torch.save({"a": one["a"]}, tmp_path / "fewer")
 
-    assert same_tensors(tmp_path / "one", tmp_path / "one") == "2 tensors came back bit for bit"
-    with pytest.raises(ValueError, match="b is not as it was"):
+    assert same_tensors(tmp_path / "one", tmp_path / "one") == "2 tensors are bit-identical"
+    with pytest.raises(ValueError, match="b has changed"):
         same_tensors(tmp_path / "one", tmp_path / "other")
-    with pytest.raises(ValueError, match="b is in one file alone"):
+    with pytest.raises(ValueError, match="b is in only one of the files"):
         same_tensors(tmp_path / "one", tmp_path / "fewer")
 
 
@@ -174,7 +174,7 @@ def test_without_a_network_one_line_says_what_is_missing(tmp_path: Path, monkeyp
     for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
 
-    with pytest.raises(OSError, match="cannot be fetched") as caught:
+    with pytest.raises(OSError, match="cannot be downloaded") as caught:
         vocabularies.fetch_vocabularies()
 
     assert "\n" not in str(caught.value)
@@ -204,7 +204,7 @@ def test_commands_work_on_the_small_cut(
     assert [row[0] for row in rows] == list(steps)
     assert {row[-1].split(":")[0] for row in rows} == {"0"}
     assert "writing" not in done.stderr, "all parts were there"
-    assert "tensors came back bit for bit" in done.stdout
+    assert "tensors are bit-identical" in done.stdout
 
 
 @pytest.mark.slow

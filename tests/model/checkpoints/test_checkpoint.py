@@ -12,14 +12,12 @@ from upath import UPath
 from model.checkpoints.checkpoint import (
     finish,
     from_pretrained,
-    latest_checkpoint,
     load_weights,
-    read_config,
     save_pretrained,
     trained_state,
     write_files,
 )
-from model.checkpoints.description import check_compatible
+from model.checkpoints.description import check_compatible, latest_checkpoint, read_config
 from model.core.batch import collate
 from model.core.nextgpt import NextGPT
 from model.parts.builtin import resolve
@@ -151,7 +149,7 @@ def edit(path, change):
     ("change", "message"),
     [
         (lambda t: t.pop("new_input_rows.weight"), "new_input_rows.weight is missing"),
-        (lambda t: t.update(extra=torch.zeros(1)), "extra has no place"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra is unexpected"),
         (lambda t: t.update({"new_input_rows.weight": torch.zeros(3, 64)}), r"is \(3, 64\), not \(38, 64\)"),
         (lambda t: (t.pop("new_input_rows.weight"), t.update(extra=torch.zeros(1))), "and 1 more"),
     ],
@@ -174,10 +172,10 @@ def test_a_damaged_or_unfinished_checkpoint_is_refused(saved):
     with pytest.raises(ValueError, match="damaged weights"):
         from_pretrained(saved)
     (saved / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="not complete"):
+    with pytest.raises(FileNotFoundError, match="incomplete"):
         from_pretrained(saved)
     (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         from_pretrained(saved)
     (saved / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):

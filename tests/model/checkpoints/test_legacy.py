@@ -7,7 +7,8 @@ from dialogue_cases import base_logits
 from transformers import LlamaConfig, LlamaForCausalLM
 from upath import UPath
 
-from model.checkpoints.checkpoint import from_pretrained, load_weights, save_base_rows, save_pretrained
+from model.checkpoints.base_rows import save_base_rows
+from model.checkpoints.checkpoint import from_pretrained, load_weights, save_pretrained
 from model.checkpoints.released import export_legacy, legacy_delta_shapes, legacy_dtype, load_legacy
 from model.core.nextgpt import NextGPT
 from model.parts.config import load_preset
@@ -147,7 +148,7 @@ def test_every_tensor_that_does_not_fit_is_named(tiny, files, stage, fault):
         expected = f"{rows} is missing, {needed} is missing, extra.0 is unexpected and 3 more;"
     model = NextGPT.from_config(tiny)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    with pytest.raises(ValueError, match="no file of stage") as caught:
+    with pytest.raises(ValueError, match="not a stage") as caught:
         load_legacy(model, write(files[stage], tensors))
     assert str(files[stage]) in str(caught.value)
     assert expected in str(caught.value)
@@ -161,13 +162,13 @@ def test_every_tensor_that_does_not_fit_is_named(tiny, files, stage, fault):
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 damaged"])
 def test_a_damaged_file_is_told_in_one_line(model, tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pt: not a readable file of tensors") as caught:
+    with pytest.raises(ValueError, match=r"x\.pt: cannot be read as tensors") as caught:
         load_legacy(model, tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_would_run_code_or_holds_no_tensors_is_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="not a readable file of tensors"):
+    with pytest.raises(ValueError, match="cannot be read as tensors"):
         load_legacy(model, write(tmp_path / "x.pt", SimpleNamespace()))
     with pytest.raises(ValueError, match="not a mapping of names to tensors"):
         load_legacy(model, write(tmp_path / "x.pt", {"epoch": 1}))
@@ -188,7 +189,7 @@ def test_what_would_lose_bits_is_refused(tiny, files, tmp_path):
 
 
 def test_a_model_without_an_adapter_is_no_stage_3(model, tmp_path):
-    with pytest.raises(ValueError, match="holds a LoRA adapter and this model has none"):
+    with pytest.raises(ValueError, match="holds a LoRA adapter, but this model has none"):
         export_legacy(model, tmp_path / "x.pt")
 
 
@@ -261,7 +262,7 @@ def test_a_run_behind_a_url_shares_its_base_rows_too(imported, tokenizer, tmp_pa
 def test_base_rows_that_are_missing_or_others_are_told(tiny, imported, tokenizer, tmp_path):
     save_pretrained(imported, tmp_path / "run" / "checkpoint-1", tokenizer, base_rows=False)
     with pytest.raises(
-        FileNotFoundError, match=r"checkpoint-1/base_rows\.safetensors: missing, and not in .*run either"
+        FileNotFoundError, match=r"checkpoint-1/base_rows\.safetensors: missing, also from .*run; copy it"
     ):
         from_pretrained(tmp_path / "run")
     (tmp_path / "run" / "base_rows.safetensors").write_bytes(b"damaged")
@@ -275,7 +276,7 @@ def test_base_rows_that_are_missing_or_others_are_told(tiny, imported, tokenizer
     save_base_rows(other, tmp_path / "run")
     with pytest.raises(ValueError, match="not the base rows that checkpoint-1 was trained on"):
         from_pretrained(tmp_path / "run")
-    with pytest.raises(ValueError, match="other base rows than the model was given before"):
+    with pytest.raises(ValueError, match="other base rows than the model already took over"):
         load_weights(other, tmp_path / "run")
 
 

@@ -56,7 +56,7 @@ def test_features_beyond_what_the_dialogue_has_room_for_are_left_out(examples):
 
 
 def test_an_item_without_features_or_targets_is_refused_by_its_key(examples):
-    with pytest.raises(ValueError, match=r"^a: 1 input items but features of 0"):
+    with pytest.raises(ValueError, match=r"^a: 1 input items but features for 0"):
         collate([replace(examples[0], features_NE=None)])
     short = {Modality.IMAGE: (np.zeros((0, 77, 64)), [])}
     with pytest.raises(ValueError, match=r"^b: 1 image items"):

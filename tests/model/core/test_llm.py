@@ -139,7 +139,7 @@ def test_attention_kernels_agree(tiny, tokenizer):
 
 def test_an_llm_without_the_kernel_is_refused_in_one_line(tiny, base_tokenizer, tmp_path):
     config = family_config(tmp_path, "gemma_2", tiny, base_tokenizer)
-    with pytest.raises(ValueError, match=r"^llm\.attention: .* has no sdpa in transformers; use eager$"):
+    with pytest.raises(ValueError, match=r"^llm\.attention: .* does not support sdpa in transformers; use eager$"):
         NextGPT.from_config(with_llm(config, attention="sdpa"))
 
 

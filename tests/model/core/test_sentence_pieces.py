@@ -176,8 +176,8 @@ def test_a_model_on_it_is_written_and_read_without_a_word(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\nsize 499723\n", "tokenizer.model: no SentencePiece model"),
-        (b"", "tokenizer.model: no SentencePiece model"),
+        (b"version https://git-lfs.github.com/spec/v1\nsize 499723\n", "tokenizer.model: not a SentencePiece model"),
+        (b"", "tokenizer.model: not a SentencePiece model"),
         (None, "no tokenizer for its 32000 embedding rows"),
     ],
     ids=["pointer", "empty", "absent"],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.core import wide_products
+from model.core import llm
 from model.core.dialogue import encode_dialogue
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
@@ -17,7 +17,7 @@ DTYPES = [torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that has none, whatever this one has; and several pieces of small weights."""
-    monkeypatch.setattr(wide_products, "_PIECE", 7 * 24)
+    monkeypatch.setattr(llm, "_PIECE", 7 * 24)
     for kind in ("bf16", "fp16"):
         monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", lambda: False)
 
@@ -28,7 +28,7 @@ def layers(dtype: torch.dtype, *, bias: bool = True) -> tuple[nn.Linear, nn.Line
     widened = nn.Linear(24, 40, bias=bias).to(dtype).requires_grad_(False)
     exact = nn.Linear(24, 40, bias=bias).double().requires_grad_(False)
     exact.load_state_dict({name: value.double() for name, value in widened.state_dict().items()})
-    wide_products.widen_products(nn.Sequential(widened))
+    llm.widen_products(nn.Sequential(widened))
     return exact, widened
 
 
@@ -62,7 +62,7 @@ def test_what_is_trained_still_learns() -> None:
 
 def test_weights_of_32_bits_stay_as_they_are() -> None:
     layer = nn.Linear(3, 4)
-    wide_products.widen_products(nn.Sequential(layer))
+    llm.widen_products(nn.Sequential(layer))
     assert "forward" not in vars(layer)
 
 
@@ -83,7 +83,7 @@ def test_a_model_with_an_adapter_has_the_gradients_of_one_that_is_not_widened(
         return {name: value.grad for name, value in model.named_parameters() if "lora_" in name}
 
     widened = gradients()
-    monkeypatch.setattr(wide_products, "_is_slow", lambda weight: False)
+    monkeypatch.setattr(llm, "_is_slow", lambda weight: False)
     plain = gradients()
     assert plain
     for name, value in plain.items():

@@ -178,7 +178,7 @@ def test_denoising_is_the_mean_over_the_items_of_a_global_batch(model, tokenizer
 def test_too_few_latents_are_refused_by_the_samples_key(model, tokenizer, denoisers):
     example = with_latents(REQUEST, tokenizer, model, denoisers)
     short = replace(example, key="a", latents={Modality.IMAGE: np.zeros((0, 4, 8, 8))})
-    with pytest.raises(ValueError, match=r"^a: 1 image media in its answers but latents of 0; run embed --latents"):
+    with pytest.raises(ValueError, match=r"^a: 1 image media in its answers but latents for 0; run embed --latents"):
         collate([short])
 
 

@@ -142,5 +142,5 @@ def test_what_is_no_schema_is_refused(model: NextGPT, tokenizer: Any, text: str)
 
 
 def test_it_holds_no_items(model: NextGPT, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="require: an answer that is held to a schema holds no items"):
+    with pytest.raises(ValueError, match="require: an answer with a schema cannot contain items"):
         generate_batch(model, tokenizer, [replace(asked(), require=[Modality.IMAGE])])

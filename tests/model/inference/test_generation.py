@@ -186,7 +186,7 @@ def test_room_is_kept_for_required_items(model, tokenizer):
     assert reply.parts == ("x" * 6, Item(modality=VIDEO))
     reply = say(model, tokenizer, [], then=first(model, AUDIO), max_new_tokens=30, require=[VIDEO])
     assert [modality for modality, _ in reply.conditions] == [VIDEO]
-    with pytest.raises(ValueError, match="max_new_tokens is 30, but the reply takes at least 48"):
+    with pytest.raises(ValueError, match="max_new_tokens is 30, but the reply needs at least 48"):
         generate(model, tokenizer, ASK, None, max_new_tokens=30, require=[VIDEO, VIDEO])
 
 
@@ -229,7 +229,7 @@ def test_the_oldest_exchanges_leave_when_the_dialogue_is_too_long(model, tokeniz
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": np.zeros((1, 32))}, "features of 1 items"),
+        ({"features": np.zeros((1, 32))}, "features for 1 items"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -118,7 +118,7 @@ def test_what_the_user_gives_is_seen_and_history_may_hold_items_of_both(responde
 
 
 def test_an_item_without_its_medium_is_refused(responder: Responder) -> None:
-    with pytest.raises(ValueError, match=r"^dog: an item of a turn is named so, but media has no such name; add it$"):
+    with pytest.raises(ValueError, match=r"^dog: a turn refers to this item, but it is missing from media; add it$"):
         responder.respond(query(dialogue((item("image", "dog"), "what?")), {"cat": noise(IMAGE)}))
 
 

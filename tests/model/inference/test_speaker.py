@@ -80,7 +80,7 @@ def test_who_asks_what_cannot_be_answered_is_told_and_nobody_else(speaker: Speak
         errors = [pool.submit(listen, speaker, asked).result()[1] for asked in (bad, long)]
     assert isinstance(good.result()[1], Reply)
     assert [type(error) for error in errors] == [ValueError, TooLong]
-    assert "a: an item of a turn is named so" in str(errors[0])
+    assert "a: a turn refers to this item" in str(errors[0])
     assert "shorten it" in str(errors[1])
 
 

@@ -44,7 +44,7 @@ def test_a_file_of_ones_own_is_a_preset_and_changes_what_it_names(tiny, tmp_path
     [
         (None, r"mine.yaml: no such file; looked for /"),
         ("base: huge", r"no preset 'huge'; choose one of"),
-        ("base: mine.yaml", r"mine.yaml: is based on itself"),
+        ("base: mine.yaml", r"mine.yaml: is its own base"),
         ("[1, 2]", r"mine.yaml: must map llm, encoder, outputs"),
         ("a: [", r"mine.yaml: "),
         ("base: tiny\nllm: {nam: x}", r"^mine.yaml: llm\.nam: "),

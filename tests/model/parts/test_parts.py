@@ -34,7 +34,7 @@ def test_other_names_are_returned_unchanged() -> None:
 
 
 def test_an_absolute_path_that_is_not_here_is_not_taken_for_a_repository() -> None:
-    with pytest.raises(FileNotFoundError, match=r"^/some/where: not on this machine \(.+\); put it where"):
+    with pytest.raises(FileNotFoundError, match=r"^/some/where: not on this machine \(.+\); put it on shared storage"):
         resolve("/some/where")
 
 

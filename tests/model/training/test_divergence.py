@@ -46,7 +46,7 @@ def test_a_loss_far_above_the_mean_stops_but_not_while_there_is_hardly_a_mean() 
 def test_the_reason_of_an_explosion_says_how_far_it_was() -> None:
     guard = LossGuard(2.0)
     feed(guard, [1.5] * WARM_UP)
-    with pytest.raises(Diverged, match=r"^step 11: the loss is 9, and was 1\.5 in the mean of the last 10 steps; "):
+    with pytest.raises(Diverged, match=r"^step 11: the loss is 9, and averaged 1\.5 over the last 10 steps; "):
         guard.check(11, 9.0, 2)
 
 

@@ -91,7 +91,7 @@ def test_a_decoder_that_is_absent_leaves_the_text_and_is_told_once(
         assert isinstance(samples[Modality.AUDIO].medium, Audio)
     notes = capsys.readouterr().out.splitlines()
     assert len(notes) == 1
-    assert notes[0].startswith("note: image samples are text alone: /nowhere/sd: ")
+    assert notes[0].startswith("note: image samples are text only: /nowhere/sd: ")
 
 
 def test_what_goes_wrong_with_a_sample_is_told_and_ends_nothing(
