@@ -3,7 +3,7 @@
 NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_name" | "audio_name"}]`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,16 +11,11 @@ from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
+from pipelines.tables.media_formats import SUFFIXES, modalities_of
 
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
-# Columns of media as WebDatasets call them.
-_SUFFIXES = {
-    Modality.IMAGE: ("jpg", "jpeg", "png", "webp"),
-    Modality.VIDEO: ("mp4", "webm"),
-    Modality.AUDIO: ("wav", "flac", "mp3", "ogg"),
-}
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
@@ -54,12 +49,24 @@ def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
 def _name(entry: Entry, row: rows.Row) -> str:
     assert entry.modality is not None
     mapped = "name" in entry.fields
-    spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *_SUFFIXES[entry.modality])
+    spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *SUFFIXES[entry.modality])
     value = rows.optional(row, *spellings)
     if value is None and entry.media_name:
         value = entry.named(row)
+    if value is None and not mapped:
+        value = _other_medium(row, entry.modality)
     what = "name" if mapped else f"{entry.modality}_name"
     return rows.name(rows.field(row, what) if value is None else value, what)
+
+
+def _other_medium(row: rows.Row, modality: Modality) -> str | None:
+    """A file that a tar's reader took for another medium, and that may be this one: a GIF, the sound of an mp4."""
+    names = (row.get(f"{other}_name") for other in Modality)
+    return next((name for name in names if isinstance(name, str) and modality in _may_hold(name)), None)
+
+
+def _may_hold(name: str) -> Iterable[Modality]:
+    return modalities_of(name) or Modality
 
 
 def _spelled(entry: Entry, spellings: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,17 +14,12 @@ import pyarrow.parquet as pq
 
 from pipelines.tables.containers import is_plain, leaves_root, tar_members
 from pipelines.tables.keys import make_key
+from pipelines.tables.media_formats import HEAD_BYTES, modalities_of, sniff, suffix_of
 from pipelines.tables.raw import Raw
 from pipelines.tables.tables import parquet_rows
 from pipelines.tables.text_rows import parse_json
 
 MAX_TEXT_BYTES = 1024 * 1024
-_MEDIA = {
-    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp"),
-    "video": ("mp4", "webm", "mkv", "mov", "avi"),
-    "audio": ("wav", "flac", "mp3", "ogg", "m4a"),
-}
-_MODALITIES = {suffix: modality for modality, suffixes in _MEDIA.items() for suffix in suffixes}
 
 
 def tar_rows(path: Path, name: str) -> Iterator[Raw]:
@@ -108,7 +103,7 @@ def _fields(file: BinaryIO, member: TarInfo, name: str) -> dict[str, Any]:
         raise ValueError(f"path outside the root: {where}")
     if not is_plain(member):
         raise ValueError(f"unreadable: {where} is a link or no regular file")
-    suffix = PurePosixPath(member.name).suffix[1:].lower()
+    suffix = suffix_of(member.name)
     if suffix == "txt":
         return {"caption": _data(file, member, where).decode("utf-8-sig", errors="replace")}
     if suffix == "json":
@@ -116,7 +111,14 @@ def _fields(file: BinaryIO, member: TarInfo, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"bad row: {where} holds no object")
         return value
-    return {f"{_MODALITIES[suffix]}_name": f"{name}/{PurePosixPath(member.name)}"} if suffix in _MODALITIES else {}
+    modalities = modalities_of(member.name) or modalities_of(_format(file, member))
+    return {f"{modalities[0]}_name": f"{name}/{PurePosixPath(member.name)}"} if modalities else {}
+
+
+def _format(file: BinaryIO, member: TarInfo) -> str:
+    """What a member holds whose name does not say so."""
+    file.seek(member.offset_data)
+    return sniff(file.read(min(HEAD_BYTES, member.size)))
 
 
 def _data(file: BinaryIO, member: TarInfo, where: str) -> bytes:
