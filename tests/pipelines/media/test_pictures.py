@@ -17,6 +17,7 @@ import pytest
 from pipelines.media import pictures
 from pipelines.media.codecs import decode
 from pipelines.media.policy import ImagePolicy, MediaPolicy
+from pipelines.media.process import media_process
 from pipelines.media.stored import Stored, store
 from pipelines.sample import Media, Modality
 from pipelines.tables.media_formats import sniff
@@ -294,6 +295,21 @@ def test_cmyk_becomes_rgb_with_a_profile_or_without() -> None:
     for profile in (b"", profile_of(P3, 2.2)):  # A profile of other colours than the picture's is none.
         medium = written(flat((0, 255, 255, 0), "CMYK"), "TIFF", icc_profile=profile)
         assert np.abs(shown(store(medium, POLICY).media)[8, 8] - [254, 0, 0]).max() <= 4
+
+
+def test_the_process_that_can_open_no_file_stores_the_same() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    given = [
+        written(flat((200, 30, 30)), "AVIF", icc_profile=profile_of(P3, 2.2), exif=exif),
+        written(flat(100, "L"), "PNG", icc_profile=profile_of(None, 1.0)),
+        written(upright("RGBA"), "TIFF", icc_profile=profile_of(ADOBE, 2.2), exif=exif),
+        written(upright("I;16"), "PNG", exif=exif),
+        written(flat((0, 255, 255, 0), "CMYK"), "JPEG", icc_profile=profile_of(P3, 2.2)),
+        media(bmp(0)),
+    ]
+    with media_process() as process:
+        assert list(process.store(given, POLICY)) == [store(medium, POLICY) for medium in given]
 
 
 # --- What lies beside the pixels -------------------------------------------------------------------------------------
