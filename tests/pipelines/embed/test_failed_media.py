@@ -13,6 +13,8 @@ from dataset_cases import NotingEncoder, begin_sidecar, embedding_of, pair, writ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.common import cli
+from jobs.embed import main
 from pipelines.embed.shard_embedder import EmbedTask
 from pipelines.handover.stage_samples import SampleReader, plan_view
 from pipelines.handover.survey import Measure, survey_views
@@ -177,3 +179,25 @@ def test_verify_counts_what_failed(tmp_path: Path) -> None:
     [problem] = verify(tmp_path / "d")
     assert problem.file == sidecar_folder(tmp_path / "d", "e") / MANIFEST
     assert problem.what == "the counts do not add up: 0 failed, but 1 in its indexes"
+
+
+def test_the_job_counts_and_names_what_failed_and_fails_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def embed_here(directories: Sequence[Path], *_: Any) -> list[Any]:
+        return [write_sidecar(directory, work()) for directory in directories]
+
+    monkeypatch.setattr("jobs.common.cli.start_ray", lambda: None)
+    monkeypatch.setattr("pipelines.embed.embedding.plan_pool", lambda _: None)
+    monkeypatch.setattr("pipelines.embed.embedding.embed", embed_here)
+    write_dataset(tmp_path / "a", samples_of([1, 0, 77]), 2)
+    write_dataset(tmp_path / "b", samples_of([1, 2]), 2)
+    with pytest.raises(cli.Failures) as caught:
+        main(["--shards", str(tmp_path), "--modality", "encoder"])
+    assert "all: 5 in = 3 encoded + 2 failed" in capsys.readouterr().out.splitlines()
+    assert str(caught.value) == (
+        f"2 of 3 encoder embeddings could not be made (a/k1: {BROKEN} ...); training leaves their samples out; "
+        f"all are listed in {sidecar_folder(tmp_path / 'a', 'e') / MANIFEST}"
+    )
+    main(["--shards", str(tmp_path), "--modality", "encoder", "--datasets", "b"])
+    assert "all: 2 in = 2 encoded + 0 failed" in capsys.readouterr().out.splitlines()
