@@ -218,14 +218,15 @@ def _with_visible_alpha(picture: PIL.Image.Image, known: str) -> PIL.Image.Image
     """The picture, opaque where its alpha is 0 throughout because its writer left the byte unused.
 
     Raises:
-        Refused: there is a picture, and all of it is transparent.
+        Refused: there are colours, and all of them are transparent.
     """
     if picture.mode != "RGBA" or picture.getchannel("A").getextrema() != (0, 0):
         return picture
     colours = picture.convert("RGB")
     if known == "BMP":
         return colours
-    if np.ptp(np.asarray(colours), axis=(0, 1)).any():
+    values = np.asarray(colours)
+    if values.min() != values.max() or values.max() not in (0, 255):  # An empty canvas is black or white beneath.
         raise Refused("unreadable: the picture is transparent throughout")
     return picture
 

@@ -199,12 +199,13 @@ def test_a_bmp_that_leaves_alpha_unused_shows_its_colours(alpha: int) -> None:
         assert np.abs(pixels[4, 6] - [0, 0, 254]).max() <= 6
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_a_picture_that_its_alpha_hides_is_refused(format: str) -> None:
-    picture = upright("RGBA")
-    picture.putalpha(0)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("picture", [upright("RGBA"), flat((200, 30, 30, 255), "RGBA")], ids=["shape", "colour"])
+def test_a_picture_that_its_alpha_hides_is_refused(format: str, picture: PIL.Image.Image) -> None:
+    hidden = picture.copy()
+    hidden.putalpha(0)
     for policy in POLICIES:
-        reason = refusal(written(picture, format, exact=True, lossless=True), policy)
+        reason = refusal(written(hidden, format, exact=True, lossless=True), policy)
         assert reason == "unreadable: the picture is transparent throughout"
 
 
