@@ -115,6 +115,7 @@ def _embed_shards(arguments: Namespace) -> None:
     results = embed(directories, [_task(arguments, kind) for kind in kinds], plan_pool(arguments.gpus))
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
+    _account(results, cli.existing_folder(arguments.shards))
 
 
 def _import(arguments: Namespace) -> None:
@@ -147,6 +148,27 @@ def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> N
         print(f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}")
     for kind in sorted(set(kinds) - {result.manifest.kind for result in results}):
         print(f"{kind}: nothing to embed")
+
+
+def _account(results: "Sequence[Embedded]", shards: "Path") -> None:
+    """Says how many media could not be encoded, and fails where any could not."""
+    items = sum(result.manifest.items for result in results)
+    failed = sum(len(result.manifest.failed) for result in results)
+    print(f"all: {items} in = {items - failed} encoded + {failed} failed")
+    lines = [_failure(result, shards) for result in results if result.manifest.failed]
+    if lines:
+        raise cli.Failures("\n".join(lines))
+
+
+def _failure(result: "Embedded", shards: "Path") -> str:
+    from pipelines.storage.shards import MANIFEST
+    from pipelines.storage.sidecars import sidecar_folder
+
+    first, *more = result.manifest.failed
+    path = sidecar_folder(shards / result.dataset, result.manifest.encoder_id) / MANIFEST
+    what = f"{len(more) + 1} of {result.manifest.items} {result.manifest.kind} embeddings could not be made"
+    example = f"{result.dataset}/{first.key}: {first.reason}{' ...' * bool(more)}"
+    return f"{what} ({example}); training leaves their samples out; all are listed in {path}"
 
 
 def _task(arguments: Namespace, kind: str) -> "EmbedTask":

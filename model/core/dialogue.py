@@ -47,7 +47,8 @@ def encode_dialogue(
     """Encodes a dialogue in Vicuna v0's layout: `### Human: ... \\n### Assistant: ... \\n### Human: ...`.
 
     The layout has no system turn; readers and the API put a system message into the user's turn
-    (`speakers.with_system`). A named input item becomes `<Img>`, `num_input_tokens` placeholders (whose embeddings are overwritten) and `</Img>`;
+    (`speakers.with_system`).
+    A named input item becomes `<Img>`, `num_input_tokens` placeholders (whose embeddings are overwritten) and `</Img>`;
     an unnamed one becomes its caption as text. An output item becomes its modality's signal tokens. The labels cover
     the answers, their signal tokens and the closing `\\n###`. A dialogue longer than `max_length` is truncated at the
     end, but never inside an item or a group of signal tokens. With `for_generation` the dialogue must end with a user

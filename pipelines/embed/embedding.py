@@ -164,13 +164,14 @@ class Sidecar:
             encoder_id=self._encoder.id,
             encoder_name=self._encoder.name,
             untrained=self._encoder.untrained,
-            shape=next((state.shape for state in states if state.items), []),
+            shape=next((state.shape for state in states if state.shape), []),
             dtype=self.work.dtype,
             items=sum(state.items for state in states),
             shards=shards,
             of_shards=[shard.sha256 for shard in self.work.shards],
             max_error=loss.max_error,
             min_cosine=loss.min_cosine,
+            failed=[failure for state in states for failure in state.failed],
         )
         folder = self.work.folder
         remove_others(folder, {shard.name for shard in shards})

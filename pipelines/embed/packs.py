@@ -20,12 +20,16 @@ import numpy.typing as npt
 from pipelines.storage.files import atomic_path, is_local
 from pipelines.storage.precision import Loss, record_type
 from pipelines.storage.random_access import Range, Ranges
+from pipelines.storage.sidecars import NOT_ENCODED
 
 # Raised when units or packs change, so that none of an earlier version is taken up.
-VERSION = 1
+VERSION = 2
 _NAME = re.compile(r"(\d{6})-(\d{6})\.npy")
 _HEADER_BYTES = 4096
 _AT_ONCE = 64  # records read at the same time
+_REASON_BYTES = 200
+# What a record says beside its embedding.
+_SAYS = ("length", "max_error", "min_cosine", "reason")
 _Array = npt.NDArray[Any]
 
 
@@ -69,17 +73,39 @@ def to_records(stored: _Array, lengths: _Array, shape: Sequence[int], dtype: str
     """Embeddings (N, ...) as they stand in a pack, each with its length and what storing its batch cost."""
     records = np.empty(len(stored), _record(dtype, shape))
     records["embedding"], records["length"] = stored, lengths
-    records["max_error"], records["min_cosine"] = loss.max_error, loss.min_cosine
+    records["max_error"], records["min_cosine"], records["reason"] = loss.max_error, loss.min_cosine, b""
+    return records
+
+
+def to_failed_records(reasons: Sequence[str], dtype: str) -> _Array:
+    """Records of media that could not be encoded: they have a reason, and an embedding of no shape."""
+    records = np.zeros(len(reasons), _record(dtype, ()))
+    records["length"], records["min_cosine"] = NOT_ENCODED, 1.0
+    records["reason"] = [reason.encode()[:_REASON_BYTES] for reason in reasons]
     return records
 
 
 def write_pack(folder: Path, first: int, stop: int, records: Sequence[_Array]) -> Pack:
     """Writes what the units from `first` up to `stop` gave."""
     path = folder / f"{first:06d}-{stop:06d}.npy"
-    assert all(array.dtype == records[0].dtype for array in records), "an encoder gives embeddings of one shape"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.concatenate(records), allow_pickle=False)
+        np.save(file, join_records(records), allow_pickle=False)
     return Pack(path=path, first=first, stop=stop)
+
+
+def join_records(records: Sequence[_Array]) -> _Array:
+    """Records one behind the other; those that failed take on the shape of the others."""
+    dtypes = {array.dtype for array in records if (array["length"] != NOT_ENCODED).any()} or {records[0].dtype}
+    assert len(dtypes) == 1, "an encoder gives embeddings of one shape"
+    (dtype,) = dtypes
+    joined = np.zeros(sum(map(len, records)), dtype)
+    start = 0
+    for array in records:
+        part = joined[start : start + len(array)]
+        for name in (*_SAYS, "embedding") if array.dtype == dtype else _SAYS:
+            part[name] = array[name]
+        start += len(array)
+    return joined
 
 
 def read_records(path: Path, positions: npt.NDArray[np.int32]) -> Iterator[_Array]:
@@ -95,7 +121,7 @@ def read_records(path: Path, positions: npt.NDArray[np.int32]) -> Iterator[_Arra
 
 def _record(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
     fields = [("embedding", record_type(dtype, shape)), ("length", "<i4")]
-    return np.dtype([*fields, ("max_error", "<f8"), ("min_cosine", "<f8")])
+    return np.dtype([*fields, ("max_error", "<f8"), ("min_cosine", "<f8"), ("reason", f"S{_REASON_BYTES}")])
 
 
 def _read_header(ranges: Ranges, path: Path) -> tuple[np.dtype[Any], int, int]:

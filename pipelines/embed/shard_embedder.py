@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed.packs import Pack, find_packs, is_whole, to_records, write_pack
+from pipelines.embed.packs import Pack, find_packs, is_whole, join_records, to_failed_records, to_records, write_pack
 from pipelines.embed.sidecar_shards import SidecarWork, read_items, to_identities, written_shard
 from pipelines.media import codecs
-from pipelines.sample import Item, Modality, Sample
+from pipelines.media.policy import Refused
+from pipelines.sample import Audio, Decoded, Image, Item, Media, Modality, Sample, Video
 from pipelines.storage.files import read_at, read_rows
 from pipelines.storage.ownership import IDENTITY_BYTES, ShardItems, ShardPlan
 from pipelines.storage.precision import store
@@ -27,6 +28,13 @@ VIDEO_FPS = 10.0
 # What is encoded is kept once it took so long, or so much memory.
 SAVE_SECONDS = 5.0
 SAVE_BYTES = 32 << 20
+
+# Media that nothing is wrong with: an encoder that fails at these fails at all.
+_ORDINARY = {
+    Image: Image(pixels=np.full((64, 64, 3), 128, np.uint8)),
+    Video: Video(frames=np.full((16, 64, 64, 3), 128, np.uint8), fps=8.0),
+    Audio: Audio(waveform=np.sin(np.arange(32_000, dtype=np.float32) / 6)[None], sample_rate=16_000),
+}
 
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -122,13 +130,43 @@ class ShardEmbedder:
         self._use(work)
         records, num_bytes, started = list[npt.NDArray[Any]](), 0, time.monotonic()
         for unit in units:
-            embeddings, lengths = self._encoder(read_inputs(unit, work.kind))
-            stored, loss = store(embeddings, work.dtype, self._encoder.name)
-            records.append(to_records(stored, lengths, embeddings.shape[1:], work.dtype, loss))
+            inputs = read_inputs(unit, work.kind)
+            records.append(
+                self._media(inputs, work.dtype) if takes_media(work.kind) else self._call(inputs, work.dtype)
+            )
             num_bytes += records[-1].nbytes
             if time.monotonic() - started >= self._save_seconds or num_bytes >= SAVE_BYTES:
                 break
         return write_pack(folder, first, first + len(records), records)
+
+    def _call(self, inputs: Sequence[Any], dtype: str) -> npt.NDArray[Any]:
+        embeddings, lengths = self._encoder(inputs)
+        stored, loss = store(embeddings, dtype, self._encoder.name)
+        return to_records(stored, lengths, embeddings.shape[1:], dtype, loss)
+
+    def _media(self, inputs: Sequence[Decoded | Refused], dtype: str) -> npt.NDArray[Any]:
+        """Records of media; where those that were decoded fail together, each is encoded alone."""
+        decoded = [one for one in inputs if not isinstance(one, Refused)]
+        try:
+            encoded = list(self._call(decoded, dtype)[:, None]) if decoded else []
+        except Exception:
+            encoded = [self._alone(one, dtype) for one in decoded]
+        given = iter(encoded)
+        return join_records(
+            [to_failed_records([str(one)], dtype) if isinstance(one, Refused) else next(given) for one in inputs]
+        )
+
+    def _alone(self, medium: Decoded, dtype: str) -> npt.NDArray[Any]:
+        """The record of one medium. What the encoder raises is the medium's own where others can be encoded."""
+        try:
+            return self._call([medium], dtype)
+        except Exception as error:
+            try:
+                self._call([_ORDINARY[type(medium)]], dtype)
+            except Exception:
+                raise error from None
+            what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return to_failed_records([f"not encoded: {what}{' '.join(str(error).split())}"], dtype)
 
     def _use(self, work: SidecarWork) -> None:
         if work.kind != self._kind:
@@ -194,13 +232,18 @@ def count_units(owned: int, task: EmbedTask) -> int:
 
 
 def read_inputs(unit: Unit, kind: str) -> list[Any]:
-    """What an encoder takes: captions, or media decoded."""
+    """What an encoder takes: captions, or media decoded, or why one cannot be."""
     if not takes_media(kind):
         return [one.item.caption for one in unit]
     samples = map(from_members, map(split_members, Ranges().read([one.sample for one in unit])))
-    return [
-        codecs.decode(sample.media[one.item.name], fps=VIDEO_FPS) for one, sample in zip(unit, samples, strict=True)
-    ]
+    return [_decoded(sample.media[one.item.name]) for one, sample in zip(unit, samples, strict=True)]
+
+
+def _decoded(medium: Media) -> Decoded | Refused:
+    try:
+        return codecs.decode(medium, fps=VIDEO_FPS)
+    except Refused as error:
+        return error
 
 
 def read_samples(work: SidecarWork, shard: int) -> Iterator[Sample]:

@@ -29,7 +29,14 @@ from pipelines.storage.files import (
 from pipelines.storage.ownership import IDENTITY_BYTES, Identities, ShardItems, ShardPlan
 from pipelines.storage.precision import Loss, record_type, shape_of
 from pipelines.storage.shards import STATE, Shard, TarShardWriter, hash_file, index_path
-from pipelines.storage.sidecars import SIDECAR_SCHEMA, output_modality, takes_media, to_npy
+from pipelines.storage.sidecars import (
+    NOT_ENCODED,
+    SIDECAR_SCHEMA,
+    Failure,
+    output_modality,
+    takes_media,
+    to_npy,
+)
 from pipelines.views import Kind, sidecar_items
 
 WORK = ".work"
@@ -84,13 +91,17 @@ class ShardState:
     items: int
     loss: Loss
     shard: Shard
+    failed: tuple[Failure, ...] = ()
     stamps: tuple[str, str] = ("", "")
     version: int = VERSION
 
     def to_json(self) -> str:
         """Equal states give equal text."""
         # `owned` once meant something; without it, indexes would not be the bytes that they were.
-        return json.dumps(asdict(self) | {"owned": ""}, sort_keys=True)
+        fields = asdict(self) | {"owned": ""}
+        if not self.failed:
+            del fields["failed"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ShardState":
@@ -104,7 +115,8 @@ class ShardState:
             raise ValueError("the state of a sidecar's shard is of another version")
         fields.pop("owned")
         shard, loss, stamps = Shard(**fields["shard"]), Loss(**fields["loss"]), tuple(fields["stamps"])
-        return cls(**fields | {"shard": shard, "loss": loss, "stamps": stamps})
+        failed = tuple(Failure(**failure) for failure in fields.get("failed", ()))
+        return cls(**fields | {"shard": shard, "loss": loss, "stamps": stamps, "failed": failed})
 
 
 class Spool:
@@ -112,6 +124,7 @@ class Spool:
 
     def __init__(self, file: BinaryIO, count: int, dtype: str) -> None:
         self.lengths = np.zeros(count, np.int32)
+        self.reasons: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
         self._file, self._dtype, self._left = file, dtype, count
 
@@ -133,11 +146,18 @@ class Spool:
         self.lengths[numbers] = lengths
         self._left -= len(numbers)
 
+    def fail(self, number: int, reason: str) -> None:
+        """Notes that there is no embedding under a number."""
+        self.reasons[number] = reason
+        self.lengths[number] = NOT_ENCODED
+        self._left -= 1
+
     def take(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The embeddings under these numbers (N, ...)."""
+        """The embeddings under these numbers (N, ...), zeros where there is none."""
         assert not self._left, "every embedding is there before the first is taken"
         size = self.record.itemsize
-        data = b"".join(read_at(self._file, int(number) * size, size) for number in numbers)
+        places = (None if number in self.reasons else number * size for number in numbers.tolist())
+        data = b"".join(bytes(size) if place is None else read_at(self._file, place, size) for place in places)
         return np.frombuffer(data, self.record)
 
 
@@ -150,7 +170,7 @@ def open_spool(count: int, dtype: str) -> Iterator[Spool]:
 
 def write_shard(work: SidecarWork, plan: ShardPlan, spool: Spool, loss: Loss) -> ShardState:
     """Writes the tar and then its index, which says what it belongs to: with it, a shard is finished."""
-    tar, rows, start = work.target(plan.shard), list[dict[str, Any]](), 0
+    tar, rows, start, failed = work.target(plan.shard), list[dict[str, Any]](), 0, list[Failure]()
     keys = read_table(index_path(work.source(plan.shard)), ["key"])["key"].to_pylist()
     with atomic_path(tar) as temporary:
         with TarShardWriter(temporary) as writer:
@@ -161,11 +181,17 @@ def write_shard(work: SidecarWork, plan: ShardPlan, spool: Spool, loss: Loss) ->
                 offset = writer.write(key, {"npy": data})[0] + tarfile.BLOCKSIZE
                 row = {"key": key, "offset": offset, "length": len(data), "lengths": spool.lengths[slots].tolist()}
                 row["sha256"] = hashlib.sha256(data).hexdigest()
+                for place, slot in enumerate(slots.tolist(), start):
+                    if slot in spool.reasons:
+                        why = spool.reasons[slot]
+                        failed.append(Failure(shard=tar.name, sample=len(rows), key=key, item=place, reason=why))
                 rows.append(row | {"identities": [identity.tobytes() for identity in identities]})
                 start = items.stop
         shard = Shard(name=tar.name, samples=len(keys), bytes=temporary.stat().st_size, sha256=hash_file(temporary))
     of, shape = work.shards[plan.shard].sha256, list(spool.shape)
-    state = ShardState(of=of, dtype=work.dtype, shape=shape, items=len(plan.slots), loss=loss, shard=shard)
+    state = ShardState(
+        of=of, dtype=work.dtype, shape=shape, items=len(plan.slots), loss=loss, shard=shard, failed=tuple(failed)
+    )
     write_rows(index_path(tar), rows, SIDECAR_SCHEMA.with_metadata({STATE_KEY: state.to_json()}))
     return _on_this_machine(tar, state)
 
@@ -291,6 +317,9 @@ def _copy_pack(path: Path, numbers: npt.NDArray[Any], positions: npt.NDArray[Any
     ordered, loss = numbers[np.argsort(positions[numbers])], Loss()
     for number, record in zip(ordered, read_records(path, positions[ordered]), strict=True):
         shape = shape_of(record.dtype["embedding"])
+        if record["length"][0] == NOT_ENCODED:
+            spool.fail(int(number), record["reason"][0].decode(errors="ignore"))
+            continue
         spool.put(number[None], record["embedding"], record["length"], shape)
         loss = loss.worse(Loss(max_error=float(record["max_error"][0]), min_cosine=float(record["min_cosine"][0])))
     return loss
@@ -301,9 +330,12 @@ def _copy_shard(tar: Path, numbers: npt.NDArray[Any], places: npt.NDArray[Any], 
     state = _read_state(index_path(tar))
     if state is None:
         raise ValueError(f"{index_path(tar)}: missing or damaged while its sidecar was made; run jobs/embed.py again")
-    record = record_type(state.dtype, state.shape)
+    record, failed = record_type(state.dtype, state.shape), {failure.item: failure.reason for failure in state.failed}
     with tar.open("rb") as file:
-        for number, offset, length in zip(numbers, *_locate(tar, places, record.itemsize), strict=True):
+        for number, place, offset, length in zip(numbers, places, *_locate(tar, places, record.itemsize), strict=True):
+            if int(place) in failed:
+                spool.fail(int(number), failed[int(place)])
+                continue
             data = read_at(cast(BinaryIO, file), int(offset), record.itemsize)
             spool.put(number[None], np.frombuffer(data, record), length[None], tuple(state.shape))
 

@@ -18,6 +18,7 @@ from pipelines.storage.sidecars import (
     ENCODER,
     KINDS,
     LATENTS,
+    NOT_ENCODED,
     ROW_KINDS,
     SidecarManifest,
     embed_command,
@@ -140,6 +141,8 @@ class SampleReader:
                     f"{tars[shard]}: sample {place} is {found[kind].key}, expected {document.key}; "
                     "delete it and run jobs/embed.py"
                 )
+            if NOT_ENCODED in found[kind].lengths:
+                raise ValueError(f"{tars[shard]}: {document.key} has a medium that could not be encoded; leave it out")
         return found
 
 

@@ -5,7 +5,7 @@ shards, `<dataset>/lengths/<view>-<hash>.parquet`, a row a sample, and read back
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import ray.data
 
 from pipelines.embed.embedding import plan_pool
 from pipelines.handover.mixture import Candidates
-from pipelines.handover.stage_samples import LENGTHS, PlannedView
+from pipelines.handover.stage_samples import LENGTHS, PlannedView, sidecar_of
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
 from pipelines.sample import Sample
@@ -92,7 +92,19 @@ def survey_views(views: Sequence[PlannedView], measure: Callable[[], Measure], m
         tables[number] = table
         with suppress(OSError):  # the shards may lie where one may only read
             _write(_cache(views[number], measure_id), table)
-    return [_survey(table) for table in tables if table is not None]
+    found = zip(views, tables, strict=True)
+    return [_survey(table, not_encoded(view)) for view, table in found if table is not None]
+
+
+def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
+    """The samples of a view that hold a medium which could not be encoded, by number: key and reason of each."""
+    found: dict[int, tuple[str, str]] = {}
+    numbers = {shard.name: number for number, shard in enumerate(view.manifest.shards)}
+    for kind in view.sidecars:
+        for failure in sidecar_of(view, kind).failed:
+            sample = numbers[failure.shard] * view.manifest.samples_per_shard + failure.sample
+            found.setdefault(sample, (failure.key, failure.reason))
+    return found
 
 
 def measure_shard(view: PlannedView, shard: int, measure: Measure) -> pa.Table:
@@ -178,12 +190,17 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def _survey(table: pa.Table) -> Survey:
-    lengths = table["length"].to_numpy()
+def _survey(table: pa.Table, failed: Mapping[int, tuple[str, str]]) -> Survey:
+    lengths, uncut = table["length"].to_numpy().copy(), table["uncut"].to_numpy().copy()
     unusable = table.filter(pc.is_valid(table["reason"]))
+    failed = {sample: said for sample, said in failed.items() if lengths[sample]}
+    lengths[list(failed)] = uncut[list(failed)] = 0
     return Survey(
         lengths=lengths,
         key_hashes=table["key_hash"].to_numpy(),
-        truncated=int(np.count_nonzero(table["uncut"].to_numpy() > lengths)),
-        left_out=list(zip(unusable["key"].to_pylist(), unusable["reason"].to_pylist(), strict=True)),
+        truncated=int(np.count_nonzero(uncut > lengths)),
+        left_out=[
+            *zip(unusable["key"].to_pylist(), unusable["reason"].to_pylist(), strict=True),
+            *failed.values(),
+        ],
     )

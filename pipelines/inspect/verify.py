@@ -27,7 +27,7 @@ from pipelines.storage.shards import (
     index_path,
     shard_name,
 )
-from pipelines.storage.sidecars import SIDECAR_SCHEMA, SidecarManifest, from_npy
+from pipelines.storage.sidecars import NOT_ENCODED, SIDECAR_SCHEMA, SidecarManifest, from_npy
 
 EMBEDDINGS = "embeddings"
 # Any of these makes a folder a dataset, if only an unfinished one.
@@ -155,7 +155,7 @@ def _check_sidecar(dataset: Path, manifest: Manifest, folder: Path) -> Iterator[
         return
     if sidecar.encoder_id != folder.name:
         yield Problem(file=folder / MANIFEST, what=f"is of the encoder {sidecar.encoder_id}, not of its folder's name")
-    items = 0
+    items = failed = 0
     with track(f"verify {dataset.name}/{folder.name}", manifest.samples, "samples") as bar:
         for shard, owner, of in itertools.zip_longest(sidecar.shards, manifest.shards, sidecar.of_shards):
             if shard is None or owner is None:
@@ -169,9 +169,13 @@ def _check_sidecar(dataset: Path, manifest: Manifest, folder: Path) -> Iterator[
             found, rows = _check_embeddings(folder / shard.name, shard, dataset / owner.name)
             yield from found
             items += sum(len(row["lengths"]) for row in rows)
+            failed += sum(row["lengths"].count(NOT_ENCODED) for row in rows)
             bar.advance(shard.samples)
     if items != sidecar.items:
         what = f"the counts do not add up: {sidecar.items} items, but {items} in its indexes"
+        yield Problem(file=folder / MANIFEST, what=what)
+    if failed != len(sidecar.failed):
+        what = f"the counts do not add up: {len(sidecar.failed)} failed, but {failed} in its indexes"
         yield Problem(file=folder / MANIFEST, what=what)
     yield from strays(folder, sidecar.shards, {MANIFEST, STATE})
 

@@ -1,7 +1,7 @@
 """Encoded bytes <-> arrays, one path for all three modalities, with limits that hold before memory is taken.
 
 A refused medium is a ValueError whose one line begins with a category a ledger can count: `missing file`,
-`empty file`, `too large`, `too long`, `no video stream`, `no audio stream` or `unreadable`.
+`empty file`, `too large`, `too long`, `too short`, `no video stream`, `no audio stream` or `unreadable`.
 """
 
 import io
@@ -18,9 +18,11 @@ import PIL.Image
 import soundfile
 
 from pipelines.media.films import Frame, open_video
+from pipelines.media.pictures import open_image, upright_rgb
 from pipelines.media.policy import Limits, OutOfMemory, Refused
-from pipelines.media.streams import open_image, open_sound, upright_rgb
+from pipelines.media.streams import open_sound
 from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
+from pipelines.tables.media_formats import media_format
 
 DEFAULT_LIMITS = Limits()
 # The macroblock tree of x264's assembly gives other bytes now and then.
@@ -29,9 +31,9 @@ _PRESET = "veryfast"  # As small as `medium` on small frames, in a third of the 
 
 
 def load(path: Path, modality: Modality, limits: Limits = DEFAULT_LIMITS) -> Media:
-    """Reads a file whole, after its size was checked; the format is its suffix in lower case.
+    """Reads a file whole, after its size was checked; its content says what format it is, or else its suffix.
 
-    Raises ValueError where it is missing, not a regular file, empty, too large, or has no usable suffix.
+    Raises ValueError where it is missing, not a regular file, empty, too large, or of no known format.
     """
     try:
         status = path.stat()
@@ -45,10 +47,7 @@ def load(path: Path, modality: Modality, limits: Limits = DEFAULT_LIMITS) -> Med
     except OSError as error:
         raise Refused(f"unreadable: {error.strerror or type(error).__name__}") from None
     limits.check_bytes(len(data))  # It may have grown, or been cut, since stat.
-    suffix = path.suffix.lower().removeprefix(".")
-    if not re.fullmatch(r"[a-z0-9]{1,8}", suffix):
-        raise Refused("unreadable: the file name has no suffix")
-    return Media(modality=modality, data=data, format=suffix)
+    return Media(modality=modality, data=data, format=media_format(data, path.name, path.name))
 
 
 def decode(media: Media, limits: Limits = DEFAULT_LIMITS, fps: float | None = None) -> Decoded:

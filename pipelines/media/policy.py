@@ -34,9 +34,18 @@ class ImagePolicy(_Settings):
 
 
 class AudioPolicy(_Settings):
-    """Sounds: mono FLAC of 24 bits (16 move quiet mel bins by more than 1e-3); what is FLAC, mono and so low stays."""
+    """Sounds: mono FLAC of 24 bits (16 move quiet mel bins by more than 1e-3); what is FLAC, mono and so low stays.
+
+    What lasts less than `min_seconds` is refused as `too short`: a few samples are no sound that a caption is about.
+    """
 
     sample_rate: Annotated[int, Field(ge=1000, le=192_000)] = 16_000  # What ImageBind hears and AudioLDM makes.
+    min_seconds: Rate = 0.1  # ImageBind's spectrogram needs 0.025 of them.
+
+    def check_seconds(self, seconds: float) -> None:
+        """Raises Refused for a sound that is too short to be stored."""
+        if seconds < self.min_seconds:
+            raise Refused(f"too short: {seconds:.4g} s, the limit is {self.min_seconds:g} s")
 
 
 class VideoPolicy(_Settings):

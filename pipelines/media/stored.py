@@ -5,7 +5,7 @@ Equal bytes and an equal policy give equal bytes. Nothing holds a whole decoded 
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,13 @@ import soxr
 
 from pipelines.media.codecs import refusals, write_mp4
 from pipelines.media.films import Film, Frame, open_video
-from pipelines.media.policy import MediaPolicy
-from pipelines.media.streams import Sound, open_image, open_sound, orientation, upright_rgb
+from pipelines.media.pictures import IMAGE_SUFFIXES, is_plain, open_image, orientation, upright_rgb, without_long_asides
+from pipelines.media.policy import AudioPolicy, MediaPolicy, Refused
+from pipelines.media.streams import Block, Sound, open_sound
 from pipelines.sample import Media, Modality
 
 Facts = dict[str, int | float]
 
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 _JPEG_END = b"\xff\xd9"
 _CHECK_FPS = 1e-3  # Every frame is decoded, hardly any is turned into an array.
 _FULL_SCALE = 2**23
@@ -48,22 +48,22 @@ def store(media: Media, policy: MediaPolicy) -> Stored:
 
 def _store_image(media: Media, policy: MediaPolicy) -> Stored:
     picture = open_image(media.data, policy.limits)
-    known, size, turn = str(picture.format), picture.size, orientation(picture)
+    suffix, size, turn = IMAGE_SUFFIXES[str(picture.format)], picture.size, orientation(picture)
     if policy.keep_originals:
-        picture.load()
-        return _image(media, media.data, _SUFFIXES[known], size, turn)
+        upright_rgb(picture, (1, 1))  # Refuses what its readers would.
+        return _image(media, media.data, suffix, size, turn)
     scale = policy.image.short_side / min(size)
-    plain = scale >= 1 and turn == 1 and picture.mode in ("L", "RGB")
+    plain = scale >= 1 and is_plain(picture)
     # What follows the end of a JPEG is no picture: it is not carried along.
-    if plain and known == "JPEG" and media.data.endswith(_JPEG_END):
+    if plain and picture.format == "JPEG" and media.data.endswith(_JPEG_END):
         picture.draft(picture.mode, (1, 1))  # Reads every coefficient, computes an eighth of the lines.
         picture.load()
-        return _image(media, media.data, "jpg", size, turn)
+        return _image(media, media.data, suffix, size, turn)
     target = size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     shrunk = upright_rgb(picture, target)
-    jpeg = _jpeg(shrunk, policy.image.quality)
-    if plain and known in ("PNG", "WEBP") and len(media.data) <= len(jpeg):
-        return _image(media, media.data, _SUFFIXES[known], size, turn)
+    jpeg, data = _jpeg(shrunk, policy.image.quality), without_long_asides(media.data)
+    if plain and suffix in ("png", "webp") and len(data) <= len(jpeg):
+        return _image(media, data, suffix, size, turn)
     return _image(media, jpeg, "jpg", shrunk.size, 1)
 
 
@@ -81,7 +81,8 @@ def _jpeg(picture: PIL.Image.Image, quality: int) -> bytes:
 
 def _store_audio(media: Media, policy: MediaPolicy) -> Stored:
     rate = policy.audio.sample_rate
-    with open_sound(media.data, policy.limits) as sound:
+    with open_sound(media.data, policy.limits) as opened:
+        sound = replace(opened, blocks=_long_enough(opened, policy.audio))
         conforms = sound.format == "FLAC" and sound.num_channels == 1 and sound.sample_rate == rate
         if conforms or policy.keep_originals:
             samples = sum(len(block) for block in sound.blocks)
@@ -89,6 +90,15 @@ def _store_audio(media: Media, policy: MediaPolicy) -> Stored:
             return _stored(media, media.data, "flac" if conforms else media.format, facts)
         data, samples = _flac(sound, rate)
     return _stored(media, data, "flac", {"seconds": round(samples / rate, 3), "sample_rate": rate})
+
+
+def _long_enough(sound: Sound, policy: AudioPolicy) -> Iterator[Block]:
+    """The blocks of a sound, refused at its end where they were too few."""
+    samples = 0
+    for block in sound.blocks:
+        samples += len(block)
+        yield block
+    policy.check_seconds(samples / sound.sample_rate)
 
 
 def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
@@ -99,6 +109,8 @@ def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
             steps = np.clip(np.rint(block.astype(np.float64) * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1)
             file.write(steps.astype(np.int32) << 8)
             written += len(block)
+    if not written:  # libsndfile then leaves no file at all.
+        raise Refused(f"too short: it has no sample left at {rate} Hz")
     return buffer.getvalue(), written
 
 

@@ -1,11 +1,11 @@
-"""Encoded bytes opened as a picture or a sound that is read piece by piece, so that little is held at a time.
+"""Encoded bytes opened as a sound that is read piece by piece, so that little is held at a time.
 
-Everything a header claims is checked before memory is taken, everything it may have hidden while the pieces come.
+What a header claims of sizes is checked before memory is taken. What it claims of a sound's length is not trusted: the
+decoded length counts, while the pieces come.
 """
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,75 +13,18 @@ from dataclasses import dataclass
 import av
 import numpy as np
 import numpy.typing as npt
-import PIL.BmpImagePlugin
-import PIL.GifImagePlugin
-import PIL.Image
-import PIL.ImageOps
-import PIL.JpegImagePlugin
-import PIL.MpoImagePlugin
-import PIL.PngImagePlugin
-import PIL.TiffImagePlugin
-import PIL.WebPImagePlugin
 import soundfile
 
-from pipelines.media.headers import claimed_seconds
 from pipelines.media.policy import Limits, Refused
 
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_ORIENTATION = 0x0112
 # Containers that carry their media themselves: a playlist (HLS, concat) would make FFmpeg open other files and hosts.
 _DEMUXERS = "mov,mp4,matroska,webm,avi,flv,mpeg,mpegts,asf,ogg,gif,aac,mp3,wav,flac,amr,aiff,caf"
 _STREAMED_WAV_BYTES = 0x7FFFF000  # A recorder that writes to a pipe cannot know the length and puts the largest one.
+# So much less than its header claims is a careless writer's WAV, not a cut one: its own header counted, a last block.
+_SLACK_BYTES, _SLACK = 4096, 0.01
+_UNKNOWN_LENGTH = 2**63 - 1  # in samples, as libsndfile says it
 _BLOCK = 1 << 16  # samples read at a time
 Block = npt.NDArray[np.float32]
-
-
-def open_image(data: bytes, limits: Limits) -> PIL.Image.Image:
-    """Reads a picture's header; its pixels come with `load`. Raises Refused when it claims too many."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS)
-    except PIL.Image.DecompressionBombError as error:
-        raise Refused(f"too large: {' '.join(str(error).split())}") from None
-    limits.check_pixels(picture.width, picture.height)
-    return picture
-
-
-def orientation(picture: PIL.Image.Image) -> int:
-    """How EXIF says a picture is to be turned: 1 (not at all) to 8; damaged EXIF says nothing."""
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def upright_rgb(picture: PIL.Image.Image, size: tuple[int, int] | None = None) -> PIL.Image.Image:
-    """Decodes a picture, shrunk to `size` (before it is turned), upright, over white where it is transparent: L or RGB.
-
-    A JPEG is decoded at a half, a quarter or an eighth where that is at least twice `size`, and a picture of another
-    format is averaged down to twice `size` before it is resampled.
-    """
-    turn = orientation(picture)
-    if size:
-        picture.draft(picture.mode, (2 * size[0], 2 * size[1]))
-    picture.load()
-    picture = _plain(picture)
-    if size and size != picture.size:
-        picture = picture.resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
-    if picture.mode == "RGBA":
-        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return PIL.ImageOps.exif_transpose(picture) if turn != 1 else picture
-
-
-def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture of any mode as L, RGB or RGBA."""
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white.
-        return PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +40,29 @@ class Sound:
 @contextmanager
 def open_sound(data: bytes, limits: Limits) -> Iterator[Sound]:
     """Opens a sound file, or the first sound of any container."""
+    file = _open_file(_with_true_length(data))
+    if file:
+        with file:
+            blocks = _checked(_file_blocks(file), file.samplerate, limits)
+            yield Sound(file.format, file.samplerate, file.channels, blocks)
+        return
+    with open_container(data) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            raise Refused("no audio stream")
+        yield Sound("", stream.rate, stream.channels, _checked(_stream_blocks(container, stream), stream.rate, limits))
+
+
+def _open_file(data: bytes) -> soundfile.SoundFile | None:
+    """A sound that libsndfile reads; not an m4a, nor the sound of an mp4, nor a FLAC that went through a pipe."""
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
-    except soundfile.LibsndfileError:  # Not one of its formats: m4a, the sound of an mp4, ...
-        with open_container(data) as container:
-            stream = next(iter(container.streams.audio), None)
-            if stream is None:
-                raise Refused("no audio stream") from None
-            limits.check_seconds(max(_header_seconds(container, stream), claimed_seconds(data)))
-            blocks = _checked(_stream_blocks(container, stream), stream.rate, limits)
-            yield Sound("", stream.rate, stream.channels, blocks)
-        return
-    with file:
-        limits.check_seconds(file.frames / file.samplerate)
-        blocks = _checked(_file_blocks(file, data), file.samplerate, limits)
-        yield Sound(file.format, file.samplerate, file.channels, blocks)
+    except soundfile.LibsndfileError:
+        return None
+    if file.frames < _UNKNOWN_LENGTH:
+        return file
+    file.close()
+    return None
 
 
 def _checked(blocks: Iterator[Block], sample_rate: int, limits: Limits) -> Iterator[Block]:
@@ -126,15 +77,12 @@ def _checked(blocks: Iterator[Block], sample_rate: int, limits: Limits) -> Itera
         raise Refused("unreadable: no samples")
 
 
-def _file_blocks(file: soundfile.SoundFile, data: bytes) -> Iterator[Block]:
-    promised, present = _wav_bytes(data)
-    if present < promised < _STREAMED_WAV_BYTES:
-        raise Refused(f"unreadable: cut off after {present} of {promised} bytes of samples")
+def _file_blocks(file: soundfile.SoundFile) -> Iterator[Block]:
     read = 0
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         read += len(block)
         yield block
-    if read < file.frames and file.format != "MP3":  # MP3 headers only estimate their length.
+    if read < file.frames and not file.subtype.startswith("MPEG"):  # The headers of MP3 only estimate their length.
         raise Refused(f"unreadable: cut off after {read} of {file.frames} samples")
 
 
@@ -148,26 +96,55 @@ def _stream_blocks(container: av.container.InputContainer, stream: av.AudioStrea
         yield from (block.to_ndarray().T for block in resampler.resample(None))
 
 
-def _wav_bytes(data: bytes) -> tuple[int, int]:
-    """How many bytes of samples a WAV header promises, and how many follow; (0, 0) for any other file.
+def _with_true_length(data: bytes) -> bytes:
+    """A WAV whose header says how many bytes of samples follow; the same object where it does, or is no WAV.
 
-    libsndfile reads a cut WAV as a shorter one without a word.
+    libsndfile reads a cut WAV as a shorter one without a word, and one that claims nothing as empty.
+
+    Raises:
+        Refused: much of what the header promises is missing.
     """
-    position = 12
-    while data[:4] == b"RIFF" and position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
+    place, promised, present = _wav_bytes(data)
+    if not place or 0 < promised <= present:
+        return data
+    if promised < _STREAMED_WAV_BYTES and promised - present > max(_SLACK_BYTES, _SLACK * promised):
+        raise Refused(f"unreadable: cut off after {present} of {promised} bytes of samples")
+    if promised == 0 and _are_chunks(data, len(data) - present):
+        return data
+    length = min(present, _STREAMED_WAV_BYTES)
+    return b"RIFF" + data[4:place] + struct.pack("<I", length) + data[place + 4 :]
+
+
+def _wav_bytes(data: bytes) -> tuple[int, int, int]:
+    """Where a WAV says how many bytes of samples it holds, how many it promises, and how many follow; 0 for others."""
+    is_wav, long = data[:4] in (b"RIFF", b"RF64", b"BW64") and data[8:12] == b"WAVE", 0
+    for position, name, size in _chunks(data, 12) if is_wav else ():
+        if name == b"ds64" and position + 24 <= len(data):  # Sizes of 64 bits; the chunk's own is then the largest.
+            [long] = struct.unpack_from("<Q", data, position + 16)
         if name == b"data":
-            return size, len(data) - position - 8
+            promised = long if long and size == 0xFFFFFFFF else size
+            return position + 4, promised, len(data) - position - 8
+    return 0, 0, 0
+
+
+def _are_chunks(data: bytes, start: int) -> bool:
+    """Whether what follows are whole chunks up to the end, as behind an empty sound; or nothing."""
+    end = start
+    for position, name, size in _chunks(data, start):
+        if not name.isalnum():
+            return False
+        end = position + 8 + size
+    return len(data) - 1 <= end + end % 2 <= len(data) + 1
+
+
+def _chunks(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
+    """Where each chunk of a RIFF file begins, its name, and the size that it claims."""
+    while position + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        yield position, name, size
         position += 8 + size + size % 2
-    return 0, 0
 
 
 def open_container(data: bytes) -> av.container.InputContainer:
     """Opens a film or a sound in any container that carries its media itself."""
     return av.open(io.BytesIO(data), options={"format_whitelist": _DEMUXERS})
-
-
-def _header_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float:
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base

@@ -3,7 +3,7 @@
 NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_name" | "audio_name"}]`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from pipelines.sample import Item, Modality, Reject, Sample, Turn
 from pipelines.sources import rows
 from pipelines.sources.entry import Entry, filled
 from pipelines.tables.keys import make_key, row_key, stem_of
+from pipelines.tables.media_formats import SUFFIXES, modalities_of
 from pipelines.tables.raw import identifier
 from pipelines.tables.tars import MEMBERS
 
@@ -19,12 +20,6 @@ OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of w
 _CAPTIONS = ("caption", "text", "txt")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
-# Columns of media as WebDatasets call them.
-_SUFFIXES = {
-    Modality.IMAGE: ("jpg", "jpeg", "png", "webp"),
-    Modality.VIDEO: ("mp4", "webm"),
-    Modality.AUDIO: ("wav", "flac", "mp3", "ogg"),
-}
 # A clip of a YouTube video, in the columns of AudioCaps, MusicCaps and AudioSet, and what people call its file.
 _CLIP = {
     "youtube_id": ("youtube_id", "ytid", "YTID"),
@@ -44,6 +39,7 @@ _CLIP_NAMES = (
     "Y{youtube_id}",
     "[[]{youtube_id}]-[[]{start_time}-*",
 )
+_COMMON = 8  # formats that clips are looked for in
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
@@ -83,7 +79,9 @@ def _findable(entry: Entry, row: rows.Row) -> rows.Dialogue:
         return rows.Dialogue(turns, meta)
     assert entry.modality is not None
     stems = [(name, name.removesuffix(PurePosixPath(name).suffix)) for name in _possible_names(entry, row, escape)]
-    spelled = (other for name, stem in stems for other in (name, *(f"{stem}.{s}" for s in _SUFFIXES[entry.modality])))
+    spelled = (
+        other for name, stem in stems for other in (name, *(f"{stem}.{s}" for s in SUFFIXES[entry.modality][:_COMMON]))
+    )
     return rows.Dialogue(turns, {**meta, OTHER_NAMES: list(dict.fromkeys(spelled))})
 
 
@@ -91,7 +89,7 @@ def _possible_names(entry: Entry, row: rows.Row, spelled: Callable[[str], str] =
     """What the medium of a row that names none may be called: by the entry's `media_name`, or as a clip of YouTube."""
     assert entry.modality is not None
     clip = {column: rows.optional(row, *spellings) for column, spellings in _CLIP.items()}
-    names = (f"{name}.{_SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
+    names = (f"{name}.{SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
     return [*filled(entry.media_name, row, spelled), *filled(names, clip, spelled)]
 
 
@@ -99,16 +97,28 @@ def _names(entry: Entry, row: rows.Row) -> list[str]:
     """The media of a pair: one, but for the several of a sample in a tar, which its caption tells of together."""
     assert entry.modality is not None
     mapped = "name" in entry.fields
-    spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *_SUFFIXES[entry.modality])
+    spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *SUFFIXES[entry.modality])
     value = rows.optional(row, *spellings)
     if value is None:
         value = next(iter(_possible_names(entry, row)), None)
     if value is None and entry.media_name:
         value = entry.named(row)
+    if value is None and not mapped:
+        value = _other_medium(row, entry.modality)
     what = "name" if mapped else f"{entry.modality}_name"
     if value is None:
         raise ValueError(f"missing field: {what}")
     return [rows.name(name, what) for name in (value if isinstance(value, list) and MEMBERS in row else [value])]
+
+
+def _other_medium(row: rows.Row, modality: Modality) -> str | None:
+    """A file that a tar's reader took for another medium, and that may be this one: a GIF, the sound of an mp4."""
+    names = (row.get(f"{other}_name") for other in Modality)
+    return next((name for name in names if isinstance(name, str) and modality in _may_hold(name)), None)
+
+
+def _may_hold(name: str) -> Iterable[Modality]:
+    return modalities_of(name) or Modality
 
 
 def _spelled(entry: Entry, spellings: tuple[str, ...]) -> tuple[str, ...]:

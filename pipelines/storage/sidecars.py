@@ -4,11 +4,12 @@
 embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D),
 encoder features (num_items, E) or a decoder's latents (num_items, C, ...), as float32, float16, or int8 with a scale
 for each vector (`storage.py`). The index beside it adds how many of the L positions are the caption's own, and a hash
-of what each embedding was made from.
+of what each embedding was made from. A medium that could not be encoded leaves zeros and the length `NOT_ENCODED`, and
+the manifest names it: no sample that holds it is trained on.
 """
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ KINDS = (*(modality.value for modality in Modality), ENCODER)
 LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
 ROW_KINDS = (*KINDS, *LATENTS)
 
+# The length of an embedding that is none.
+NOT_ENCODED = -1
+
 SIDECAR_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -41,10 +45,22 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A medium that could not be encoded, and why: the `item`-th of its shard, of the `sample`-th sample."""
+
+    shard: str
+    sample: int
+    key: str
+    item: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SidecarManifest:
     """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to.
 
-    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`.
+    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. `failed` are
+    those of the `items` that could not be encoded.
     """
 
     kind: str
@@ -58,6 +74,7 @@ class SidecarManifest:
     of_shards: list[str]
     max_error: float = 0.0
     min_cosine: float = 1.0
+    failed: list[Failure] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:
         """Writes the manifest, the mark of a finished sidecar."""
@@ -72,7 +89,9 @@ class SidecarManifest:
         """
         fields = read_manifest(directory)
         try:
-            return cls(**{**fields, "shards": [Shard(**shard) for shard in fields["shards"]]})
+            shards = [Shard(**shard) for shard in fields["shards"]]
+            failed = [Failure(**failure) for failure in fields.get("failed", [])]
+            return cls(**{**fields, "shards": shards, "failed": failed})
         except (TypeError, KeyError):
             raise ValueError(f"{directory / MANIFEST}: of another version; run jobs/embed.py again") from None
 

@@ -25,12 +25,14 @@ _OTHER_CODECS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 class Member(NamedTuple):
     """Where the data of a member begin in its tar, unpacked, and their length; it begins at -1 if it is no plain file.
 
-    Plain is a regular file stored in one piece: no link, no device, not sparse.
+    Plain is a regular file stored in one piece: no link, no device, not sparse. `format` is what its content was found
+    to be, where somebody looked.
     """
 
     name: str
     offset: int
     size: int
+    format: str = ""
 
     @property
     def is_plain(self) -> bool:

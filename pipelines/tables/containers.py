@@ -12,25 +12,11 @@ import pyarrow as pa
 
 from pipelines.storage.files import is_local
 from pipelines.tables import archives, columns
+from pipelines.tables.media_formats import media_format
 
 SUFFIXES = (*archives.SUFFIXES, *columns.SUFFIXES)
 _INLINE = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{64}")
-# Formats by what their files begin with; `?` stands for any byte.
-_MAGIC = {
-    "jpg": b"\xff\xd8\xff",
-    "png": b"\x89PNG\r\n\x1a\n",
-    "gif": b"GIF8",
-    "webp": b"RIFF????WEBP",
-    "wav": b"RIFF????WAVE",
-    "avi": b"RIFF????AVI ",
-    "bmp": b"BM????\0\0\0\0",
-    "mp4": b"????ftyp",
-    "webm": b"\x1aE\xdf\xa3",
-    "flac": b"fLaC",
-    "ogg": b"OggS",
-    "mp3": b"ID3",
-}
 
 
 def split(root: Path, name: str) -> tuple[Path, str]:
@@ -66,23 +52,6 @@ def read_member(path: Path, member: str, max_bytes: int) -> tuple[bytes, str]:
         raise ValueError(f"missing file: {name} (there is no {path.name})") from None
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"unreadable: {name}: {' '.join(str(error).split())[:200]}") from None
-
-
-def media_format(data: bytes, original: str, name: str) -> str:
-    """A medium's format by the suffix of its original name, or by what it begins with.
-
-    Raises:
-        ValueError: `unreadable: ...`, it is none that is known.
-    """
-    suffix = PurePosixPath(original.replace("\\", "/")).suffix[1:].lower()
-    if suffix.isalnum() and suffix.isascii() and len(suffix) <= 4:
-        return suffix
-    for known, magic in _MAGIC.items():
-        if len(data) >= len(magic) and all(want in (have, ord("?")) for have, want in zip(data, magic, strict=False)):
-            return known
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # An MPEG frame without ID3 in front.
-        return "mp3"
-    raise ValueError(f"{'unreadable' if data else 'empty file'}: {name} is of no known format")
 
 
 def inline_name(text: str) -> str:

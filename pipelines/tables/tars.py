@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sample import Modality
 from pipelines.storage.files import read_at
 from pipelines.tables.archives import Member, beside, is_packed, natural_order, open_tar, stem, tar_members
 from pipelines.tables.containers import leaves_root
 from pipelines.tables.keys import make_key
+from pipelines.tables.media_formats import HEAD_BYTES, SUFFIXES, modalities_of, sniff, suffix_of
 from pipelines.tables.raw import Raw
 from pipelines.tables.tables import parquet_rows
 from pipelines.tables.text_rows import parse_json
@@ -28,12 +30,6 @@ MEMBERS = "__members__"
 _SPOOLED_BYTES = 16 * 1024 * 1024
 _MACOS_FOLDER = "__MACOSX"
 _TEXTS = ("txt", "json")
-_MEDIA = {
-    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp"),
-    "video": ("mp4", "webm", "mkv", "mov", "avi"),
-    "audio": ("wav", "flac", "mp3", "ogg", "m4a"),
-}
-_MODALITIES = {suffix: modality for modality, suffixes in _MEDIA.items() for suffix in suffixes}
 
 
 def tar_rows(path: Path, name: str) -> Iterator[Raw]:
@@ -74,8 +70,9 @@ def lacking(reason: str, row: Mapping[str, Any]) -> str:
     if kind == "missing medium":
         return f"{reason} (the sample has {held})"
     modality = what.removesuffix("_name")
-    if modality in _MEDIA:
-        return f"missing member: no {modality} (.{', .'.join(_MEDIA[modality])}); the sample has {held}"
+    if modality in SUFFIXES:
+        usual = ", .".join(SUFFIXES[Modality(modality)][:6])
+        return f"missing member: no {modality} (.{usual}, ...); the sample has {held}"
     wanted = "no caption (.txt, or a .json with one)" if what == "caption" else f"no .json with {what}"
     return f"missing member: {wanted}; the sample has {held}"
 
@@ -125,7 +122,7 @@ def _samples(tar: BinaryIO, texts: BinaryIO) -> tuple[dict[tuple[str, int], list
                 continue
             last = _base(member.name), times[member.name]
             times[member.name] += 1
-            samples.setdefault(last, []).append(member if texts is tar else _copied(member, tar, texts))
+            samples.setdefault(last, []).append(_told(member, tar) if texts is tar else _copied(member, tar, texts))
     except ValueError as error:
         samples.pop(last, None)
         return samples, str(error)
@@ -141,11 +138,18 @@ def _is_hidden(name: str) -> bool:
 
 def _copied(member: Member, tar: BinaryIO, texts: BinaryIO) -> Member:
     """A text in another file, where it can be read in any order; other members stay where they are."""
-    if _suffix(member) not in _TEXTS or not member.is_plain or member.size > MAX_TEXT_BYTES:
-        return member
+    if suffix_of(member.name) not in _TEXTS or not member.is_plain or member.size > MAX_TEXT_BYTES:
+        return _told(member, tar)
     place = texts.seek(0, io.SEEK_END)
     texts.write(read_at(tar, member.offset, member.size))
     return member._replace(offset=place)
+
+
+def _told(member: Member, tar: BinaryIO) -> Member:
+    """A member with the format that its content tells, where its name tells none."""
+    if not member.is_plain or suffix_of(member.name) in _TEXTS or modalities_of(member.name):
+        return member
+    return member._replace(format=sniff(read_at(tar, member.offset, min(HEAD_BYTES, member.size))))
 
 
 def _row(texts: BinaryIO, base: str, number: int, members: list[Member], source: str, name: str) -> Raw:
@@ -174,14 +178,14 @@ def _fields(texts: BinaryIO, members: list[Member], name: str) -> dict[str, Any]
             raise ValueError(f"path outside the root: {where}")
         if not member.is_plain:
             raise ValueError(f"unreadable: {where} is a link or no regular file")
-        suffix = _suffix(member)
+        suffix = suffix_of(member.name)
         if suffix == "json":
             row |= _object(_data(texts, member, where), where)
         elif suffix == "txt":
             text = _data(texts, member, where).decode("utf-8-sig", errors="replace")
             lists.setdefault("caption", []).append(text)
-        elif suffix in _MODALITIES:
-            lists.setdefault(f"{_MODALITIES[suffix]}_name", []).append(where)
+        elif modalities := modalities_of(member.name) or modalities_of(member.format):
+            lists.setdefault(f"{modalities[0]}_name", []).append(where)
     several = [field for field, values in lists.items() if len(values) > 1]
     if "caption" in several and len(several) > 1:
         raise ValueError(f"bad row: {name}/{_base(members[0].name)} has several texts and several media of one kind")
@@ -193,11 +197,6 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"bad row: {where} holds no object")
     return value
-
-
-def _suffix(member: Member) -> str:
-    _, dot, suffix = member.name.rpartition(".")
-    return suffix.lower() if dot else ""
 
 
 def _data(texts: BinaryIO, member: Member, where: str) -> bytes:

@@ -233,6 +233,6 @@ def test_media_changed_anywhere_give_a_sample_or_a_reject_each(hostile: Path, tm
     assert reasons.total() == len(rows)
     assert reasons[""] > 10
     assert reasons["unreadable"] > 50
-    known = {"", "unreadable", "too large", "too long", "no video stream", "no audio stream"}
+    known = {"", "unreadable", "too large", "too long", "too short", "no video stream", "no audio stream"}
     assert set(reasons) <= known | {"decoder crashed", "decoder hung"}
     assert not [result for result in results if isinstance(result, Reject) and "open files" in result.reason]

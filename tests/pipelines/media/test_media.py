@@ -364,10 +364,14 @@ def test_flipped_bits_never_escape_as_another_error() -> None:
     assert outcomes["unreadable"]
 
 
-def test_load_reads_bytes_and_takes_the_format_from_the_suffix(tmp_path: Path) -> None:
+def test_load_reads_bytes_and_takes_the_format_from_the_content_or_else_from_the_suffix(tmp_path: Path) -> None:
     path = tmp_path / "a.b.JPG"
     path.write_bytes(b"123")
     assert load(path, IMAGE) == Media(modality=IMAGE, data=b"123", format="jpg")
+    for name in ("plain", "photo.jpg?w=640&h=480", "photo.jpg_640x480", "wrong.jpg", "0a" * 32):
+        path = tmp_path / name
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+        assert load(path, IMAGE).format == "png"
 
 
 def test_load_says_why_not(tmp_path: Path) -> None:
@@ -380,7 +384,7 @@ def test_load_says_why_not(tmp_path: Path) -> None:
         "big.jpg": "too large: 5 bytes, the limit is 4",
         "folder.jpg": "unreadable: not a regular file",
         "absent.jpg": "missing file",
-        "plain": "unreadable: the file name has no suffix",
+        "plain": "unreadable: plain is of no known format",
     }
     for name, message in expected.items():
         with pytest.raises(ValueError, match=f"^{message}$"):
