@@ -10,23 +10,14 @@ from contextlib import suppress
 from typing import NoReturn
 
 from jobs.common import cli
-from jobs.replies.respond import ARCHITECTURES
+from jobs.replies import options
 from jobs.serving.requests.guard import TOKEN
-from model.checkpoints.description import SHIPPED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until it is interrupted or terminated."""
     parser = cli.parser("Chat with a model in a browser, and over HTTP as with OpenAI's API.")
-    parser.add_argument(
-        "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
-    )
-    parser.add_argument(
-        "--architecture",
-        choices=ARCHITECTURES,
-        default=ARCHITECTURES[0],
-        help="one LLM that sees and makes media, or one that schedules tools and is told in text",
-    )
+    options.add_model(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="where to listen")
     parser.add_argument(
         "--public", action="store_true", help=f"listen on all addresses; asks for a token, from the variable {TOKEN}"

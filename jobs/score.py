@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import cli
+from jobs.replies import options
 from jobs.train_stage import SETTINGS
 
 WORLDS = ("builtin:world/", "builtin:tiny/")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"those of {', '.join(ROWS)}; without it, all")
     parser.add_argument("--shuffled", metavar="RUN", help="a control, trained with shuffle_items=true")
     parser.add_argument("--seed", type=int, default=SEED, help="which conversations")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
+    options.add_options(parser, "steps")
     parser.add_argument(
         "--architectures",
         action="store_true",
@@ -139,8 +140,15 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     shards = cli.existing_folder(arguments.shards)
     datasets = {shards / name: manifest for name, manifest in list_datasets(shards).items()}
     fraction = _fraction(run)
-    options = {"fraction": fraction, "count": arguments.n, "steps": arguments.steps, "device": device}
-    rows, notes = score_shards(checkpoint, arguments.config, datasets, **options)
+    rows, notes = score_shards(
+        checkpoint,
+        arguments.config,
+        datasets,
+        fraction=fraction,
+        count=arguments.n,
+        steps=arguments.steps,
+        device=device,
+    )
     for note in notes:
         print(f"note: {note}")
     if not rows:

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import ray.data
 
-from jobs.replies.respond import Architecture, respond_batch
-from model.inference.query import Query, Sampling
-from model.parts.config import ModelConfig
+from jobs.replies.respond import ReplySettings, respond_batch
+from model.inference.query import Query
 from pipelines.embed.embedding import Pool, map_rows, plan_pool
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
 from pipelines.progress import track
-from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
+from pipelines.sample import Item, Media, Part, Reject, Sample
 from pipelines.sources.chats import read_prompts
 from pipelines.sources.entry import Entry
 from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json
@@ -39,33 +38,6 @@ MEDIA = "media"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSettings:
-    """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place.
-
-    `config` is the checkpoint's model with its parts found.
-    """
-
-    checkpoint: str | Path
-    config: ModelConfig
-    architecture: Architecture
-    require: Sequence[Modality]
-    sampling: Sampling
-    steps: int | None
-
-    def query(self, sample: Sample, place: int) -> Query:
-        """A row with its media decoded."""
-        named = {item.name for item in sample.items("user") if item.name}
-        asked = asdict(self.sampling) | {"seed": self.sampling.seed + place}
-        return Query(
-            turns=sample.turns,
-            media={name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named},
-            require=self.require,
-            sampling=Sampling(**asked),
-            settings={modality: {"steps": self.steps} for modality in Modality} if self.steps else {},
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """How many conversations there were and what became of them; `before` were answered by an earlier run."""
 
@@ -77,7 +49,7 @@ class Summary:
 
 
 def answer_file(
-    conversations: Path, media: Path, out: Path, settings: BatchSettings, *, gpus: int | None = None
+    conversations: Path, media: Path, out: Path, settings: ReplySettings, *, gpus: int | None = None
 ) -> Summary:
     """Answers each conversation of a file into `out`: `replies.jsonl`, `rejects.jsonl`, and the media they name.
 
@@ -111,7 +83,7 @@ def answer_file(
     )
 
 
-def _fingerprint(chunk: Chunk, settings: BatchSettings) -> str:
+def _fingerprint(chunk: Chunk, settings: ReplySettings) -> str:
     """A hash of all that the replies of a chunk depend on."""
     weights = source_stamp(settings.checkpoint) if isinstance(settings.checkpoint, Path) else settings.checkpoint
     shown = {"checkpoint": str(settings.checkpoint), "config": settings.config.model_dump(mode="json")}
@@ -133,7 +105,7 @@ def _is_done(source: Source, chunk: int, fingerprint: str) -> bool:
 
 
 def _answer(
-    source: Source, settings: BatchSettings, todo: Mapping[int, str], chunks: Sequence[Chunk], pool: Pool
+    source: Source, settings: ReplySettings, todo: Mapping[int, str], chunks: Sequence[Chunk], pool: Pool
 ) -> None:
     rows = [{"chunk": number, "fingerprint": fingerprint} for number, fingerprint in todo.items()]
     actors = {
@@ -150,17 +122,17 @@ def _answer(
 class Answerer:
     """The actor: answers the rows of one chunk at a time, and writes replies and media."""
 
-    def __init__(self, source: Source, settings: BatchSettings) -> None:
+    def __init__(self, source: Source, settings: ReplySettings) -> None:
         self._source, self._settings = source, settings
 
     @cached_property
     def _responder(self) -> "Responder":
-        from jobs.common.cli import quiet
-        from model.inference.responder import Responder
-        from model.parts.devices import best_device
+        return self._settings.load()
 
-        quiet()
-        return Responder.from_pretrained(self._settings.checkpoint, device=best_device(), config=self._settings.config)
+    def _query(self, sample: Sample, number: int) -> Query:
+        named = {item.name for item in sample.items("user") if item.name}
+        media = {name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named}
+        return self._settings.query(sample.turns, media, number)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Answers the chunk that a row names; returns how many of its conversations were rejected."""
@@ -168,7 +140,7 @@ class Answerer:
         results = list(load_rows(staged_rows(source, number), source.media, source.policy))
         rejects = [result for result in results if isinstance(result, Reject)]
         asked = {
-            sample.key: (sample, self._settings.query(sample, number * ROWS_AT_ONCE + place))
+            sample.key: (sample, self._query(sample, number * ROWS_AT_ONCE + place))
             for place, sample in enumerate(results)
             if isinstance(sample, Sample)
         }

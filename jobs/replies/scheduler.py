@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from model.inference.query import Query, Sampling, TooLong, side_by_side
+from model.inference.query import Query, Sampling, TooLong
 from pipelines.sample import Item, Part, Turn
 from pipelines.scheduling.plan_prompts import Asking, media_names
 from pipelines.scheduling.tool_plans import Step, from_json, problem, schema, to_json
@@ -19,7 +19,6 @@ from pipelines.views import CAPTION_PROMPT
 if TYPE_CHECKING:
     from model.decoders.rendering import Wish
     from model.inference.generation import Reply
-    from model.inference.responder import Responder, Response
 
 DATASET = "plan_instruction"  # of the catalog: who was trained on it knows what is wanted
 _PLAN_TOKENS = 384
@@ -27,7 +26,7 @@ _WORDS_TOKENS = 64  # of a description, and of what is to be made
 
 
 class NoPlan(ValueError):
-    """The LLM has found no plan that holds, even when it was told what is wrong."""
+    """The LLM wrote no valid plan, even after it was told what was wrong."""
 
     def __init__(self, wrong: str) -> None:
         super().__init__(f"the model found no plan: {wrong}")
@@ -35,26 +34,20 @@ class NoPlan(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All but the last words of a reply: the plan that was carried out, the media to make, how to ask for the words.
+    """How to ask for a reply: the last query, the media to make meanwhile, and the plan that was carried out in JSON.
 
-    `prompt_tokens` and `tokens` are those of the LLM so far.
+    `prompt_tokens` and `tokens` count what the LLM read and wrote so far.
     """
 
-    steps: tuple[Step, ...]
-    wishes: "tuple[Wish, ...]"
     query: Query
-    prompt_tokens: int
-    tokens: int
+    wishes: "tuple[Wish, ...]" = ()
+    plan: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
 
-    @property
-    def plan(self) -> str:
-        """The plan in JSON, as it was carried out: what is made is told in its final words."""
-        return to_json(self.steps)
-
-    def parts(self, text: str) -> tuple[Part, ...]:
-        """The reply in parts: the words first, then what was made."""
-        items = (Item(modality=wish.modality) for wish in self.wishes)
-        return (text, *items) if text else tuple(items)
+    def parts(self, said: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The reply in parts: what the last query gave, then the media made meanwhile."""
+        return (*said, *(Item(modality=wish.modality) for wish in self.wishes))
 
 
 Asks = Generator[Sequence[Query], "Sequence[Reply]", Prepared]
@@ -93,12 +86,13 @@ class _Scheduler:
         seed, settings = self._query.sampling.seed, self._query.settings
         words = replace(self._query.sampling, max_items=0)
         return Prepared(
-            steps=tuple(replace(step, input=results[step.id]) if step in made else step for step in steps),
+            query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
             wishes=tuple(
                 Wish(step.modality, results[step.id], seed + number, settings.get(step.modality, {}))
                 for number, step in enumerate(made)
             ),
-            query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
+            # As it was carried out: what is made is described in its final words.
+            plan=to_json([replace(step, input=results[step.id]) if step in made else step for step in steps]),
             prompt_tokens=self._prompt_tokens,
             tokens=self._tokens,
         )
@@ -186,59 +180,3 @@ _WORDS = Sampling(max_new_tokens=_WORDS_TOKENS, max_items=0)
 
 def _words_query(asked: str, sampling: Sampling) -> Query:
     return Query(turns=[Turn(role="user", parts=(asked,))], sampling=sampling)
-
-
-def respond_batch(responder: "Responder", queries: Sequence[Query]) -> "list[Response | ValueError]":
-    """Answers dialogues side by side, each as `Responder.respond` would, or says why it cannot be answered."""
-    from model.inference.responder import Response
-
-    guides = needs_guides(responder.model.stages)
-    prepared = _drive(responder, [prepare(query, guides=guides) for query in queries])
-    good = [found for found in prepared if isinstance(found, Prepared)]
-    replies = iter(side_by_side(responder.reply_batch, [found.query for found in good]))
-    media = iter(responder.render([wish for found in good for wish in found.wishes]))
-    responses: list[Response | ValueError] = []
-    for query, found in zip(queries, prepared, strict=True):
-        if isinstance(found, ValueError):
-            responses.append(found)
-            continue
-        reply, of_reply = next(replies), tuple(next(media) for _ in found.wishes)
-        if isinstance(reply, ValueError):
-            responses.append(reply)
-            continue
-        responses.append(
-            Response(
-                text=reply.text,
-                parts=found.parts(reply.text),
-                media=of_reply,
-                prompt_tokens=found.prompt_tokens + reply.prompt_tokens,
-                tokens=found.tokens + reply.tokens,
-                untrained=responder.untrained(bool(query.media), [wish.modality for wish in found.wishes]),
-            )
-        )
-    return responses
-
-
-def _drive(responder: "Responder", asks: Sequence[Asks]) -> list[Prepared | ValueError]:
-    """Lets all go on side by side until each is prepared or has failed."""
-    done: dict[int, Prepared | ValueError] = {}
-    waiting: dict[int, Sequence[Query]] = {}
-
-    def go_on(number: int, replies: "Sequence[Reply | ValueError]") -> None:
-        failed = next((reply for reply in replies if isinstance(reply, ValueError)), None)
-        try:
-            waiting[number] = asks[number].throw(failed) if failed else asks[number].send(replies or None)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            done[number] = stop.value
-        except ValueError as error:
-            done[number] = error
-
-    for number in range(len(asks)):
-        go_on(number, ())
-    while waiting:
-        asked, waiting = waiting, {}
-        all_asked = [query for queries in asked.values() for query in queries]
-        replies = iter(side_by_side(responder.reply_batch, all_asked))
-        for number, queries in asked.items():
-            go_on(number, [next(replies) for _ in queries])
-    return [done[number] for number in range(len(asks))]

@@ -9,7 +9,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from jobs.replies.respond import ARCHITECTURES, Architecture, respond_batch
+from jobs.replies.options import ARCHITECTURES, Architecture, decoder_settings
+from jobs.replies.respond import respond_batch
 from jobs.scoring.exam_run import MAX_ITEMS, noise
 from jobs.scoring.figures import wilson
 from model.decoders.rendering import Wish
@@ -62,6 +63,7 @@ class _Held:
     failed: bool = False
 
 
+_Settings = Mapping[Modality, Mapping[str, int]]
 _Hold = Callable[[Case, Mapping[str, Decoded]], list[_Held]]
 
 
@@ -106,14 +108,14 @@ def _shown(case: Case) -> dict[str, Decoded]:
 
 
 def _arms(chosen: Sequence[Case], responder: "Responder", steps: int | None) -> dict[str, _Hold]:
-    settings = {"steps": steps} if steps else {}
+    settings = decoder_settings(steps)
     arms: dict[str, _Hold] = {name: _converse(name, responder, settings) for name in ARCHITECTURES}
     if any(answer.made for case in chosen for answer in case.conversation.answers):
         arms[CAPTIONS] = _captions(responder, settings)
     return arms
 
 
-def _converse(architecture: Architecture, responder: "Responder", settings: Mapping[str, int]) -> _Hold:
+def _converse(architecture: Architecture, responder: "Responder", settings: _Settings) -> _Hold:
     """Each answer on top of the arm's own earlier ones."""
 
     def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
@@ -125,7 +127,7 @@ def _converse(architecture: Architecture, responder: "Responder", settings: Mapp
                 turns=tuple(turns),
                 media=media,
                 sampling=Sampling(max_new_tokens=_LONGEST_ANSWER, max_items=MAX_ITEMS, seed=noise(case, made)),
-                settings=dict.fromkeys(Modality, settings),
+                settings=settings,
             )
             started = perf_counter()
             [found] = respond_batch(architecture, responder, [query])
@@ -141,7 +143,7 @@ def _converse(architecture: Architecture, responder: "Responder", settings: Mapp
     return hold
 
 
-def _captions(responder: "Responder", settings: Mapping[str, int]) -> _Hold:
+def _captions(responder: "Responder", settings: _Settings) -> _Hold:
     """What should be said, and the media that its captions give."""
 
     def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
@@ -149,7 +151,7 @@ def _captions(responder: "Responder", settings: Mapping[str, int]) -> _Hold:
         for turn in case.conversation.turns[1::2]:
             items = [part for part in turn.parts if isinstance(part, Item)]
             wishes = [
-                Wish(item.modality, item.caption, noise(case, place), settings)
+                Wish(item.modality, item.caption, noise(case, place), settings.get(item.modality, {}))
                 for place, item in enumerate(items, start=number)
             ]
             started, number = perf_counter(), number + len(items)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
 from model.architectures.imagebind_text import TextEncoder
@@ -119,7 +120,7 @@ def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Qu
         require=[item.modality for item in _items(sample.turns[-1])],
         # No items but those that are required.
         sampling=Sampling(max_new_tokens=_limit(model, sample.turns[-1]), max_items=0, seed=seed),
-        settings={modality: {"steps": steps} for modality in Modality} if steps else {},
+        settings=decoder_settings(steps),
     )
 
 

@@ -11,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from jobs.replies.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.requests import openai_format as wire
-from jobs.serving.requests.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.serving.service import Service
 from model.inference.query import Query, TooLong
 

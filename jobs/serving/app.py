@@ -4,7 +4,7 @@ serve run jobs.serving.app:build checkpoint=RUN
 """
 
 import os
-from functools import partial
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,11 @@ from ray import serve
 from ray.serve import Application
 
 from jobs.common.settings import checkpoint_model
-from jobs.replies.respond import Architecture
+from jobs.replies.events import Event
+from jobs.replies.options import Architecture
+from jobs.replies.respond import asks
 from jobs.serving.deployments import About, Language, Renderer, about
+from model.inference.query import Query
 from model.inference.speaker import AT_ONCE
 from pipelines.sample import Modality
 
@@ -62,24 +65,22 @@ class Front:
     def __serve_build_asgi_app__(self) -> Any:
         from fastapi import FastAPI
 
-        from jobs.serving import joint
-        from jobs.serving import scheduled as scheduler
         from jobs.serving.api import add_handlers, router
         from jobs.serving.handles import Handles
         from jobs.serving.requests.guard import TOKEN, Guard
         from jobs.serving.requests.loading import Gate, Parts
-        from jobs.serving.service import Service
+        from jobs.serving.service import Service, answer
 
         settings = self._settings
         # Once: a handle for each request would be kept by Serve.
         renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
         handles = Handles(self._language.options(stream=True), renderers)
-        model = self._about
-        if settings.architecture == "joint":
-            answer = partial(joint.answer, handles)
-        else:
-            answer = partial(scheduler.answer, handles, guides=model.needs_guides)
-        service = Service(model, answer, settings.places, settings.architecture)
+        architecture, guides = settings.architecture, self._about.needs_guides
+
+        def answer_all(query: Query) -> AsyncGenerator[Event, None]:
+            return answer(handles, asks(architecture, query, guides=guides))
+
+        service = Service(self._about, answer_all, settings.places, architecture)
         app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)

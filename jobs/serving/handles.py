@@ -1,14 +1,14 @@
 """The parts of a model as they are reached on Ray Serve, asked again where one was lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.serving.requests.events import Lost, Made, Progress
+from jobs.replies.events import Lost, Made, Progress
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
 from model.inference.painter import Step
@@ -62,34 +62,16 @@ class Handles:
             return reply
 
     @asynccontextmanager
-    async def making(self, wanted: Sequence[Wish]) -> AsyncIterator[AsyncIterator[Progress | Made]]:
-        """Makes media side by side from now on; gives what is told of them, the number-th medium's by its number."""
-        events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
-
-        async def make(number: int, wish: Wish) -> None:
-            try:
-                async for event in self._one(number, wish):
-                    events.put_nowait(event)
-            except Exception as error:
-                events.put_nowait(error)
-
-        async def told() -> AsyncIterator[Progress | Made]:
-            left = len(wanted)
-            while left:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
-                left -= isinstance(event, Made)
-                yield event
-
-        tasks = [asyncio.create_task(make(number, wish)) for number, wish in enumerate(wanted)]
+    async def making(self) -> "AsyncIterator[Making]":
+        """Within it, media are made side by side; those still in the making at its end are cancelled."""
+        making = Making(self.make)
         try:
-            yield told()
+            yield making
         finally:
-            for task in tasks:
-                task.cancel()
+            making.cancel()
 
-    async def _one(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
+    async def make(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
+        """Makes medium `number`; one whose decoder was lost is made again."""
         for rest in reversed(range(_TRIES)):
             try:
                 async for event in self.renderers[wish.modality].make.remote(wish):
@@ -102,6 +84,42 @@ class Handles:
                 raise _cause(error) from None
             else:
                 return
+
+
+class Making:
+    """The media of one reply, made side by side from the moment they are known; `make` makes one of them."""
+
+    def __init__(self, make: Callable[[int, Wish], AsyncIterator[Progress | Made]]) -> None:
+        self._make = make
+        self._tasks: list[asyncio.Task[None]] = []
+        self._events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
+
+    def start(self, wanted: Sequence[Wish]) -> None:
+        """Starts to make media; they are numbered on from those before."""
+        first = len(self._tasks)
+        self._tasks += [asyncio.create_task(self._run(number, wish)) for number, wish in enumerate(wanted, first)]
+
+    async def events(self) -> AsyncIterator[Progress | Made]:
+        """What happens until all media are made; raises the first error."""
+        left = len(self._tasks)
+        while left:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            left -= isinstance(event, Made)
+            yield event
+
+    def cancel(self) -> None:
+        """Stops what is still in the making."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _run(self, number: int, wish: Wish) -> None:
+        try:
+            async for event in self._make(number, wish):
+                self._events.put_nowait(event)
+        except Exception as error:
+            self._events.put_nowait(error)
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -15,9 +15,9 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
+from jobs.replies.events import Finished, Full, Lost, Made
 from jobs.serving.cases import CASES, drawn
 from jobs.serving.requests import uploads
-from jobs.serving.requests.events import Finished, Full, Lost, Made
 from jobs.serving.requests.openai_format import MIME, alternating, error
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.requests.visitors import Visitors

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.serving.requests.events import Begun, Event, Finished, Made, Planned, Progress, Said
+from jobs.replies.events import Begun, Event, Finished, Made, Planned, Progress, Said
 from jobs.serving.requests.sessions import Session
 from pipelines.sample import Item, Modality, Part
 from pipelines.scheduling.tool_plans import from_json

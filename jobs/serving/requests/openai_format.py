@@ -3,13 +3,16 @@
 import base64
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.replies import options
+from jobs.replies.events import Finished
+from jobs.replies.options import OPTIONS
 from jobs.serving.requests import uploads
-from jobs.serving.requests.events import Finished
 from model.inference.query import Query, Sampling
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Role, Turn
@@ -89,15 +92,15 @@ class Message(BaseModel):
     parts: Parts | None = None
 
 
-class DecoderSettings(BaseModel):
-    """How media of one kind are made; what is left out is the decoder's own."""
+class DecoderOptions(BaseModel):
+    """How media of one modality are made; what is left out has the decoder's own default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: Annotated[int, Field(ge=1, le=200)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
-    num_frames: Annotated[int, Field(ge=1, le=64)] | None = None
-    audio_length_in_s: Annotated[float, Field(gt=0, le=30, allow_inf_nan=False)] | None = None
+    steps: Annotated[int, OPTIONS["steps"].field()] | None = None
+    guidance: Annotated[float, OPTIONS["guidance"].field()] | None = None
+    num_frames: Annotated[int, OPTIONS["num_frames"].field()] | None = None
+    audio_length_in_s: Annotated[float, OPTIONS["audio_length_in_s"].field()] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -118,16 +121,18 @@ class Request(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
+    temperature: Annotated[float, OPTIONS["temperature"].field()] | None = None
+    top_p: Annotated[float, OPTIONS["top_p"].field()] | None = None
+    seed: Annotated[int, OPTIONS["seed"].field()] | None = None
+    max_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
+    max_completion_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
     modalities: list[Literal["text", "image", "video", "audio"]] | None = Field(
         default=None, max_length=8, description="media that the reply must hold, whether the model thinks so or not"
     )
-    max_items: Annotated[int, Field(ge=0, le=8)] = Field(default=4, description="the most media a reply may hold")
-    decoders: dict[Literal["image", "video", "audio"], DecoderSettings] = Field(default_factory=dict)
+    max_items: Annotated[int, OPTIONS["max_items"].field()] = Field(
+        default=OPTIONS["max_items"].default, description=OPTIONS["max_items"].help
+    )
+    decoders: dict[Literal["image", "video", "audio"], DecoderOptions] = Field(default_factory=dict)
 
 
 class Mistake(ValueError):
@@ -156,11 +161,12 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
         system = []
     turns = alternating(turns)  # Some clients send a picture and its question one after the other.
     _check_turns(turns)
+    require = [Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"]
     return Query(
         turns=turns,
         media={name: uploads.decode(medium) for name, medium in media.items()},
-        require=[Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"],
-        sampling=sampling(request),
+        require=require,
+        sampling=_sampling(request, require),
         settings={Modality(name): found.model_dump(exclude_none=True) for name, found in request.decoders.items()},
     )
 
@@ -176,15 +182,11 @@ def alternating(turns: Sequence[Turn]) -> list[Turn]:
     return joined
 
 
-def sampling(request: Request) -> Sampling:
-    """How the answer is drawn; without a temperature the likeliest tokens are taken."""
-    return Sampling(
-        max_new_tokens=request.max_completion_tokens or request.max_tokens or 256,
-        max_items=max(request.max_items, len(set(request.modalities or ()) - {"text"})),
-        temperature=request.temperature or 0.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed or 0,
-    )
+def _sampling(request: Request, require: Collection[Modality]) -> Sampling:
+    """How the reply is sampled, under OpenAI's names; the media that are required are always allowed."""
+    length = request.max_completion_tokens or request.max_tokens
+    sampling = options.sampling(dict(request) | {"max_new_tokens": length})
+    return replace(sampling, max_items=max(request.max_items, len(require)))
 
 
 def _check_turns(turns: Sequence[Turn]) -> None:

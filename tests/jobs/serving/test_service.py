@@ -8,10 +8,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from jobs.replies.events import Event, Finished, Lost, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.api import add_handlers, router
 from jobs.serving.deployments import About
-from jobs.serving.requests.events import Event, Finished, Lost, Said
 from jobs.serving.service import Service
 from model.inference.query import Query
 from pipelines.sample import Modality
