@@ -18,7 +18,8 @@ from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Role, Turn
 
 MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "wav": "audio/wav"}
-Text = Annotated[str, Field(max_length=20_000)]
+MAX_TEXT = 20_000  # characters of one text
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(max_length=200)]
 
 

@@ -1,6 +1,7 @@
-"""Conversations of visitors: each in a folder of its own that only its cookie opens."""
+"""Visitors of the page: each has a cookie, and a conversation in a folder of its own that only the cookie opens."""
 
 import atexit
+import json
 import os
 import re
 import secrets
@@ -8,10 +9,16 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
 
+from starlette.responses import JSONResponse
+
+from jobs.serving.requests.guard import App, Receive, Scope, Send, cookie
+from jobs.serving.requests.openai_format import error
 from pipelines.sample import Item, Media, Modality, Turn
 
 COOKIE = "nextgpt_session"
@@ -20,6 +27,17 @@ _IDLE_SECONDS = 24 * 3600.0
 _MOST_BYTES = 256 * 2**20  # of one visitor's media
 _MOST_SESSIONS = 1000
 _FILE = re.compile(r"[0-9a-f]{16}\.[a-z0-9]{1,8}")
+_UPLOAD = "/gradio_api/upload"
+_UPLOADED = "/gradio_api/file="
+# All that the page asks for. Gradio has more: records of what others did, a proxy, pages for its developers.
+_NEEDED = (
+    *("/assets/", "/static/", "/svelte/", "/theme.css", "/config", "/favicon.ico", "/manifest.json"),
+    *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/heartbeat/"),
+    *("/gradio_api/upload_progress", "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/info"),
+    *("/gradio_api/theme.css", "/gradio_api/reset"),
+    *("/media/", "/conversation.zip", "/v1/", "/healthz", "/docs", "/openapi.json"),
+)
+_MOST_UPLOADS = 64
 
 
 class TooManyMedia(ValueError):
@@ -118,6 +136,64 @@ class Sessions:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+class Visitors:
+    """ASGI middleware around the page: gives out cookies, and lets a visitor see only what that one has uploaded."""
+
+    def __init__(self, app: App, sessions: Sessions) -> None:
+        self._app, self._sessions = app, sessions
+
+    def close(self) -> None:
+        """Removes all that visitors left."""
+        self._sessions.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it itself where it is none of the visitor's business."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = unquote(scope["path"])
+        header = next((value for name, value in scope["headers"] if name == b"cookie"), b"").decode("latin-1")
+        session = self._sessions.find(cookie(header, COOKIE))
+        if path == "/" and scope["method"] == "GET" and session is None:
+            identity, _ = self._sessions.start()
+            await self._app(scope, receive, _with_cookie(send, identity))
+        elif path.startswith(_UPLOADED):
+            await self._file(scope, receive, send, session, path)
+        elif path == _UPLOAD and scope["method"] == "POST":
+            await self._upload(scope, receive, send, session)
+        elif path == "/" or path.startswith(_NEEDED):
+            await self._app(scope, receive, send)
+        else:
+            await _not_found()(scope, receive, send)
+
+    async def _file(self, scope: Scope, receive: Receive, send: Send, session: Session | None, path: str) -> None:
+        wanted = path.removeprefix(_UPLOADED)
+        if session is None or wanted not in session.uploads or ".." in PurePosixPath(wanted).parts:
+            await _not_found()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send, session: Session | None) -> None:
+        if session is None or len(session.uploads) >= _MOST_UPLOADS:
+            reason = "open the page first" if session is None else "too many uploads wait to be sent; reload the page"
+            await JSONResponse(error(reason, "permission_error"), 403)(scope, receive, send)
+            return
+        status, body = 0, b""
+
+        async def heard(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, body
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if status == 200 and not message.get("more_body"):
+                    # Before the page hears of them: it asks for what it shows at once.
+                    session.uploads.update(path for path in json.loads(body) if isinstance(path, str))
+            await send(message)
+
+        await self._app(scope, receive, heard)
+
+
 def remove_orphans(ended: Collection[int] = ()) -> None:
     """Removes what servers that were killed have left behind.
 
@@ -138,3 +214,18 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _with_cookie(send: Send, identity: str) -> Send:
+    value = f"{COOKIE}={identity}; HttpOnly; SameSite=Strict; Path=/; Max-Age=86400"
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"set-cookie", value.encode())]
+        await send(message)
+
+    return sending
+
+
+def _not_found() -> JSONResponse:
+    return JSONResponse(error("there is no such page or file", "not_found_error"), 404)
