@@ -1,4 +1,4 @@
-"""Answers a prompt in text and media, or a file of conversations: `jobs/generate.py --checkpoint RUN --out DIR ...`."""
+"""Answers a prompt or a file of conversations in text and media: `jobs/generate.py --checkpoint RUN --out DIR ...`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ MODALITIES = ("image", "video", "audio")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the model on workers: one prompt's reply is printed as it comes, a file's conversations go in batches."""
+    """Runs the model on workers: the reply to a prompt is printed as it is generated, a file is answered in batches."""
     parser = cli.parser(
-        "Answer a prompt, or with --conversations each of a file, with text and, where the model asks for them, a "
-        "picture, a video, a sound."
+        "Answer a prompt, or with --conversations every conversation of a file, with text and the pictures, videos and "
+        "sounds that the model chooses to make."
     )
     options.add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="what to say to the model")
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--conversations",
         metavar="JSONL",
-        help='instead of --prompt: a chat a line, {"messages": [...]}; run again, it goes on where it stopped',
+        help='instead of --prompt: one chat per line, {"messages": [...]}; a repeated run resumes where it stopped',
     )
     parser.add_argument(
-        "--media", metavar="DIR", help="where media of --conversations lie; without it, beside the file"
+        "--media", metavar="DIR", help="folder of the media of --conversations (that of the file if omitted)"
     )
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for --conversations; without it, those that are up")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where replies go")
-    parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media a reply must hold")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for --conversations (those available if omitted)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where replies are written")
+    parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media that a reply must contain")
     options.add_options(parser, "max_items", "max_new_tokens", "temperature", "top_p", "seed", "steps")
     cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pipelines.storage.shards import Manifest
 
 DESCRIPTION = """Turn raw datasets (those of NExT-GPT, or your own by a catalog file) into WebDataset tar shards.
-`prepare.py verify SHARDS` reads all shards and embeddings and says what is damaged;
-`prepare.py lineage SHARDS KEY_OR_ROW ...` says which source row a sample is, and which sample a row became."""
+`prepare.py verify SHARDS` reads all shards and embeddings and reports what is damaged;
+`prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares every dataset found, or the ones named; or verifies, or explains, what was prepared."""
+    """Prepares all datasets found or those named, verifies shards, or traces samples and rows."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["verify"]:
         _verify(argv[1:])

@@ -1,4 +1,4 @@
-"""Scores a checkpoint on the world's exam, or on the held-out split of any data: `jobs/score.py --checkpoint RUN`."""
+"""Scores a checkpoint on the world's exam, or on the held-out split of your data: `jobs/score.py --checkpoint RUN`."""
 
 import time
 from argparse import Namespace
@@ -15,28 +15,32 @@ WORLDS = ("builtin:world/", "builtin:tiny/")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the exam in this process, prints the table and writes `scores.json` and `examples/` to where RUN is."""
+    """Runs the exam in this process, prints the table, and writes `scores.json` and `examples/` into RUN."""
     from pipelines.world.exam import ROWS, SEED
 
     parser = cli.parser(
-        "Score a checkpoint on conversations about the synthetic world that no training has seen, beside chance and "
-        "controls; or, with --shards, on the held-out samples of prepared and embedded shards."
+        "Score a checkpoint on conversations about held-out combinations of the synthetic world, compared with chance "
+        "and controls; or, with --shards, on the held-out samples of prepared and embedded shards."
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint or a run; scores go there")
-    parser.add_argument("--n", type=int, default=200, metavar="N", help="conversations a row, or samples a dataset")
     parser.add_argument(
-        "--controls-n", type=int, default=64, metavar="N", help="conversations a row for the controls; 0 for none"
+        "--checkpoint", required=True, metavar="RUN", help="a checkpoint or a run; scores are written there"
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"those of {', '.join(ROWS)}; without it, all")
-    parser.add_argument("--shuffled", metavar="RUN", help="a control, trained with shuffle_items=true")
-    parser.add_argument("--seed", type=int, default=SEED, help="which conversations")
+    parser.add_argument("--n", type=int, default=200, metavar="N", help="conversations per row, or samples per dataset")
+    parser.add_argument(
+        "--controls-n", type=int, default=64, metavar="N", help="conversations per row for the controls; 0 for none"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"any of {', '.join(ROWS)} (all if omitted)")
+    parser.add_argument("--shuffled", metavar="RUN", help="a control run that was trained with shuffle_items=true")
+    parser.add_argument("--seed", type=int, default=SEED, help="which conversations are drawn")
     options.add_options(parser, "steps")
     parser.add_argument(
         "--architectures",
         action="store_true",
-        help="compare the model's two architectures and the captions themselves: how often right, how fast, tokens",
+        help="compare the model's two architectures and the true captions: accuracy, latency, tokens",
     )
-    parser.add_argument("--shards", metavar="SHARDS", help="score the held-out samples of these instead of the exam")
+    parser.add_argument(
+        "--shards", metavar="SHARDS", help="score the held-out samples of these shards instead of the exam"
+    )
     cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
 
@@ -159,7 +163,7 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
 
 
 def _fraction(run: Path) -> float:
-    """The share that training held out, as its settings beside the checkpoint say."""
+    """The fraction that training held out, by the settings beside the checkpoint."""
     from model.training.train_settings import ValidationSettings
     from pipelines.storage.files import read_json
 

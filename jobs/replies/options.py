@@ -1,4 +1,4 @@
-"""The options of a reply: defaults, bounds and words, once for the command line, the API and the page."""
+"""The options of a reply: defaults, bounds and help, shared by the command line, the API and the page."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
@@ -43,22 +43,22 @@ class Option:
 
 
 OPTIONS = {
-    "max_items": Option(default=4, least=0, public=(0, 8), metavar="N", help="the most media a reply may hold"),
-    "max_new_tokens": Option(default=256, least=1, public=(1, 2048), metavar="N", help="length limit of a reply"),
-    "temperature": Option(
-        kind=float, default=0.0, least=0, public=(0, 2), help="0 takes the likeliest token each time"
+    "max_items": Option(default=4, least=0, public=(0, 8), metavar="N", help="maximum number of media in a reply"),
+    "max_new_tokens": Option(
+        default=256, least=1, public=(1, 2048), metavar="N", help="maximum number of tokens in a reply"
     ),
+    "temperature": Option(kind=float, default=0.0, least=0, public=(0, 2), help="0 always takes the likeliest token"),
     "top_p": Option(
         kind=float,
         default=1.0,
         above=0,
         most=1,
         public=(None, 1),
-        help="draw among the likeliest tokens that add up to it",
+        help="sample among the likeliest tokens whose probabilities add up to this",
     ),
-    "seed": Option(default=0, public=(0, 2**31 - 1), help="of the text and of the decoders"),
+    "seed": Option(default=0, public=(0, 2**31 - 1), help="seed of the text and of the media"),
     "steps": Option(
-        least=1, public=(1, 200), metavar="N", help="denoising steps, instead of each decoder's own number"
+        least=1, public=(1, 200), metavar="N", help="denoising steps (each decoder's own number if omitted)"
     ),
     "guidance": Option(kind=float, least=0, public=(0, 50), help="classifier-free guidance scale"),
     "num_frames": Option(least=1, public=(1, 64), help="frames of a video"),
@@ -101,7 +101,7 @@ def add_model(parser: ArgumentParser) -> None:
         "--architecture",
         choices=ARCHITECTURES,
         default=ARCHITECTURES[0],
-        help="one LLM that sees and makes media, or one that schedules tools and is told in text",
+        help="one LLM that sees and makes media, or one that schedules tools and exchanges text with them",
     )
 
 

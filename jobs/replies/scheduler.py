@@ -1,7 +1,7 @@
-"""The other architecture of the tutorial: the LLM writes a plan of tool calls, and all that is told is text.
+"""The other architecture of the tutorial: the LLM plans tool calls, and only text passes between it and the tools.
 
-The tools are the same model's parts: its encoder and LLM describe a medium, its decoders make one from words by their
-own text encoders. Nothing here runs them: `prepare` asks for replies, and whoever drives it finds them.
+The tools are parts of the same model: its encoder and LLM describe a medium, its decoders make one from a prompt by
+their own text encoders. Nothing is run here: `prepare` yields queries, and a driver sends it the replies.
 """
 
 import json
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from model.decoders.rendering import Wish
     from model.inference.generation import Reply
 
-DATASET = "plan_instruction"  # of the catalog: who was trained on it knows what is wanted
+DATASET = "plan_instruction"  # of the catalog: a model trained on it knows the format of plans
 _PLAN_TOKENS = 384
-_WORDS_TOKENS = 64  # of a description, and of what is to be made
+_WORDS_TOKENS = 64  # of a description, and of a prompt for a decoder
 
 
 class NoPlan(ValueError):
@@ -54,15 +54,15 @@ Asks = Generator[Sequence[Query], "Sequence[Reply]", Prepared]
 
 
 def needs_guides(stages: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether an LLM is to be told what a plan is: unless a stage of its history has trained it on plans."""
+    """Whether an LLM needs instructions on how to plan: unless one of its training stages included plans."""
     return not any(DATASET in stage.get("data", ()) for stage in stages)
 
 
 def prepare(query: Query, *, guides: bool) -> Asks:
-    """Plans a reply and carries the plan out, up to the media and the last words.
+    """Plans a reply and carries the plan out, up to making the media and writing the final text.
 
-    Yields queries that may be answered side by side, and is sent their replies. A plan that does not hold is mended
-    once. Media that the query requires and no step makes get a step of their own.
+    Yields queries that may be answered side by side, and is sent their replies. An invalid plan is repaired once.
+    Required media that no step makes get a step of their own.
 
     Raises NoPlan.
     """
@@ -70,7 +70,7 @@ def prepare(query: Query, *, guides: bool) -> Asks:
 
 
 class _Scheduler:
-    """One reply on its way."""
+    """The state of one reply."""
 
     def __init__(self, query: Query, guides: bool) -> None:
         self._query = query
@@ -109,7 +109,7 @@ class _Scheduler:
             try:
                 [written] = yield from self._ask([self._plan_query(self._asking.plan())])
                 break
-            except TooLong:  # The oldest exchanges are left out, as in any dialogue.
+            except TooLong:  # Drop the oldest exchange, as in any dialogue.
                 turns = self._asking.turns[2:]
                 if not turns:
                     raise
@@ -148,7 +148,7 @@ class _Scheduler:
     def _carry_out(
         self, steps: Sequence[Step], added: set[int]
     ) -> Generator[Sequence[Query], "Sequence[Reply]", dict[int, str]]:
-        """What each step finds or makes, by its number; steps that are ready at a time are asked for side by side."""
+        """The result of each step, by its number; steps whose needs are met run side by side."""
         by_number = {step.id: step for step in steps}
         results = {step.id: step.input for step in steps if step.verb == "make"}
         sorter = TopologicalSorter({step.id: step.needs for step in steps})

@@ -1,4 +1,4 @@
-"""The application that Ray Serve runs: page and API in front, the parts of the model behind.
+"""The Ray Serve application: page and API in front, the parts of the model behind.
 
 serve run jobs.serving.app:build checkpoint=RUN
 """
@@ -26,10 +26,10 @@ Fraction = Annotated[float, Field(ge=0, le=64)]
 class Settings(BaseModel):
     """What is served and how; the arguments of `build`.
 
-    `overrides` are `model.KEY=VALUE`, where a frozen part of the checkpoint has moved. `places` is how many
-    conversations may be answered at a time. GPUs are those of one replica; without a number, the LLM takes 0.4 and a
-    decoder 0.2 of one where the cluster has any. Without a `token` here it is that of the variable
-    `NEXTGPT_CHAT_TOKEN`; without one there either, only requests to loopback's own names are answered.
+    `overrides` are `model.KEY=VALUE`, for frozen parts that have moved. `places` limits how many conversations are
+    answered concurrently. GPUs are per replica; by default the LLM takes 0.4 and each decoder 0.2 of a GPU if the
+    cluster has any. `token` defaults to the variable `NEXTGPT_CHAT_TOKEN`; without a token, only requests to loopback
+    host names are answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,14 +51,14 @@ class Settings(BaseModel):
 @serve.deployment
 @serve.ingress()
 class Front:
-    """Answers HTTP: the API, and the page with its visitors' conversations."""
+    """The HTTP front end: the API, and the page with its visitors' conversations."""
 
     def __init__(self, settings: Settings, about: About, language: Any, renderers: dict[str, Any]) -> None:
         self._settings, self._about, self._language, self._renderers = settings, about, language, renderers
         self._page: Any = None
 
     def __del__(self) -> None:
-        """Serve ends a replica with it: what visitors left goes too."""
+        """Deletes visitors' files; Serve calls it when a replica ends."""
         if self._page is not None:
             self._page.close()
 
@@ -72,7 +72,7 @@ class Front:
         from jobs.serving.service import Service, answer
 
         settings = self._settings
-        # Once: a handle for each request would be kept by Serve.
+        # Once: Serve would keep a handle for every request.
         renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
         handles = Handles(self._language.options(stream=True), renderers)
         architecture, guides = settings.architecture, self._about.needs_guides

@@ -1,4 +1,4 @@
-"""The parts of a model as they are reached on Ray Serve, asked again where one was lost."""
+"""Access to the deployments of a model, with retries when a replica is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,21 +15,21 @@ from model.inference.painter import Step
 from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
-_TRIES = 3  # for a medium: whoever makes it anew makes the same
+_TRIES = 3  # safe to repeat: a retry makes the same medium
 
 
 @dataclass(frozen=True, slots=True)
 class Handles:
-    """Streaming handles of `Language`, and of a `Renderer` a modality.
+    """Streaming handles of `Language`, and of one `Renderer` per modality.
 
-    All raise ValueError for what cannot be answered, Lost where a part of the model ended meanwhile.
+    All methods raise ValueError for what cannot be answered, and Lost if a part of the model died meanwhile.
     """
 
     language: Any
     renderers: Mapping[Modality, Any]
 
     async def speak(self, query: Query) -> AsyncIterator[Part | Reply]:
-        """A reply in parts, at last the whole; one that is lost before its first word is asked for again."""
+        """Yields a reply in parts, and finally the whole; retries if it is lost before its first part."""
         said, tries = False, 0
         while True:
             tries += 1
@@ -47,12 +47,12 @@ class Handles:
                 return
 
     async def reply(self, query: Query) -> Reply:
-        """A reply, its items not yet made; one that is lost is asked for again."""
+        """A reply without its media; retries if it is lost."""
         tries = 0
         while True:
             tries += 1
             try:
-                # To the end of the stream, so that nothing of it is left with Ray.
+                # Consume the whole stream, so that Ray keeps nothing of it.
                 *_, reply = [part async for part in self.speak(query)]
             except Lost:
                 if tries == _TRIES:
@@ -63,7 +63,7 @@ class Handles:
 
     @asynccontextmanager
     async def making(self) -> "AsyncIterator[Making]":
-        """Within it, media are made side by side; those still in the making at its end are cancelled."""
+        """A context for the media of one reply; on exit, unfinished ones are cancelled."""
         making = Making(self.make)
         try:
             yield making
@@ -71,7 +71,7 @@ class Handles:
             making.cancel()
 
     async def make(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
-        """Makes medium `number`; one whose decoder was lost is made again."""
+        """Makes medium `number`; retries if its decoder is lost."""
         for rest in reversed(range(_TRIES)):
             try:
                 async for event in self.renderers[wish.modality].make.remote(wish):
@@ -87,7 +87,7 @@ class Handles:
 
 
 class Making:
-    """The media of one reply, made side by side from the moment they are known; `make` makes one of them."""
+    """The media of one reply, made concurrently from the moment they are known; `make` makes one."""
 
     def __init__(self, make: Callable[[int, Wish], AsyncIterator[Progress | Made]]) -> None:
         self._make = make
@@ -95,12 +95,12 @@ class Making:
         self._events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
 
     def start(self, wanted: Sequence[Wish]) -> None:
-        """Starts to make media; they are numbered on from those before."""
+        """Starts to make media, numbered after those already started."""
         first = len(self._tasks)
         self._tasks += [asyncio.create_task(self._run(number, wish)) for number, wish in enumerate(wanted, first)]
 
     async def events(self) -> AsyncIterator[Progress | Made]:
-        """What happens until all media are made; raises the first error."""
+        """Yields events until all media are made; raises the first error."""
         left = len(self._tasks)
         while left:
             event = await self._events.get()
@@ -110,7 +110,7 @@ class Making:
             yield event
 
     def cancel(self) -> None:
-        """Stops what is still in the making."""
+        """Cancels unfinished media."""
         for task in self._tasks:
             task.cancel()
 

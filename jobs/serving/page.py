@@ -1,4 +1,4 @@
-"""The chat page: its layout and routes. `page_events` is what happens on it, in front of the service the API uses."""
+"""The chat page: layout and routes. Its events are in `page_events`."""
 
 import io
 import json
@@ -22,18 +22,18 @@ from model.checkpoints.description import SHIPPED
 from pipelines.sample import Item, Modality, turns_document
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is fetched from elsewhere
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # no web fonts
 _INTRO = """# NExT-GPT on Ray
 Any mix of text, pictures, videos and sounds in; any mix out.
 """
-_PLANS = {"scheduler": "The LLM plans what its tools do, and is told in words; the last plan stands below.\n"}
-# What the model that ships can talk about.
-_SMALL = "This model is small, and knows coloured shapes, how they move, and notes on instruments: "
+_PLANS = {"scheduler": "The LLM plans tool calls and exchanges text with the tools; the last plan is shown below.\n"}
+# What the shipped model can talk about.
+_SMALL = "This model is small. It knows coloured shapes, their motion, and notes on instruments: "
 _FOR_INSTANCE = "*Draw a small red circle at the left.* *Make it blue.* *Let me hear a low mi on the flute.*"
 
 
 def add_page(app: FastAPI, service: Service, sessions: Sessions) -> Any:
-    """The application with the page at `/`, its visitors' media and the download of a conversation."""
+    """Adds the page at `/`, visitors' media and the download of a conversation to an application."""
 
     @app.get("/media/{name}", include_in_schema=False)
     async def media(name: str, request: Request) -> Response:
@@ -185,4 +185,4 @@ def _placeholder(service: Service) -> str:
 
 def _untrained(service: Service) -> str:
     names = ", ".join(service.about.untrained)
-    return f"\n> Untrained parts (random weights, for trying the way alone): {names}\n" if names else ""
+    return f"\n> Untrained parts (random weights, only for trying out the system): {names}\n" if names else ""

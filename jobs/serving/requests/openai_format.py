@@ -1,4 +1,4 @@
-"""Chat completions in OpenAI's format: requests to queries, events to answers. Needs neither Ray nor torch."""
+"""OpenAI's chat completion format: parses requests, and writes answers. Needs neither Ray nor torch."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ class TextPart(_Part):
 
 
 class Url(_Part):
-    """Where a medium is: a data URI in base64, or a URL that the server allows."""
+    """The location of a medium: a base64 data URI, or a URL that the server allows."""
 
     url: str
 
@@ -55,14 +55,14 @@ class VideoPart(_Part):
 
 
 class AudioUrlPart(_Part):
-    """A sound by its URL."""
+    """A sound, by its URL."""
 
     type: Literal["audio_url"]
     audio_url: Url
 
 
 class AudioData(_Part):
-    """A sound in base64; its format is recognised by content."""
+    """A sound in base64; its format is detected from its content."""
 
     data: str
     format: Name = ""
@@ -80,10 +80,10 @@ Parts = Annotated[list[ContentPart], Field(max_length=64)]
 
 
 class Message(BaseModel):
-    """What one speaker said.
+    """A message of one role.
 
-    `parts` is what this server's own replies hold beside `content`: text and media in the order they stand. A reply can
-    so be sent back as it came. Where both are given, `parts` counts.
+    This server's replies have `parts` beside `content`: text and media in order. A reply can therefore be sent back
+    unchanged. If both are given, `parts` is used.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -105,7 +105,7 @@ class DecoderOptions(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells besides."""
+    """What a stream includes besides the reply."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -113,7 +113,7 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """A request for a chat completion. Fields of OpenAI's that are not named here are not looked at."""
+    """A request for a chat completion. Other fields of OpenAI's are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -128,7 +128,7 @@ class Request(BaseModel):
     max_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
     max_completion_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
     modalities: list[Literal["text", "image", "video", "audio"]] | None = Field(
-        default=None, max_length=8, description="media that the reply must hold, whether the model thinks so or not"
+        default=None, max_length=8, description="media that the reply must contain, whether the model chooses to or not"
     )
     max_items: Annotated[int, OPTIONS["max_items"].field()] = Field(
         default=OPTIONS["max_items"].default, description=OPTIONS["max_items"].help
@@ -137,7 +137,7 @@ class Request(BaseModel):
 
 
 class Mistake(ValueError):
-    """What is wrong with a request, and with which of its fields."""
+    """An invalid request: what is wrong, and the field it concerns."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -145,7 +145,7 @@ class Mistake(ValueError):
 
 
 def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
-    """What the model is asked. Raises Mistake."""
+    """The query for a request; its media are checked and decoded. Raises Mistake."""
     media: dict[str, Media] = {}
     turns = list[Turn]()
     system: list[Part] = []
@@ -160,7 +160,7 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
         role: Role = "assistant" if message.role == "assistant" else "user"
         turns.append(Turn(role=role, parts=(*system, *content)))
         system = []
-    turns = alternating(turns)  # Some clients send a picture and its question one after the other.
+    turns = alternating(turns)  # Some clients send a picture and its question as two messages.
     _check_turns(turns)
     require = [Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"]
     return Query(
@@ -173,7 +173,7 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
 
 
 def alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """Turns of one speaker that follow each other as one."""
+    """Merges consecutive turns of the same role."""
     joined = list[Turn]()
     for turn in turns:
         if joined and joined[-1].role == turn.role:
@@ -209,7 +209,7 @@ def _content(message: Message, param: str, media: dict[str, Media], allowed: Seq
             yield part.text
             continue
         modality = _MODALITIES[type(part)]
-        if message.role == "assistant":  # What the model made itself it knows from what was said.
+        if message.role == "assistant":  # The model needs no features of its own media.
             yield Item(modality=modality)
             continue
         try:
@@ -243,18 +243,18 @@ def _bytes(part: ContentPart, allowed: Sequence[str]) -> bytes:
 
 
 def data_uri(medium: Media) -> str:
-    """A medium in a URL."""
+    """A medium as a data URI."""
     return f"data:{MIME[medium.format]};base64,{base64.b64encode(medium.data).decode()}"
 
 
 def part_of(medium: Media) -> dict[str, Any]:
-    """A medium as a content part; `note` stands beside it where there is something to say of it."""
+    """A medium as a content part, with its `note` if it has one."""
     kind = f"{medium.modality.value}_url"
     return {"type": kind, kind: {"url": data_uri(medium)}} | ({"note": medium.note} if medium.note else {})
 
 
 def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:
-    """A whole answer. `content` is its text, `parts` all of it in order, `plan` the steps if it was planned."""
+    """A whole answer: `content` is its text, `parts` everything in order, `plan` the steps if it was planned."""
     media = iter(finished.media)
     parts = [
         part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in finished.parts
@@ -273,19 +273,19 @@ def plan_of(plan: str) -> dict[str, Any]:
 
 
 def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], finished: Finished | None = None) -> dict[str, Any]:
-    """A piece of a streamed answer."""
+    """A chunk of a streamed answer."""
     reason = _reason(finished) if finished else None
     choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def head(identity: str, model: str) -> dict[str, Any]:
-    """What all pieces of an answer begin with."""
+    """The fields shared by all chunks of an answer."""
     return {"id": identity, "created": int(time.time()), "model": model}
 
 
 def usage(finished: Finished) -> dict[str, int]:
-    """The LLM's tokens."""
+    """The token counts of the LLM."""
     return {
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.tokens,
@@ -294,7 +294,7 @@ def usage(finished: Finished) -> dict[str, int]:
 
 
 def error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """What goes wrong, as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -29,7 +29,7 @@ _MOST_SESSIONS = 1000
 _FILE = re.compile(r"[0-9a-f]{16}\.[a-z0-9]{1,8}")
 _UPLOAD = "/gradio_api/upload"
 _UPLOADED = "/gradio_api/file="
-# All that the page asks for. Gradio has more: records of what others did, a proxy, pages for its developers.
+# All that the page requests. Gradio has more: records of other visitors, a proxy, developer pages.
 _NEEDED = (
     *("/assets/", "/static/", "/svelte/", "/theme.css", "/config", "/favicon.ico", "/manifest.json"),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/heartbeat/"),
@@ -41,7 +41,7 @@ _MOST_UPLOADS = 64
 
 
 class TooManyMedia(ValueError):
-    """A visitor's media take more room than one may have."""
+    """The media of one visitor exceed the limit."""
 
     def __init__(self) -> None:
         super().__init__("this conversation holds too many media; clear it to go on")
@@ -53,13 +53,13 @@ class Session:
 
     folder: Path
     turns: list[Turn] = field(default_factory=list)
-    uploads: set[str] = field(default_factory=set)  # paths of what the page has uploaded and nobody has sent yet
+    uploads: set[str] = field(default_factory=set)  # paths of uploads that have not been sent yet
     last_seen: float = field(default_factory=time.monotonic)
     is_busy: bool = False
-    plan: str = ""  # of the last reply, in words, if it had one
+    plan: str = ""  # of the last reply, in words, or empty
 
     def keep(self, medium: Media) -> Item:
-        """Writes a medium; returns the item that names it, its note as the caption. Raises TooManyMedia."""
+        """Stores a medium; returns an item with its file name, and its note as caption. Raises TooManyMedia."""
         if sum(file.stat().st_size for file in self.folder.iterdir()) + len(medium.data) > _MOST_BYTES:
             raise TooManyMedia
         name = f"{secrets.token_hex(8)}.{medium.format}"
@@ -67,19 +67,19 @@ class Session:
         return Item(modality=medium.modality, name=name, caption=medium.note)
 
     def path(self, name: str) -> Path | None:
-        """The file of a medium; None where this session has none of that name."""
+        """The file of a medium; None if this session has none of that name."""
         path = self.folder / name
         return path if _FILE.fullmatch(name) and path.is_file() else None
 
     def read(self, item: Item) -> Media:
-        """An item's medium; raises FileNotFoundError where it is gone."""
+        """An item's medium; raises FileNotFoundError if it is gone."""
         path = self.path(item.name)
         if path is None:
             raise FileNotFoundError(f"{item.name}: this conversation holds no such medium")
         return Media(modality=Modality(item.modality), data=path.read_bytes(), format=path.suffix[1:])
 
     def truncate(self, turns: int) -> None:
-        """Keeps so many turns, and removes the media of the others."""
+        """Keeps the first `turns` turns, and deletes the media of the others."""
         del self.turns[turns:]
         self.plan = ""
         kept = {part.name for turn in self.turns for part in turn.parts if isinstance(part, Item)}
@@ -89,7 +89,7 @@ class Session:
 
 
 class Sessions:
-    """All visitors of a server. Their files lie in one folder, which goes when this process ends."""
+    """All sessions of a server. Their files are in one folder, which is deleted when this process ends."""
 
     def __init__(self, root: Path | None = None, *, idle_seconds: float = _IDLE_SECONDS) -> None:
         remove_orphans()
@@ -100,7 +100,7 @@ class Sessions:
         atexit.register(self.close)
 
     def find(self, identity: str) -> Session | None:
-        """The session that a cookie names, if there is one."""
+        """The session of a cookie, or None."""
         with self._lock:
             session = self._sessions.get(identity)
         if session is not None:
@@ -119,7 +119,7 @@ class Sessions:
         return identity, session
 
     def sweep(self) -> None:
-        """Removes who has not been seen for long, and of too many those who were seen longest ago."""
+        """Deletes sessions that were idle for too long, and the longest idle ones above the maximum number."""
         now = time.monotonic()
         with self._lock:
             oldest = sorted(self._sessions, key=lambda identity: self._sessions[identity].last_seen)
@@ -132,22 +132,22 @@ class Sessions:
             shutil.rmtree(session.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Removes everything."""
+        """Deletes everything."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
 class Visitors:
-    """ASGI middleware around the page: gives out cookies, and lets a visitor see only what that one has uploaded."""
+    """ASGI middleware around the page: sets cookies, and restricts each visitor to their own uploads."""
 
     def __init__(self, app: App, sessions: Sessions) -> None:
         self._app, self._sessions = app, sessions
 
     def close(self) -> None:
-        """Removes all that visitors left."""
+        """Deletes all visitors' files."""
         self._sessions.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it itself where it is none of the visitor's business."""
+        """Passes a request on, or answers 403 or 404 where the visitor has no access."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -187,7 +187,7 @@ class Visitors:
             elif message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if status == 200 and not message.get("more_body"):
-                    # Before the page hears of them: it asks for what it shows at once.
+                    # Before the page gets the paths: it requests the files immediately.
                     session.uploads.update(path for path in json.loads(body) if isinstance(path, str))
             await send(message)
 
@@ -195,9 +195,9 @@ class Visitors:
 
 
 def remove_orphans(ended: Collection[int] = ()) -> None:
-    """Removes what servers that were killed have left behind.
+    """Deletes what killed servers have left behind.
 
-    `ended` are processes that are known to have ended: until its parent has heard of it, one of them still has its id.
+    `ended` are processes known to have ended, whose ids still exist until their parent has waited for them.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
