@@ -131,7 +131,9 @@ def _end() -> NoReturn:
 def _check(arguments: Namespace, token: str | None) -> None:
     mistakes = []
     if arguments.public and not token:
-        mistakes.append(f"--public: set {TOKEN} to a secret of 16 characters or more; who knows it may use the model")
+        mistakes.append(
+            f"--public: set {TOKEN} to a secret of 16 characters or more; whoever knows it can use the model"
+        )
     if token is not None and len(token) < 16:
         mistakes.append(f"{TOKEN}: must be 16 characters or more")
     if not 1 <= arguments.port <= 65535:
@@ -141,7 +143,7 @@ def _check(arguments: Namespace, token: str | None) -> None:
         if value is not None and value < 1:
             mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least 1")
     mistakes += [
-        f"--allow-url {url}: give http:// or https://, a host, and a path if you like"
+        f"--allow-url {url}: must be http:// or https://, a host, and an optional path"
         for url in arguments.allow_url
         if not url.startswith(("http://", "https://"))
     ]

@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     paths = [*(arguments.files or ()), arguments.out]
-    mistakes = [f"{path}: a URL; give a path of this machine" for path in paths if "://" in path]
+    mistakes = [f"{path}: is a URL; give a local path" for path in paths if "://" in path]
     if arguments.files and not arguments.preset:
-        mistakes.append("--preset: missing; say which model the files are of, such as nextgpt_7b")
+        mistakes.append("--preset: missing; name the model that the files belong to, such as nextgpt_7b")
     if arguments.checkpoint and arguments.preset:
-        mistakes.append("--preset: goes with --import alone; a checkpoint knows its own")
+        mistakes.append("--preset: only for --import; a checkpoint has its own preset")
     if mistakes:
         raise cli.UsageError("\n".join(mistakes))
     cli.quiet()
@@ -81,7 +81,7 @@ def _export(arguments: Namespace) -> str:
 
     out = Path(arguments.out)
     if out.is_dir():
-        raise IsADirectoryError(f"{out}: is a folder; name the file to write")
+        raise IsADirectoryError(f"{out}: is a folder; give the file to write")
     config = checkpoint_model(arguments.checkpoint, arguments.overrides, [LLM])
     model, _ = from_pretrained(arguments.checkpoint, config=config)
     shapes = export_legacy(model, out, stage=arguments.stage)

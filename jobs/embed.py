@@ -76,17 +76,17 @@ def _check(arguments: Namespace) -> None:
     if bool(arguments.captions) != bool(arguments.out):
         mistakes.append("--captions and --out belong together")
     if arguments.imported and arguments.captions:
-        mistakes.append("--import goes with --shards, --captions with --out")
+        mistakes.append("--import needs --shards, --captions needs --out")
     if (arguments.model or arguments.captions or arguments.imported) and len(arguments.modality) != 1:
-        mistakes.append("--model, --captions and --import are of one encoder, so give one --modality with them")
+        mistakes.append("--model, --captions and --import are for one encoder; give exactly one --modality")
     if (arguments.captions or arguments.imported) and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --captions and --import are for image, video or audio")
     if arguments.latents and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --latents is for image, video or audio")
     if arguments.latents and (arguments.captions or arguments.imported):
-        mistakes.append("--latents goes with neither --captions nor --import: it encodes the media of --shards")
+        mistakes.append("--latents encodes the media of --shards; leave out --captions and --import")
     if arguments.captions and arguments.dtype == "int8":
-        mistakes.append("--dtype int8: the .npy files of --captions hold float32 or float16 alone")
+        mistakes.append("--dtype int8: the .npy files of --captions are float32 or float16")
     if arguments.gpus is not None and arguments.gpus < 0:
         mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.batch_size < 1:

@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(arguments: Namespace, known: Sequence[str], encoder: str) -> None:
     mistakes = [f"--rows: no row {name}; use {', '.join(known)}" for name in arguments.rows or () if name not in known]
     if not arguments.shards and not encoder.startswith(WORLDS):
-        mistakes.append(f"--shards: missing; the world's exam is for models that see with {' or '.join(WORLDS)} parts")
+        mistakes.append(f"--shards: missing; the world's exam needs a model with an encoder from {' or '.join(WORLDS)}")
     if arguments.shards and (arguments.rows or arguments.shuffled):
-        mistakes.append("--rows and --shuffled are of the world's exam; leave them or --shards out")
+        mistakes.append("--rows and --shuffled are for the world's exam; leave out either these or --shards")
     if arguments.architectures and (arguments.shards or arguments.shuffled):
         mistakes.append(
             "--architectures compares on the world's exam, without controls; leave out --shards, --shuffled"
@@ -156,7 +156,7 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     for note in notes:
         print(f"note: {note}")
     if not rows:
-        raise ValueError(f"{shards}: holds nothing that was held out of training ({100 * fraction:.3g} % of samples)")
+        raise ValueError(f"{shards}: has no samples that were held out of training ({100 * fraction:.3g} % of samples)")
     _write(run, checkpoint, arguments, time.monotonic() - started, [asdict(row) for row in rows])
     print(table(rows, per_cent=False))
     print(f"scores: {run / 'scores.json'}")

@@ -151,7 +151,7 @@ def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
     if not run.exists() or not any(run.iterdir()):
         return 0
     if not (run / SETTINGS).is_file():
-        raise FileExistsError(f"{run}: holds other files; give a folder that is empty or new")
+        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
     if overwrite:
         remove_tree(run)
         return 0

@@ -198,7 +198,7 @@ def note_untrained(names: Iterable[str]) -> None:
     """Prints which frozen parts have random weights, so that their output is not mistaken for a result."""
     distinct = list(dict.fromkeys(names))
     if distinct:
-        print(f"note: untrained (random weights, for trying the way alone): {', '.join(distinct)}")
+        print(f"note: untrained (random weights, only for trying out the system): {', '.join(distinct)}")
 
 
 def _fail(error: BaseException, code: int) -> None:

@@ -98,7 +98,7 @@ def _overridden(config: ModelConfig, overrides: Sequence[str], allowed: Sequence
     values, mistakes = override(
         {"model": config.model_dump(mode="json")}, [text for text in overrides if text not in fixed]
     )
-    mistakes += [f"{text}: cannot be set here; what can is {', '.join(allowed)}..." for text in fixed]
+    mistakes += [f"{text}: cannot be set here; use {', '.join(allowed)}..." for text in fixed]
     try:
         config = ModelConfig.model_validate(values["model"])
     except ValidationError as error:

@@ -1,8 +1,8 @@
 """Access to the deployments of a model, with retries when a replica is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from model.inference.painter import Step
 from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
-_TRIES = 3  # safe to repeat: a retry makes the same medium
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +28,9 @@ class Handles:
     language: Any
     renderers: Mapping[Modality, Any]
 
-    async def speak(self, query: Query) -> AsyncIterator[Part | Reply]:
+    def speak(self, query: Query) -> AsyncIterator[Part | Reply]:
         """Yields a reply in parts, and finally the whole; retries if it is lost before its first part."""
-        said, tries = False, 0
-        while True:
-            tries += 1
-            try:
-                async for part in self.language.reply.remote(query):
-                    said = True
-                    yield part
-            except RayActorError:
-                if said or tries == _TRIES:
-                    raise Lost("language model") from None
-                await asyncio.sleep(1.0)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            else:
-                return
+        return _stream(lambda: self.language.reply.remote(query), "language model", can_repeat=False)
 
     async def reply(self, query: Query) -> Reply:
         """A reply without its media; retries if it is lost."""
@@ -72,18 +58,10 @@ class Handles:
 
     async def make(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
         """Makes medium `number`; retries if its decoder is lost."""
-        for rest in reversed(range(_TRIES)):
-            try:
-                async for event in self.renderers[wish.modality].make.remote(wish):
-                    yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
-            except RayActorError:
-                if not rest:
-                    raise Lost(f"{wish.modality} decoder") from None
-                await asyncio.sleep(1.0)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            else:
-                return
+        handle, decoder = self.renderers[wish.modality], f"{wish.modality} decoder"
+        async with aclosing(_stream(lambda: handle.make.remote(wish), decoder, can_repeat=True)) as events:
+            async for event in events:
+                yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
 
 
 class Making:
@@ -120,6 +98,24 @@ class Making:
                 self._events.put_nowait(event)
         except Exception as error:
             self._events.put_nowait(error)
+
+
+async def _stream(call: Callable[[], Any], part: str, *, can_repeat: bool) -> AsyncGenerator[Any, None]:
+    """Yields what a replica streams; calls another one if it is lost, but after the first event only if `can_repeat`."""
+    begun = False
+    for rest in reversed(range(_TRIES)):
+        try:
+            async for event in call():
+                begun = True
+                yield event
+        except RayActorError:
+            if not rest or (begun and not can_repeat):
+                raise Lost(part) from None
+            await asyncio.sleep(1.0)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        else:
+            return
 
 
 def _cause(error: RayTaskError) -> BaseException:

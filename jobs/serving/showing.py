@@ -101,7 +101,7 @@ def place_of(session: Session, index: int | Sequence[int]) -> tuple[int, int]:
     """Turn and part of a displayed message; raises gr.Error if it is not the user's."""
     found = _at(session, index)
     if found is None or session.turns[found[0]].role != "user":
-        raise gr.Error("There is nothing to edit there: reload the page.", print_exception=False)
+        raise gr.Error("There is nothing to edit here: reload the page.", print_exception=False)
     return found
 
 

@@ -83,7 +83,7 @@ class DryRun:
                 found = True
                 yield f"{overrides}: {footprint.peak / GB:.1f} GB at most"
         if not found:
-            yield "no setting makes it fit: take a smaller LLM, or a device with more memory"
+            yield "no setting makes it fit: use a smaller LLM, or a device with more memory"
 
     def _changes(self) -> Iterator[tuple[str, Any]]:
         settings, machine = self.settings, self.machine
@@ -189,7 +189,7 @@ class DryRun:
         if self.found.host:
             yield f"  {'main memory':<28}{self.found.host / GB:8.2f}"
         if self.unknown:
-            yield f"  not in it: {', '.join(self.unknown)}, whose size is not known here"
+            yield f"  not included: {', '.join(self.unknown)}, of unknown size"
 
     def _by_micro_batch(self) -> Iterator[str]:
         sizes = sorted({*_MICRO_BATCHES, self.settings.micro_batch_size})
@@ -278,7 +278,7 @@ def _cluster_gpus() -> tuple[int, float, str] | None:
     kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
     known = [kind for kind in kinds if kind in _GPU_MEMORY]
     if not known:
-        raise UsageError("--gpu-memory: the cluster does not say how much memory its GPUs have; give it in GB")
+        raise UsageError("--gpu-memory: the memory of the cluster's GPUs is unknown; give it in GB")
     least = min(known, key=lambda kind: _GPU_MEMORY[kind])
     return total, _GPU_MEMORY[least] * GB, f"{least} of the cluster"
 

@@ -59,16 +59,16 @@ def _without_gpus(settings: TrainSettings, cores: int) -> Workers:
         # One, since each worker has a copy of the weights, and presets for GPUs are large.
         count = settings.workers or 1
         note = (
-            f"no GPU on this machine: the CPU trains, workers={count}; from the second step on, each line says about "
-            "how long it will take"
+            f"no GPU on this machine: the CPU trains, workers={count}; from the second step on, each line estimates "
+            "the remaining time"
         )
         return Workers(count=count, use_gpu=False, cores=cores, note=note)
     if not settings.workers:
         raise UsageError(
-            "workers: no GPU is up to count; say how many the cluster is to start, such as workers=4, or train on "
+            "workers: no GPU is available; set how many the cluster is to start, such as workers=4, or train on "
             "CPUs with use_gpu=false"
         )
-    note = "no GPU is up: waits until the cluster has started the GPUs of the workers; use_gpu=false trains on CPUs"
+    note = "no GPU is available: waiting until the cluster has started one per worker; use_gpu=false trains on CPUs"
     return Workers(count=settings.workers, use_gpu=True, cores=cores, note=note)
 
 

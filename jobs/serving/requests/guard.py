@@ -80,13 +80,15 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
         if self._token is None:
             if _host(headers.get("host", "")) not in _LOOPBACK:
-                return _refused(403, "this server answers on loopback only; open it as http://127.0.0.1:PORT")
+                return _refused(403, "this server only answers on loopback; open http://127.0.0.1:PORT")
             if not _is_own(headers):
-                return _refused(403, "another page's requests are not answered")
+                return _refused(403, "requests from another page are refused")
         elif scope["path"] not in _OPEN and not self._knows_token(headers):
             given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
             if not self._is_token(given):
-                return _refused(401, "give the server's token: Authorization: Bearer TOKEN, or open /?token=TOKEN once")
+                return _refused(
+                    401, "send the server's token as Authorization: Bearer TOKEN, or open /?token=TOKEN once"
+                )
             answer = RedirectResponse(scope.get("root_path", "") + "/", 303)
             answer.set_cookie(TOKEN_COOKIE, given, httponly=True, samesite="strict")
             return answer

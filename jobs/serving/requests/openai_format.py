@@ -75,7 +75,8 @@ class AudioPart(_Part):
     input_audio: AudioData
 
 
-ContentPart = Annotated[TextPart | ImagePart | VideoPart | AudioUrlPart | AudioPart, Field(discriminator="type")]
+_Medium = ImagePart | VideoPart | AudioUrlPart | AudioPart
+ContentPart = Annotated[TextPart | _Medium, Field(discriminator="type")]
 Parts = Annotated[list[ContentPart], Field(max_length=64)]
 
 
@@ -154,7 +155,7 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
         content = list(_content(message, param, media, allowed_urls))
         if message.role in ("system", "developer"):
             if any(isinstance(part, Item) for part in content):
-                raise Mistake("a system message holds a medium; put it into a user's", param)
+                raise Mistake("a system message holds a medium; put it into a user message", param)
             system += content
             continue
         role: Role = "assistant" if message.role == "assistant" else "user"
@@ -192,7 +193,7 @@ def _sampling(request: Request, require: Collection[Modality]) -> Sampling:
 
 def _check_turns(turns: Sequence[Turn]) -> None:
     if not turns or turns[-1].role != "user":
-        raise Mistake("the last message must be a user's: it is what is answered", "messages")
+        raise Mistake("the last message must be a user's: the reply answers it", "messages")
     if turns[0].role != "user":
         raise Mistake("the first message must be a user's", "messages")
     if not any(isinstance(part, Item) or part.strip() for part in turns[-1].parts):
@@ -208,7 +209,7 @@ def _content(message: Message, param: str, media: dict[str, Media], allowed: Seq
         if isinstance(part, TextPart):
             yield part.text
             continue
-        modality = _MODALITIES[type(part)]
+        modality = Modality(part.type.removeprefix("input_").removesuffix("_url"))
         if message.role == "assistant":  # The model needs no features of its own media.
             yield Item(modality=modality)
             continue
@@ -221,25 +222,10 @@ def _content(message: Message, param: str, media: dict[str, Media], allowed: Seq
         yield Item(modality=modality, name=name)
 
 
-_MODALITIES: dict[type, Modality] = {
-    ImagePart: Modality.IMAGE,
-    VideoPart: Modality.VIDEO,
-    AudioUrlPart: Modality.AUDIO,
-    AudioPart: Modality.AUDIO,
-}
-
-
-def _bytes(part: ContentPart, allowed: Sequence[str]) -> bytes:
-    match part:
-        case ImagePart():
-            return uploads.from_url(part.image_url.url, allowed)
-        case VideoPart():
-            return uploads.from_url(part.video_url.url, allowed)
-        case AudioUrlPart():
-            return uploads.from_url(part.audio_url.url, allowed)
-        case AudioPart():
-            return uploads.from_base64(part.input_audio.data)
-    raise AssertionError(part)
+def _bytes(part: _Medium, allowed: Sequence[str]) -> bytes:
+    if isinstance(part, AudioPart):
+        return uploads.from_base64(part.input_audio.data)
+    return uploads.from_url(getattr(part, part.type).url, allowed)
 
 
 def data_uri(medium: Media) -> str:

@@ -175,7 +175,7 @@ class Visitors:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, session: Session | None) -> None:
         if session is None or len(session.uploads) >= _MOST_UPLOADS:
-            reason = "open the page first" if session is None else "too many uploads wait to be sent; reload the page"
+            reason = "open the page first" if session is None else "too many unsent uploads; reload the page"
             await JSONResponse(error(reason, "permission_error"), 403)(scope, receive, send)
             return
         status, body = 0, b""

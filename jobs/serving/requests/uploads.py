@@ -54,7 +54,7 @@ def recognise(data: bytes) -> Media:
     raise next((reason for reason in reasons if str(reason).startswith("too ")), Refused(_UNKNOWN))
 
 
-_UNKNOWN = "unreadable: this is no picture, sound or video that can be read"
+_UNKNOWN = "unreadable: no picture, sound or video in a supported format"
 
 
 def _likely(data: bytes) -> Sequence[Modality]:
@@ -86,7 +86,7 @@ def from_url(url: str, allowed: Sequence[str]) -> bytes:
     if url[:5].lower() == "data:":
         raise Refused("unreadable: not a data URI in base64 (data:image/png;base64,...)")
     if not any(_is_below(url, prefix) for prefix in allowed):
-        raise Refused("not allowed: this server fetches no such URL; send the medium itself as a data URI")
+        raise Refused("not allowed: this server does not fetch this URL; send the medium as a data URI")
     try:
         with _opener.open(url, timeout=_SECONDS) as response:
             data: bytes = response.read(LIMITS.max_bytes + 1)
