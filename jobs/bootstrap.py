@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains and scores the parts one after the other, each in a folder of its own."""
+    """Trains and scores the parts one after another, each in its own folder."""
     parser = cli.parser("Train the small encoder, LLM and decoders that the preset `world` ships with.")
     parser.add_argument("--out", default="out/foundations", metavar="DIR", help="where the trained parts go")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="train only these")

@@ -1,4 +1,4 @@
-"""One page of what trained runs can do: `jobs/gallery.py --runs STAGE_1 STAGE_2 STAGE_3 --out PAGE.html`."""
+"""One HTML page about trained runs: `jobs/gallery.py --runs STAGE_1 STAGE_2 STAGE_3 --out PAGE.html`."""
 
 from collections.abc import Sequence
 

@@ -134,7 +134,7 @@ def _deployment(part: type, name: str, settings: Settings, gpus: float) -> Any:
 
 
 def _gpus() -> int:
-    """1 where the cluster has a GPU, else 0."""
+    """1 if the cluster has a GPU, else 0."""
     import ray
 
     return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)

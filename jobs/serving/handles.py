@@ -101,7 +101,7 @@ class Making:
 
 
 async def _stream(call: Callable[[], Any], part: str, *, can_repeat: bool) -> AsyncGenerator[Any, None]:
-    """Yields what a replica streams; calls another one if it is lost, but after the first event only if `can_repeat`."""
+    """Yields what a replica streams; calls another one if it is lost, after the first event only if `can_repeat`."""
     begun = False
     for rest in reversed(range(_TRIES)):
         try:

@@ -1,4 +1,4 @@
-"""What `train_stage --dry-run` prints: what would train, what it takes of each worker's memory, and whether it fits."""
+"""The output of `train_stage --dry-run`: what would train, the memory that each worker needs, and whether it fits."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -204,7 +204,7 @@ def _steps(first: int, last: int) -> Any:
 
 
 def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
-    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
+    """The mean losses of the first and the last epoch, since single steps are too noisy to compare."""
     from model.runs.run_log import read_log  # late: it loads torch, and most mistakes are told without
 
     rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
