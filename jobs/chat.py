@@ -143,7 +143,7 @@ def _check(arguments: Namespace, token: str | None) -> None:
         if value is not None and value < 1:
             mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least 1")
     mistakes += [
-        f"--allow-url {url}: must be http:// or https://, a host, and an optional path"
+        f"--allow-url {url}: give http:// or https://, a host, and optionally a path"
         for url in arguments.allow_url
         if not url.startswith(("http://", "https://"))
     ]
