@@ -1,13 +1,13 @@
-"""Measures this project against what a user could run in its place, and what a GPU does with it.
+"""Benchmarks: this project against what a user could run instead, and what it gets out of a GPU.
 
 `jobs/bench.py pipelines`, `jobs/bench.py training`, `jobs/bench.py chat`, `jobs/bench.py gpu`; `jobs/bench.py real`
-rehearses the preset nextgpt_7b. What is measured lies in `tests/benchmarks`, so this needs a checkout.
+rehearses the preset nextgpt_7b. The benchmarks are in `tests/benchmarks`, so this needs a checkout.
 """
 
 import sys
 from pathlib import Path
 
-# Of a checkout; what Ray starts looks for modules where this process does.
+# The checkout: processes that Ray starts look for modules where this one does.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import cli

@@ -1,8 +1,8 @@
 """Trains the foundations of the preset `world`: `jobs/bootstrap.py --out DIR [--parts PART ...]`.
 
-Everything is drawn from the synthetic world; a command that was cut off goes on where it was. `DIR/manifest.json` says
-what each part is, how it was made and what it scores. To ship them, copy the parts' folders and the manifest into
-model/foundations.
+All training data are drawn from the synthetic world, and an interrupted command resumes where it stopped.
+`DIR/manifest.json` records the files, the command and the scores of each part. To ship the parts, copy their folders
+and the manifest into model/foundations.
 """
 
 import json
@@ -19,12 +19,14 @@ MANIFEST = "manifest.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains and scores the parts one after the other, each in a folder of its own."""
+    """Trains and scores the parts one after another, each in its own folder."""
     parser = cli.parser("Train the small encoder, LLM and decoders that the preset `world` ships with.")
     parser.add_argument("--out", default="out/foundations", metavar="DIR", help="where the trained parts go")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="train these alone")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps; less is a trial")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 takes all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="train only these")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor for the number of steps; use less than 1 for a trial"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 uses all")
     arguments = parser.parse_args(argv)
     if not arguments.scale > 0:
         raise cli.UsageError(f"--scale {arguments.scale}: must be more than 0")
@@ -60,7 +62,7 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def _note(out: Path, part: str, entry: dict[str, Any]) -> None:
-    """Enters a part into the manifest; other parts' entries stay."""
+    """Adds a part to the manifest; the entries of other parts stay."""
     path = out / MANIFEST
     parts = read_json(path)["parts"] if path.is_file() else {}
     parts[part] = entry

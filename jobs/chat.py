@@ -1,4 +1,4 @@
-"""Serves a model on Ray Serve: a chat page, and an API as OpenAI's: `jobs/chat.py --checkpoint RUN [--port P]`."""
+"""Serves a model as a chat page and an OpenAI-compatible API: `jobs/chat.py --checkpoint RUN [--port P]`."""
 
 import os
 import signal
@@ -10,36 +10,37 @@ from contextlib import suppress
 from typing import NoReturn
 
 from jobs.common import cli
-from jobs.replies.respond import ARCHITECTURES
+from jobs.replies import options
 from jobs.serving.requests.guard import TOKEN
-from model.checkpoints.description import SHIPPED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until it is interrupted or terminated."""
-    parser = cli.parser("Chat with a model in a browser, and over HTTP as with OpenAI's API.")
-    parser.add_argument(
-        "--checkpoint", default=SHIPPED, metavar="RUN", help="a checkpoint, a run, a hub id, or the shipped model"
-    )
-    parser.add_argument(
-        "--architecture",
-        choices=ARCHITECTURES,
-        default=ARCHITECTURES[0],
-        help="one LLM that sees and makes media, or one that schedules tools and is told in text",
-    )
+    parser = cli.parser("Serve a model as a chat page in the browser and as an OpenAI-compatible HTTP API.")
+    options.add_model(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="where to listen")
     parser.add_argument(
-        "--public", action="store_true", help=f"listen on all addresses; asks for a token, from the variable {TOKEN}"
+        "--public", action="store_true", help=f"listen on all addresses; requires a token, from the variable {TOKEN}"
     )
-    parser.add_argument("--places", type=int, default=64, metavar="N", help="conversations answered at a time")
-    parser.add_argument("--batch", type=int, metavar="N", help="the most media a decoder makes at once")
-    parser.add_argument("--max-replicas", type=int, default=1, metavar="N", help="of the LLM and of each decoder")
-    parser.add_argument("--language-gpus", type=float, metavar="X", help="GPUs of a replica of the LLM")
-    parser.add_argument("--decoder-gpus", type=float, metavar="X", help="GPUs of a replica of a decoder")
+    parser.add_argument("--places", type=int, default=64, metavar="N", help="conversations answered concurrently")
+    parser.add_argument("--batch", type=int, metavar="N", help="maximum batch size of a decoder")
     parser.add_argument(
-        "--allow-url", action="append", default=[], metavar="PREFIX", help="fetch media in requests from below this URL"
+        "--max-replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="maximum number of replicas of the LLM and of each decoder",
     )
-    parser.add_argument("--no-page", action="store_true", help="serve the API alone")
+    parser.add_argument("--language-gpus", type=float, metavar="X", help="GPUs per replica of the LLM")
+    parser.add_argument("--decoder-gpus", type=float, metavar="X", help="GPUs per replica of a decoder")
+    parser.add_argument(
+        "--allow-url",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="allow media URLs under this prefix in requests",
+    )
+    parser.add_argument("--no-page", action="store_true", help="serve only the API")
     cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
     token = os.environ.get(TOKEN) or None
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from model.checkpoints.hub import find_checkpoint
 
     checkpoint = find_checkpoint(arguments.checkpoint)
-    checkpoint_model(checkpoint, arguments.overrides)  # now, before Ray starts: what is missing is told at once
+    checkpoint_model(checkpoint, arguments.overrides)  # before Ray starts, so that missing parts are reported at once
     settings = Settings(
         checkpoint=str(checkpoint),
         overrides=tuple(arguments.overrides),
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     host = "0.0.0.0" if arguments.public else "127.0.0.1"
     cli.start_ray()
-    # After Ray has set its own. A shell starts background commands with SIGINT ignored.
+    # After Ray has installed its handlers. Shells start background commands with SIGINT ignored.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -101,14 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _interrupt(*_: object) -> None:
     for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_DFL)  # whoever asks again does not wait
+        signal.signal(kind, signal.SIG_DFL)  # a second signal ends the process at once
     raise KeyboardInterrupt
 
 
 def _end() -> NoReturn:
-    """Ends this process and its own Ray with all that runs there.
+    """Ends this process and the Ray that it started.
 
-    Serve's own end waits for every deployment in turn, and for replies in the making; nobody is left to hear them.
+    Serve's own shutdown waits for each deployment in turn, and for unfinished replies that nobody would receive.
     """
     import psutil
     import ray
@@ -124,13 +125,15 @@ def _end() -> NoReturn:
     psutil.wait_procs(left, timeout=0.2)
     remove_orphans({process.pid for process in ours})
     sys.stdout.flush()
-    os._exit(0)  # the interpreter takes seconds to take torch and Ray's client apart
+    os._exit(0)  # a regular exit takes seconds to unload torch and Ray's client
 
 
 def _check(arguments: Namespace, token: str | None) -> None:
     mistakes = []
     if arguments.public and not token:
-        mistakes.append(f"--public: set {TOKEN} to a secret of 16 characters or more; who knows it may use the model")
+        mistakes.append(
+            f"--public: set {TOKEN} to a secret of 16 characters or more; whoever knows it can use the model"
+        )
     if token is not None and len(token) < 16:
         mistakes.append(f"{TOKEN}: must be 16 characters or more")
     if not 1 <= arguments.port <= 65535:
@@ -140,7 +143,7 @@ def _check(arguments: Namespace, token: str | None) -> None:
         if value is not None and value < 1:
             mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least 1")
     mistakes += [
-        f"--allow-url {url}: give http:// or https://, a host, and a path if you like"
+        f"--allow-url {url}: give http:// or https://, a host, and optionally a path"
         for url in arguments.allow_url
         if not url.startswith(("http://", "https://"))
     ]

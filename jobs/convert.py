@@ -1,4 +1,4 @@
-"""Reads and writes NExT-GPT's own files of weights: `jobs/convert.py --import FILE --preset NAME --out CHECKPOINT`."""
+"""Converts NExT-GPT's own weight files to checkpoints and back: `jobs/convert.py --import FILE --out CHECKPOINT`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -9,27 +9,29 @@ from jobs.common import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Makes a checkpoint of such files, or such a file of a checkpoint."""
-    parser = cli.parser("Make a checkpoint of NExT-GPT's own pytorch_model.pt, or the other way round.")
+    """Converts files to a checkpoint, or a checkpoint to a file."""
+    parser = cli.parser("Convert NExT-GPT's own pytorch_model.pt to a checkpoint, or a checkpoint to such a file.")
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument(
-        "--import", dest="files", nargs="+", metavar="FILE", help="files of any stages, in the order of their training"
-    )
+    way.add_argument("--import", dest="files", nargs="+", metavar="FILE", help="files of any stages, in training order")
     way.add_argument(
         "--export", dest="checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run or a model's hub id"
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="the checkpoint's folder, or the file to write")
-    parser.add_argument("--preset", metavar="NAME", help="the model that the files are of, or its .yaml file")
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=3, help="what --export writes the file of")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="preset of the model that the files belong to, or a .yaml file"
+    )
+    parser.add_argument(
+        "--stage", type=int, choices=(1, 2, 3), default=3, help="the stage whose weights --export writes"
+    )
     cli.add_overrides(parser, "model.llm.name=PATH")
     arguments = parser.parse_args(argv)
 
     paths = [*(arguments.files or ()), arguments.out]
-    mistakes = [f"{path}: a URL; give a path of this machine" for path in paths if "://" in path]
+    mistakes = [f"{path}: is a URL; give a local path" for path in paths if "://" in path]
     if arguments.files and not arguments.preset:
-        mistakes.append("--preset: missing; say which model the files are of, such as nextgpt_7b")
+        mistakes.append("--preset: missing; name the model that the files belong to, such as nextgpt_7b")
     if arguments.checkpoint and arguments.preset:
-        mistakes.append("--preset: goes with --import alone; a checkpoint knows its own")
+        mistakes.append("--preset: only for --import; a checkpoint has its own preset")
     if mistakes:
         raise cli.UsageError("\n".join(mistakes))
     cli.quiet()
@@ -47,7 +49,7 @@ def _import(arguments: Namespace) -> str:
     config = load_model(arguments.preset, arguments.overrides, [LLM])
     files = [cli.existing_file(name) for name in arguments.files]
     out = cli.new_folder(arguments.out)
-    # Before the weights are loaded: what is wrong with it is told at once.
+    # Before the weights are loaded, so that its errors are reported at once.
     tokenizer = load_tokenizer(config)
     model = NextGPT.from_config(config, dtype=_exact_dtype(config.llm.name, files))
     for file in files:
@@ -58,7 +60,7 @@ def _import(arguments: Namespace) -> str:
 
 
 def _exact_dtype(llm: str, files: list[Path]) -> Any:
-    """What holds the files and the LLM without loss: float16 where all are, else float32."""
+    """The dtype that holds the files and the LLM without loss: float16 if all of them are, else float32."""
     from functools import reduce
 
     import torch
@@ -79,7 +81,7 @@ def _export(arguments: Namespace) -> str:
 
     out = Path(arguments.out)
     if out.is_dir():
-        raise IsADirectoryError(f"{out}: is a folder; name the file to write")
+        raise IsADirectoryError(f"{out}: is a folder; give the file to write")
     config = checkpoint_model(arguments.checkpoint, arguments.overrides, [LLM])
     model, _ = from_pretrained(arguments.checkpoint, config=config)
     shapes = export_legacy(model, out, stage=arguments.stage)

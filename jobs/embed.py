@@ -17,37 +17,44 @@ MEDIA_BATCH = 8
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Embeds every prepared dataset that has items of the modalities asked for, or one captions file."""
+    """Embeds all prepared datasets with items of the given modalities, or one captions file."""
     from pipelines.storage.precision import DTYPES
     from pipelines.storage.sidecars import ENCODER, KINDS
 
     parser = cli.parser(
         "Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; "
-        "or, with --import, take over the .npy files that NExT-GPT's own tool made; "
+        "or, with --import, import the .npy files of NExT-GPT's own tool; "
         "or, with --captions, embed one captions file into .npy files as that tool does."
     )
     parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    parser.add_argument("--preset", default="world", help="names the encoders, or is a .yaml file of yours")
-    parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed; without it, all")
+    parser.add_argument("--preset", default="world", help="preset that names the encoders, or your own .yaml file")
+    parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed (all if omitted)")
     parser.add_argument(
         "--latents",
         action="store_true",
-        help="encode the media that answers hold with each decoder's own VAE instead, for loss.denoising_weights",
+        help="instead, encode the media in answers with each decoder's own VAE, for loss.denoising_weights",
     )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="prepared datasets; without it, all")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="another encoder than the preset's, for one --modality")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="prepared datasets (all if omitted)")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="an encoder other than the preset's, for a single --modality"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float16",
-        help="how captions and latents are stored; int8 has a scale a vector",
+        help="how captions and latents are stored; int8 has one scale per vector",
     )
     parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="in which text encoders multiply"
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of matrix products in text encoders",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions encoded at once")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use; without it, those that are up")
-    parser.add_argument("--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy to take over")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions per batch")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (those available if omitted)")
+    parser.add_argument(
+        "--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy files to import"
+    )
     parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
     parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
     cli.add_overrides(parser, "model.encoder.name=PATH")
@@ -69,17 +76,17 @@ def _check(arguments: Namespace) -> None:
     if bool(arguments.captions) != bool(arguments.out):
         mistakes.append("--captions and --out belong together")
     if arguments.imported and arguments.captions:
-        mistakes.append("--import goes with --shards, --captions with --out")
+        mistakes.append("--import needs --shards, --captions needs --out")
     if (arguments.model or arguments.captions or arguments.imported) and len(arguments.modality) != 1:
-        mistakes.append("--model, --captions and --import are of one encoder, so give one --modality with them")
+        mistakes.append("--model, --captions and --import are for one encoder; give exactly one --modality")
     if (arguments.captions or arguments.imported) and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --captions and --import are for image, video or audio")
     if arguments.latents and "encoder" in arguments.modality:
         mistakes.append("--modality encoder: --latents is for image, video or audio")
     if arguments.latents and (arguments.captions or arguments.imported):
-        mistakes.append("--latents goes with neither --captions nor --import: it encodes the media of --shards")
+        mistakes.append("--latents encodes the media of --shards; leave out --captions and --import")
     if arguments.captions and arguments.dtype == "int8":
-        mistakes.append("--dtype int8: the .npy files of --captions hold float32 or float16 alone")
+        mistakes.append("--dtype int8: the .npy files of --captions are float32 or float16")
     if arguments.gpus is not None and arguments.gpus < 0:
         mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
     if arguments.batch_size < 1:
@@ -94,7 +101,7 @@ def _check(arguments: Namespace) -> None:
 
 
 def _model(arguments: Namespace) -> "ModelConfig":
-    """The model whose encoders are to embed, those that will be used found."""
+    """The model whose encoders embed; those that are used have been located."""
     from jobs.common.settings import load_model
     from model.parts.sources import ENCODER as ENCODER_KEY
     from model.parts.sources import decoder_key
@@ -176,7 +183,7 @@ def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     from pipelines.embed.shard_embedder import EmbedTask
     from pipelines.storage.sidecars import ENCODER, takes_media
 
-    # Features are small and media large: the former are kept exact, the latter encoded few at a time.
+    # Features are small, so they are stored exactly; media are large, so they are encoded in small batches.
     dtype = "float32" if kind == ENCODER else arguments.dtype
     size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
     factory = encoder_factory(arguments.config, kind, arguments.precision)

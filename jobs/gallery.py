@@ -1,4 +1,4 @@
-"""One page of what trained runs can do: `jobs/gallery.py --runs STAGE_1 STAGE_2 STAGE_3 --out PAGE.html`."""
+"""One HTML page about trained runs: `jobs/gallery.py --runs STAGE_1 STAGE_2 STAGE_3 --out PAGE.html`."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from jobs.common import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the page, and a picture of its best examples where one is asked for."""
-    parser = cli.parser("Make one HTML page of runs: scores, conversations, failures and learning curves.")
+    """Writes the page and, with --picture, an image of its best examples."""
+    parser = cli.parser("Make an HTML page of one or more runs: scores, conversations, failures and learning curves.")
     parser.add_argument("--runs", required=True, nargs="+", metavar="RUN", help="runs, in the order of their stages")
-    parser.add_argument("--out", required=True, metavar="PAGE.html", help="where the page goes; it needs nothing else")
-    parser.add_argument("--picture", metavar="FILE.png", help="also a picture of the best examples, for a README")
+    parser.add_argument("--out", required=True, metavar="PAGE.html", help="the page to write; it is self-contained")
+    parser.add_argument("--picture", metavar="FILE.png", help="also write an image of the best examples, for a README")
     arguments = parser.parse_args(argv)
 
     from pipelines.inspect.gallery_page import write_gallery

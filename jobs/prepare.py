@@ -1,4 +1,4 @@
-"""Turns raw datasets into WebDataset shards, checks and explains them: `jobs/prepare.py --data ROOT --out SHARDS`."""
+"""Converts raw datasets to WebDataset shards, verifies and traces them: `jobs/prepare.py --data ROOT --out SHARDS`."""
 
 import sys
 from argparse import Namespace
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from pipelines.prepare.staging import Source
     from pipelines.storage.shards import Manifest
 
-DESCRIPTION = """Turn raw datasets (those of NExT-GPT, or your own by a catalog file) into WebDataset tar shards.
-`prepare.py verify SHARDS` reads all shards and embeddings and says what is damaged;
-`prepare.py lineage SHARDS KEY_OR_ROW ...` says which source row a sample is, and which sample a row became."""
+DESCRIPTION = """Convert raw datasets (those of NExT-GPT, or your own with a catalog file) to WebDataset tar shards.
+`prepare.py verify SHARDS` reads all shards and embeddings and reports what is damaged;
+`prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares every dataset found, or the ones named; or verifies, or explains, what was prepared."""
+    """Prepares all datasets found or those named, verifies shards, or traces samples and rows."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["verify"]:
         _verify(argv[1:])
@@ -32,21 +32,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str]) -> Namespace:
     parser = cli.parser(DESCRIPTION)
     parser.add_argument(
-        "--data", required=True, nargs="+", metavar="ROOT", help="folders or URLs; each dataset is taken from the first"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="ROOT",
+        help="folders or URLs; a dataset is read from the first that has it",
     )
-    parser.add_argument("--out", required=True, metavar="SHARDS", help="where the shards go, a folder a dataset")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="catalog names; without it, all found in ROOT")
-    parser.add_argument("--catalog", metavar="YAML", help="a catalog of your own, laid over the built-in one")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="samples in a shard")
+    parser.add_argument("--out", required=True, metavar="SHARDS", help="where the shards go, one folder per dataset")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="catalog names (all found in ROOT if omitted)")
+    parser.add_argument("--catalog", metavar="YAML", help="your own catalog, merged over the built-in one")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="samples per shard")
     parser.add_argument(
-        "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail above this share of rows"
+        "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail if a larger share of rows is rejected"
     )
-    parser.add_argument("--retry-rejected", action="store_true", help="try rejected rows again, as after a bad disk")
+    parser.add_argument(
+        "--retry-rejected", action="store_true", help="retry rejected rows, for example after a disk failure"
+    )
     parser.add_argument(
         "--follow-links", action="store_true", help="follow links in local media folders to files anywhere"
     )
     parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media/policy.py")
-    parser.add_argument("--media", nargs="+", default=[], metavar="KEY=VALUE", help="over it: image.short_side=256 ...")
+    parser.add_argument(
+        "--media", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of it: image.short_side=256 ..."
+    )
     return parser.parse_args(argv)
 
 
@@ -121,7 +129,7 @@ def _print_rejected(directory: Path) -> None:
 
 
 def _sources(arguments: Namespace) -> "list[Source]":
-    """What is to be prepared, in the catalog's order."""
+    """The datasets to prepare, in the catalog's order."""
     from jobs.common.settings import load_media_policy
     from pipelines.media.folder import Links
     from pipelines.prepare.staging import Source
@@ -170,7 +178,7 @@ def _sources(arguments: Namespace) -> "list[Source]":
 
 
 def _report(source: "Source", prepared: "Prepared") -> None:
-    """Writes the dataset's page, beside the datasets' folders: it tells of this run, and is no part of the data."""
+    """Writes the dataset's report beside the dataset folders: it describes this run and is not part of the data."""
     from pipelines.inspect.report import RunFigures, write_report
 
     figures = RunFigures(rows=prepared.rows, seconds=prepared.seconds, bytes=prepared.bytes)

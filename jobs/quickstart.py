@@ -1,4 +1,4 @@
-"""The whole way on one machine, prepare to gallery: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
+"""The whole pipeline on one machine, from prepare to gallery: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
 
 import shlex
 import time
@@ -10,16 +10,16 @@ from jobs import embed, gallery, generate, prepare, score, train_stage
 from jobs.common import cli
 
 WORLD_SEED = 0
-PRESET = "world"  # the one whose foundations are trained, and which sits the world's exam
+PRESET = "world"  # the one with trained foundations, which can be evaluated on the world's exam
 PROMPT = "Show me a picture, a video and a sound of a red circle."
 UNDERSTANDING = ("understand_image", "understand_video", "understand_audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What the time depends on: pairs a modality, conversations a row of the exam and of its controls, settings.
+    """What the duration depends on: pairs per modality, conversations per row of the exam and its controls, settings.
 
-    `control` are those of the control on shuffled captions, which comes to chance sooner than the others learn.
+    `control` are the settings of the control on shuffled captions, which needs fewer steps to end at chance.
     """
 
     world: int
@@ -39,16 +39,18 @@ SMALL = Size(
     settings=("max_steps=150",),
     control=("max_steps=100",),
 )
-PLAIN = Size(world=16, samples_per_shard=8)  # where no exam follows
+PLAIN = Size(world=16, samples_per_shard=8)  # without an exam
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the commands one after the other, each as it would be typed."""
-    parser = cli.parser("Run everything once, small, on this machine; without --data on a world the project draws.")
+    """Runs the commands one after another, as a user would type them."""
+    parser = cli.parser("Run the whole pipeline once, small, on this machine; without --data, on a synthetic world.")
     parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder")
-    parser.add_argument("--out", default="out/quickstart", metavar="DIR", help="where everything goes")
-    parser.add_argument("--preset", default=PRESET, help="the preset of all steps, or a .yaml file of yours")
-    parser.add_argument("--small", action="store_true", help="less of all: to see that it works, not how well")
+    parser.add_argument("--out", default="out/quickstart", metavar="DIR", help="folder for all output")
+    parser.add_argument("--preset", default=PRESET, help="the preset of all steps, or your own .yaml file")
+    parser.add_argument(
+        "--small", action="store_true", help="less data and fewer steps: shows that it works, not how well"
+    )
     cli.add_overrides(parser, "epochs=2 or model.llm.name=PATH")
     arguments = parser.parse_args(argv)
 
@@ -100,7 +102,7 @@ def _train(out: Path, data: Path, preset: str, settings: list[str], size: Size) 
 
 
 def _examine(out: Path, size: Size) -> dict[str, float]:
-    """Trains a control on shuffled captions, and lets it and the runs sit the world's exam."""
+    """Trains a control on shuffled captions, and evaluates it and the runs on the world's exam."""
     times, control = {}, str(out / "control")
     command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
     times["control"] = _run("train_stage", train_stage.main, [*command, *size.control, "shuffle_items=true"])
@@ -112,7 +114,7 @@ def _examine(out: Path, size: Size) -> dict[str, float]:
 
 
 def _reply(out: Path) -> dict[str, float]:
-    """Asks the last run for all that it can make."""
+    """Asks the last run for all media that it can make."""
     command = ["--checkpoint", str(out / "stage-3"), "--prompt", PROMPT, "--out", str(out / "reply")]
     return {"generate": _run("generate", generate.main, [*command, "--require", *generate.MODALITIES])}
 

@@ -1,4 +1,4 @@
-"""Scores a checkpoint on the world's exam, or on the held-out split of any data: `jobs/score.py --checkpoint RUN`."""
+"""Scores a checkpoint on the world's exam, or on the held-out split of your data: `jobs/score.py --checkpoint RUN`."""
 
 import time
 from argparse import Namespace
@@ -8,34 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import cli
+from jobs.replies import options
 from jobs.train_stage import SETTINGS
 
 WORLDS = ("builtin:world/", "builtin:tiny/")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the exam in this process, prints the table and writes `scores.json` and `examples/` to where RUN is."""
+    """Runs the exam in this process, prints the table, and writes `scores.json` and `examples/` into RUN."""
     from pipelines.world.exam import ROWS, SEED
 
     parser = cli.parser(
-        "Score a checkpoint on conversations about the synthetic world that no training has seen, beside chance and "
-        "controls; or, with --shards, on the held-out samples of prepared and embedded shards."
+        "Score a checkpoint on conversations about held-out combinations of the synthetic world, compared with chance "
+        "and controls; or, with --shards, on the held-out samples of prepared and embedded shards."
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a checkpoint or a run; scores go there")
-    parser.add_argument("--n", type=int, default=200, metavar="N", help="conversations a row, or samples a dataset")
     parser.add_argument(
-        "--controls-n", type=int, default=64, metavar="N", help="conversations a row for the controls; 0 for none"
+        "--checkpoint", required=True, metavar="RUN", help="a checkpoint or a run; scores are written there"
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"those of {', '.join(ROWS)}; without it, all")
-    parser.add_argument("--shuffled", metavar="RUN", help="a control, trained with shuffle_items=true")
-    parser.add_argument("--seed", type=int, default=SEED, help="which conversations")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, instead of each decoder's own number")
+    parser.add_argument("--n", type=int, default=200, metavar="N", help="conversations per row, or samples per dataset")
+    parser.add_argument(
+        "--controls-n", type=int, default=64, metavar="N", help="conversations per row for the controls; 0 for none"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"any of {', '.join(ROWS)} (all if omitted)")
+    parser.add_argument("--shuffled", metavar="RUN", help="a control run that was trained with shuffle_items=true")
+    parser.add_argument("--seed", type=int, default=SEED, help="which conversations are drawn")
+    options.add_options(parser, "steps")
     parser.add_argument(
         "--architectures",
         action="store_true",
-        help="compare the model's two architectures and the captions themselves: how often right, how fast, tokens",
+        help="compare the model's two architectures and the true captions: accuracy, latency, tokens",
     )
-    parser.add_argument("--shards", metavar="SHARDS", help="score the held-out samples of these instead of the exam")
+    parser.add_argument(
+        "--shards", metavar="SHARDS", help="score the held-out samples of these shards instead of the exam"
+    )
     cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
     arguments = parser.parse_args(argv)
 
@@ -58,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(arguments: Namespace, known: Sequence[str], encoder: str) -> None:
     mistakes = [f"--rows: no row {name}; use {', '.join(known)}" for name in arguments.rows or () if name not in known]
     if not arguments.shards and not encoder.startswith(WORLDS):
-        mistakes.append(f"--shards: missing; the world's exam is for models that see with {' or '.join(WORLDS)} parts")
+        mistakes.append(f"--shards: missing; the world's exam needs a model with an encoder from {' or '.join(WORLDS)}")
     if arguments.shards and (arguments.rows or arguments.shuffled):
-        mistakes.append("--rows and --shuffled are of the world's exam; leave them or --shards out")
+        mistakes.append("--rows and --shuffled are for the world's exam; leave out either these or --shards")
     if arguments.architectures and (arguments.shards or arguments.shuffled):
         mistakes.append(
             "--architectures compares on the world's exam, without controls; leave out --shards, --shuffled"
@@ -139,19 +144,26 @@ def _held_out(arguments: Namespace, run: Path, checkpoint: Path) -> None:
     shards = cli.existing_folder(arguments.shards)
     datasets = {shards / name: manifest for name, manifest in list_datasets(shards).items()}
     fraction = _fraction(run)
-    options = {"fraction": fraction, "count": arguments.n, "steps": arguments.steps, "device": device}
-    rows, notes = score_shards(checkpoint, arguments.config, datasets, **options)
+    rows, notes = score_shards(
+        checkpoint,
+        arguments.config,
+        datasets,
+        fraction=fraction,
+        count=arguments.n,
+        steps=arguments.steps,
+        device=device,
+    )
     for note in notes:
         print(f"note: {note}")
     if not rows:
-        raise ValueError(f"{shards}: holds nothing that was held out of training ({100 * fraction:.3g} % of samples)")
+        raise ValueError(f"{shards}: has no samples that were held out of training ({100 * fraction:.3g} % of samples)")
     _write(run, checkpoint, arguments, time.monotonic() - started, [asdict(row) for row in rows])
     print(table(rows, per_cent=False))
     print(f"scores: {run / 'scores.json'}")
 
 
 def _fraction(run: Path) -> float:
-    """The share that training held out, as its settings beside the checkpoint say."""
+    """The fraction that training held out, by the settings beside the checkpoint."""
     from model.training.train_settings import ValidationSettings
     from pipelines.storage.files import read_json
 

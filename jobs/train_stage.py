@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
-# What may change when a run goes on: how it is run and watched, not what it computes.
+# What may change when a run is resumed: how it is executed and logged, not what it computes.
 FREE = (
     "workers",
     "use_gpu",
@@ -25,7 +25,7 @@ FREE = (
     "keep_last",
     "validation.every",
     "validation.generate",
-    # Where the same weights lie, and how frozen parts are loaded; another LLM is found out by its fingerprint.
+    # Where the same weights are, and how frozen parts are loaded; another LLM is detected by its fingerprint.
     "model.preset",
     "model.llm.name",
     "model.llm.attention",
@@ -35,18 +35,20 @@ FREE = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Checks everything that can be checked, trains from where the run stands, and says where the checkpoint lies."""
+    """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
     parser = cli.parser("Train one of NExT-GPT's three stages on prepared and embedded shards.")
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True, help="which stage")
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="the --out of jobs/prepare.py, embedded")
-    parser.add_argument("--out", required=True, metavar="RUN", help="where checkpoints, settings and the log go")
+    parser.add_argument(
+        "--out", required=True, metavar="RUN", help="where checkpoints, settings and the log are written"
+    )
     parser.add_argument("--init", metavar="CHECKPOINT", help="a checkpoint, or a run, of an earlier stage")
     parser.add_argument(
         "--preset",
         default="world",
-        help="names the model and its settings, or is a .yaml file of yours",
+        help="preset of the model and its settings, or your own .yaml file",
     )
-    parser.add_argument("--overwrite", action="store_true", help="remove what RUN holds first")
+    parser.add_argument("--overwrite", action="store_true", help="delete the contents of RUN first")
     _add_dry_run(parser)
     cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
     arguments = parser.parse_args(argv)
@@ -105,17 +107,21 @@ def _add_dry_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="start nothing: print what would train, the memory it takes, whether that fits, and what else is wrong",
+        help="start nothing; print what would train, the memory it takes, whether that fits, and all other mistakes",
     )
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --dry-run, of each GPU, if not those here")
-    parser.add_argument("--host-memory", type=float, metavar="GB", help="with --dry-run, of a worker, if not of here")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="with --dry-run: memory per GPU, if not of the GPUs here"
+    )
+    parser.add_argument(
+        "--host-memory", type=float, metavar="GB", help="with --dry-run: main memory per worker, if not of this machine"
+    )
 
 
 def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
     """Prints the footprint of a run.
 
     Raises:
-        Failures: it does not fit, or would be refused; a line for each reason.
+        Failures: it does not fit, or would be refused; one line per reason.
     """
     from jobs.training.dry_run import DryRun, machine_for
     from jobs.training.stage import plan_stage
@@ -139,13 +145,13 @@ def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[st
 
 
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
-    """How many steps of this very run are done; what is not a run of ours is never removed."""
+    """How many steps of this run are done; a folder that is not a run is never deleted."""
     from model.runs.run_state import first_step
 
     if not run.exists() or not any(run.iterdir()):
         return 0
     if not (run / SETTINGS).is_file():
-        raise FileExistsError(f"{run}: holds other files; give a folder that is empty or new")
+        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
     if overwrite:
         remove_tree(run)
         return 0
@@ -160,7 +166,7 @@ def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What would make going on another run, as `name: old -> new`."""
+    """The settings that would make a resumed run a different one, as `name: old -> new`."""
     before, now = _flat(old), _flat(new)
     for name in dict.fromkeys((*before, *now)):
         if name == "hash" or name.removeprefix("settings.") in FREE:

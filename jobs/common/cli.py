@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, one-line errors, and a Ray to run on."""
+"""What all commands share: exit codes, one-line errors, tables, and starting Ray."""
 
 import logging
 import os
@@ -7,30 +7,30 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Workers share the driver's environment already; Ray's own hook would rebuild one with `uv run` in each of them.
+# Workers already share the driver's environment; Ray's own hook would rebuild it with `uv run` in each worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray Train would log what workers print, once more.
+# Otherwise Ray Train logs what workers print a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-# c10d warns of host names without a reverse entry and of barriers before which the device was set already; workers read
-# this as they import torch. Errors are still told.
+# c10d warns about host names without a reverse DNS entry, and about barriers although the device is set. Workers read
+# this when they import torch; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-# Loggers whose warnings tell a user of these commands nothing.
+# Loggers whose warnings are of no use to users of these commands.
 CHATTER = ("ray._private.authentication", "ray.data", "ray.train", "torch.distributed.c10d_logger")
 
-# Ray Train's controller tells of every call of its own that took longer than a few seconds, as on a busy machine, by a
-# traceback; to the one at its end nobody listens, the others it makes again.
+# Ray Train's controller logs a traceback for each of its own calls that takes more than a few seconds, as happens on a
+# busy machine. It repeats them, but for the last one, whose result nobody needs.
 _IMPATIENT = (
     "ray.train.v2._internal.callbacks.placement_group_callback",
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client",
     "ray.train.v2._internal.execution.scaling_policy.elastic",
 )
 
-# Ray's core warns of an actor that Ray Train itself makes, once in every run.
+# Ray's core warns once per run about an actor that Ray Train itself creates.
 _NO_NEWS = re.compile(r" core_worker\.cc:\d+: Actor with class name: .* constructor arguments in the object store")
 
 FAILED = 1
@@ -40,11 +40,11 @@ Main = Callable[[Sequence[str] | None], None]
 
 
 class UsageError(ValueError):
-    """The command line or the configuration is wrong; one line a mistake."""
+    """The command line or the configuration is wrong; one line per mistake."""
 
 
 class Failures(ValueError):
-    """Several things failed, each on its own; one line a failure."""
+    """Several things failed independently; one line per failure."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -56,38 +56,38 @@ def _leave_out_what_is_none(log: Mapping[str, Any]) -> None:
     log["lines"][:] = [line for line in log["lines"] if not _NO_NEWS.search(line)]
 
 
-# Here, since the controller, a process of Ray's, imports this module before it does anything, but runs none of it.
+# At import: the controller, a process of Ray's, imports this module first, but calls nothing in it.
 for _name in _IMPATIENT:
     logging.getLogger(_name).addFilter(_is_news)
 
 
 def parser(description: str) -> ArgumentParser:
-    """An argument parser whose help shows every default."""
+    """An argument parser whose help shows all defaults."""
     return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
 
 
 def add_overrides(parser: ArgumentParser, examples: str) -> None:
-    """Lets a command take settings as `key=value`, alike everywhere."""
+    """Adds settings as `key=value`, in the same way for every command."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings, such as {examples}")
 
 
 def start_ray() -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
     import ray
-    import ray.data  # it sets up its loggers when it is imported: before they are told to be quiet
+    import ray.data  # its import sets up its loggers, so it comes before they are silenced
     from ray._private import ray_logging
 
     if ray.is_initialized():
         return
     quiet()
-    # Ray has no public filter of what it shows of its processes; what is registered before it starts sees it first.
+    # Ray has no public filter for the output of its processes; handlers registered before it starts see it first.
     ray_logging.global_worker_stdstream_dispatcher.add_handler("news", _leave_out_what_is_none)
     ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     configure_ray_data()
 
 
 def owns_ray() -> bool:
-    """Whether this process started the Ray that it uses, and may end it."""
+    """Whether this process started the Ray that it uses, and so may shut it down."""
     from ray._private import worker
 
     node = worker._global_node
@@ -95,30 +95,30 @@ def owns_ray() -> bool:
 
 
 def configure_ray_data() -> None:
-    """Leaves progress to our own bars, and lets an error in a step come out as it was raised."""
+    """Disables Ray Data's progress bars in favour of ours, and re-raises errors of a step as they were."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # Ray Data would keep half of a small machine's cores for other steps; our executions have one step each.
+    # Ray Data would reserve half of a small machine's cores for other steps; our executions have a single one.
     context.op_resource_reservation_enabled = False
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
 
 
 def quiet(level: int = logging.ERROR) -> None:
-    """Silences what tells a user of these commands nothing, in the driver or a worker: Ray's log below this level."""
-    # Some of Ray Train's loggers are named after their file, so they are no children of `ray.train`.
+    """Silences log messages of no use to users, in the driver or a worker: those of Ray's loggers below `level`."""
+    # Some of Ray Train's loggers are named after their file, so they are not children of `ray.train`.
     by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
     for name in (*CHATTER, *by_file):
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # Of DeepSpeed's barriers on a GPU: each worker has set its device before.
+    # From DeepSpeed's barriers on a GPU; each worker has already set its device.
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")
 
 
 def run(main: Main) -> None:
-    """Runs a command and ends the process: 0 done, 1 failed, 2 usage; the reason is the last line of the log."""
+    """Runs a command and exits: 0 for success, 1 for failure, 2 for wrong usage; the reason is printed last."""
     try:
         main(None)
     except UsageError as error:
@@ -134,7 +134,7 @@ def run(main: Main) -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error behind what Ray wraps around it; what our own errors were raised from is not looked at."""
+    """The error that Ray has wrapped; the causes of our own errors are not followed."""
     seen = set[int]()
     while type(error).__module__.partition(".")[0] == "ray" and id(error) not in seen:
         seen.add(id(error))
@@ -145,7 +145,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person: the message, or the kind of error where there is none."""
+    """An error in one line: its message, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     message = lines[-1] if lines and isinstance(error, RuntimeError) else (lines[0] if lines else type(error).__name__)
@@ -153,13 +153,13 @@ def describe(error: BaseException) -> str:
 
 
 def _to_path(value: str) -> Path:
-    from pipelines.storage.files import to_path  # late: --help need not wait for it
+    from pipelines.storage.files import to_path  # late, so that --help is fast
 
     return to_path(value)
 
 
 def existing_folder(value: str) -> Path:
-    """The path of a folder, or the URL of one, that must exist."""
+    """The path or URL of an existing folder."""
     path = _to_path(value)
     if not path.is_dir():
         raise FileNotFoundError(f"{value}: no such folder")
@@ -167,7 +167,7 @@ def existing_folder(value: str) -> Path:
 
 
 def existing_file(value: str) -> Path:
-    """The path of a file, or the URL of one, that must exist."""
+    """The path or URL of an existing file."""
     path = _to_path(value)
     if not path.is_file():
         raise FileNotFoundError(f"{value}: no such file")
@@ -175,18 +175,30 @@ def existing_file(value: str) -> Path:
 
 
 def new_folder(value: str) -> Path:
-    """The path of a folder, or the URL of one, to write to."""
+    """The path or URL of a folder to write to."""
     path = _to_path(value)
     if path.is_file():
         raise FileExistsError(f"{value}: is a file; give a folder")
     return path
 
 
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """The lines of a table; the columns in `left` are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def note_untrained(names: Iterable[str]) -> None:
-    """Says which frozen parts hold random weights, so that nobody takes their output for more."""
+    """Prints which frozen parts have random weights, so that their output is not mistaken for a result."""
     distinct = list(dict.fromkeys(names))
     if distinct:
-        print(f"note: untrained (random weights, for trying the way alone): {', '.join(distinct)}")
+        print(f"note: untrained (random weights, only for trying out the system): {', '.join(distinct)}")
 
 
 def _fail(error: BaseException, code: int) -> None:

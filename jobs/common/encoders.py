@@ -1,6 +1,6 @@
-"""Makes the frozen encoders inside the actors that use them: model parts behind the `Encoder` of pipelines.
+"""Loads the frozen encoders inside the actors that use them: parts of the model behind the `Encoder` of pipelines.
 
-Torch and what needs it are imported where an encoder is loaded: to know which one it is may need none of it.
+Torch is imported only where an encoder is loaded; its id may be known without.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.parts.mixed_precision import Precision
 
 _ROOT = Path(__file__).parents[2]
-# What an encoder's id depends on beside its own files and settings.
+# What an encoder's id depends on besides its own files and settings.
 _PROGRAM = (
     "jobs/common/encoders.py",
     "model/architectures/imagebind.py",
@@ -40,21 +40,21 @@ _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderFactory:
-    """Makes an encoder of a class of this module by its part's name and what else the class takes."""
+    """Loads an encoder: a class of this module, the name of the part, and further arguments of the class."""
 
     make: Callable[..., Encoder]
     name: str
     settings: tuple[str, ...] = ()
 
     def __call__(self) -> Encoder:
-        """Loads it."""
+        """Loads the encoder."""
         return self.make(self.name, *self.settings)
 
     def memory(self) -> Path | None:
-        """The file in which this machine remembers the encoder's id; None where its files are not here yet.
+        """The file that caches the encoder's id on this machine; None where the part's files are not here yet.
 
-        Its name is a hash of the stamps of all files of the part, of the settings, and of this program and its
-        libraries where the id depends on them: whatever may change the id gives another file. No file is opened.
+        Its name is a hash of the stamps of all files of the part, of the settings, and of the code and libraries that
+        the id depends on, so that anything that may change the id gives another file. No file is opened.
         """
         files = _part_files(self.name)
         if not files:
@@ -66,7 +66,7 @@ class EncoderFactory:
 
 
 def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "float32") -> EncoderFactory:
-    """What makes the encoder of a sidecar kind; `precision` is for captions alone."""
+    """The factory of the encoder of a sidecar kind; `precision` applies only to captions."""
     modality = output_modality(kind)
     if modality is None:
         return EncoderFactory(make=FeatureEncoder, name=config.encoder.name)
@@ -77,7 +77,7 @@ def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "fl
 
 
 def _part_files(name: str) -> list[Path]:
-    """The files of a part: one file, a folder, or what the hub's cache holds of a repository as it is there now."""
+    """The files of a part: one file, those of a folder, or those of a repository's latest commit in the hub's cache."""
     place = Path(resolve(name))
     if place.is_file():
         return [place.resolve()]
@@ -90,12 +90,12 @@ def _part_files(name: str) -> list[Path]:
 
 
 def _snapshot(repo_id: str) -> Path | None:
-    """The folder of a repository's newest commit in the hub's cache; of the last one seen without a connection."""
+    """The folder of a repository's latest commit in the hub's cache; offline, of the last one seen."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repo_id, "model_index.json")).parent
-    except (OSError, ValueError):  # loading the encoder says what is wrong, in words
+    except (OSError, ValueError):  # loading the encoder reports what is wrong
         return None
 
 
@@ -128,7 +128,7 @@ class CaptionTextEncoder:
         self.id = f"{modality}-{self._encoder.id}"
 
     def __call__(self, inputs: Sequence[Any]) -> Embeddings:
-        """Caption embeddings (N, L, D) and how many of the L positions are each caption's own."""
+        """Caption embeddings (N, L, D), and how many of the L positions belong to each caption."""
         result = self._encoder(inputs)
         return result.embeddings, result.lengths
 
@@ -148,7 +148,7 @@ class MediumEncoder:
         self.id = f"{modality}_latents-{self._encoder.id}"
 
     def __call__(self, inputs: Sequence[Any]) -> Embeddings:
-        """Latents (N, C, ...), which have no positions."""
+        """Latents (N, C, ...), each with one position."""
         latents = self._encoder(inputs)
         return latents, np.ones(len(latents), np.int32)
 
@@ -168,6 +168,6 @@ class FeatureEncoder:
         self.id = f"{ENCODER}-{self._encoder.id}"
 
     def __call__(self, inputs: Sequence[Any]) -> Embeddings:
-        """Features (N, E); a feature has no positions."""
+        """Features (N, E), each with one position."""
         features = self._encoder(inputs)
         return features, np.ones(len(features), np.int32)

@@ -1,6 +1,6 @@
-"""Reads settings; key=value comes last.
+"""Reads settings from layers; key=value on the command line comes last.
 
-A stage's are in base.yaml, PRESET.yaml, stage_N.yaml and PRESET_stage_N.yaml, those of media in a file of the user's.
+The layers of a stage are base.yaml, PRESET.yaml, stage_N.yaml and PRESET_stage_N.yaml; a media policy has one file.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipelines.storage.files import read_json
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENGINES = CONFIGS / "deepspeed"
 _PRESET = "model.preset"
-# What of a checkpoint's model says whence and how its frozen parts are loaded; the rest was trained as it is.
+# The settings of a checkpoint's model that say how its frozen parts are loaded; the others are fixed by training.
 LOADING = (
     "model.llm.name",
     "model.llm.attention",
@@ -38,7 +38,7 @@ LOADING = (
 def load_settings(
     stage: int, preset: str, overrides: Sequence[str] = (), own_views: Iterable[str] = ()
 ) -> TrainSettings:
-    """The effective settings of a stage; `own_views` are those of prepared datasets that no built-in catalog has.
+    """The effective settings of a stage; `own_views` are views of prepared datasets outside the built-in catalog.
 
     Raises:
         UsageError: all mistakes, one line each.
@@ -64,7 +64,7 @@ def load_settings(
 
 
 def load_model(preset: str, overrides: Sequence[str] = (), needed: Collection[str] | None = None) -> ModelConfig:
-    """The model of a preset, changed by `model.KEY=VALUE`, its parts found; see `model.parts.sources.find_parts`.
+    """The model of a preset with `model.KEY=VALUE` applied and its parts located by `model.parts.sources.find_parts`.
 
     Raises:
         UsageError: all mistakes, one line each.
@@ -75,12 +75,12 @@ def load_model(preset: str, overrides: Sequence[str] = (), needed: Collection[st
 def checkpoint_model(
     checkpoint: Path | str, overrides: Sequence[str] = (), needed: Collection[str] | None = None
 ) -> ModelConfig:
-    """The model of a checkpoint, of which `model.KEY=VALUE` changes how and whence its frozen parts are loaded.
+    """The model of a checkpoint; `model.KEY=VALUE` may change how and from where its frozen parts are loaded.
 
     Raises:
         UsageError: all mistakes, one line each.
     """
-    from model.checkpoints.hub import read_model_config  # late: it imports torch, and most mistakes are told without
+    from model.checkpoints.hub import read_model_config  # late: it imports torch, which most mistakes do not need
 
     return _found(_overridden(read_model_config(checkpoint), overrides, allowed=LOADING), needed)
 
@@ -93,12 +93,12 @@ def _preset(name: str) -> ModelConfig:
 
 
 def _overridden(config: ModelConfig, overrides: Sequence[str], allowed: Sequence[str]) -> ModelConfig:
-    """A model with `model.KEY=VALUE` laid over it, of which only keys that begin as `allowed` says may change."""
+    """A model with `model.KEY=VALUE` applied; only keys that start with one of `allowed` may be set."""
     fixed = [text for text in overrides if not text.startswith(tuple(allowed)) or text.startswith(_PRESET)]
     values, mistakes = override(
         {"model": config.model_dump(mode="json")}, [text for text in overrides if text not in fixed]
     )
-    mistakes += [f"{text}: cannot be set here; what can is {', '.join(allowed)}..." for text in fixed]
+    mistakes += [f"{text}: cannot be set here; use {', '.join(allowed)}..." for text in fixed]
     try:
         config = ModelConfig.model_validate(values["model"])
     except ValidationError as error:
@@ -138,7 +138,7 @@ def load_media_policy(path: Path | None, overrides: Sequence[str] = ()) -> Media
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Settings with `key=value` laid over them (`a.b=c` goes into a), and the mistakes found, a line each."""
+    """Settings with `key=value` applied (`a.b=c` sets b in a), and the mistakes found, one line each."""
     mistakes = []
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -153,15 +153,15 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str
 
 
 def explain(error: ValidationError) -> list[str]:
-    """What is wrong with settings, a line a mistake."""
+    """What is wrong with settings, one line per mistake."""
     return [f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors()]
 
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The DeepSpeed JSON a stage names, a file of jobs/configs/deepspeed or a path.
+    """The DeepSpeed JSON that a stage names: a file in jobs/configs/deepspeed, or a path.
 
     Raises:
-        UsageError: it says something else than the settings that stand above it.
+        UsageError: it contradicts the settings of the stage.
     """
     values: dict[str, Any] = read_json(_deepspeed_file(settings.deepspeed))
     zero = values.get("zero_optimization", {})
@@ -181,7 +181,7 @@ def _deepspeed_file(name: str) -> Path:
 
 
 def _unknown_names(values: Mapping[str, Any], own_views: Iterable[str]) -> list[str]:
-    """Names in the settings that lead nowhere."""
+    """Datasets and files named in the settings that do not exist."""
     mistakes = []
     datasets, views = values.get("datasets"), dict.fromkeys([*load_catalog().views, *own_views])
     if isinstance(datasets, str):
@@ -197,7 +197,7 @@ def _unknown_names(values: Mapping[str, Any], own_views: Iterable[str]) -> list[
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:
-    """Twelve hex digits that name a configuration."""
+    """Twelve hex digits that identify a configuration."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
@@ -208,7 +208,7 @@ def _message(fault: Any) -> str:
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides key by key; `datasets` is one value, not merged, so that naming some drops the others."""
+    """Merges key by key; `datasets` is replaced as a whole, so that naming some drops the others."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)

@@ -1,4 +1,4 @@
-"""How good each foundation is on its own, on combinations that it was not trained on."""
+"""How well each foundation does on its own, on held-out combinations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from pipelines.world.oracles import grade, read
 from pipelines.world.render import FPS, render
 from pipelines.world.scenes import ATTRIBUTES, Subject, attributes, draw, modality_of
 
-COUNT = 200  # subjects a modality
+COUNT = 200  # subjects per modality
 _BATCH = 50
 Scores = dict[str, Any]
 
 
 def score(part: str, folder: Path) -> Scores:
-    """The scores of a part, by name; shares of subjects, of dialogue tokens for the LLM."""
+    """The scores of a part by name: shares of subjects, or of answer tokens for the LLM."""
     if part == "llm":
         return _score_llm(folder)
     if part == "imagebind":
@@ -44,7 +44,7 @@ def _shares(wanted: Sequence[Subject], grades: Sequence[Mapping[str, bool]]) -> 
 
 
 def _score_decoder(folder: Path, modality: Modality) -> Scores:
-    """What the oracles read in the media made from captions, by the decoder's own number of steps."""
+    """What the oracles read in media generated from captions, with the decoder's default number of steps."""
     decoder, encoder = Decoder(modality, str(folder)), CaptionEncoder(modality, str(folder))
     wanted, made = _subjects(modality), list[Decoded]()
     for start in range(0, COUNT, _BATCH):
@@ -56,7 +56,7 @@ def _score_decoder(folder: Path, modality: Modality) -> Scores:
 
 
 def _score_encoder(folder: Path, modality: Modality) -> Scores:
-    """Of the texts of an attribute's values, which one is nearest to a medium's embedding."""
+    """Zero-shot classification: the attribute value whose text embedding is nearest to a medium's embedding."""
     from transformers import CLIPTokenizer
 
     encode_text = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))

@@ -1,4 +1,4 @@
-"""How each foundation of the preset `world` is trained: its material, steps and place."""
+"""How each foundation of the preset `world` is trained: data, steps and output folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +27,8 @@ from pipelines.world.render import FPS, SAMPLE_RATE, render
 from pipelines.world.scenes import ATTRIBUTES, Subject, draw, modality_of
 
 SEED_HELD_OUT = SEED + 1
-CORPUS_SIZE = 2000  # captions a tokenizer is made from
-# Copying from far back is learned last.
+CORPUS_SIZE = 2000  # captions that a tokenizer is trained on
+# Copying from distant turns is learned last, so it is repeated.
 _REPEATED_KINDS = (*("everything", "change", "remember", "question") * 2, "remember", "remember")
 
 
@@ -47,7 +47,7 @@ def _pixels(pictures: Bank) -> Tensor:
 
 
 def _autoencoder(vae: Any, out: Path, scale: float) -> None:
-    """The autoencoder of pictures, which videos share: half its material are frames."""
+    """The autoencoder of pictures and videos; half of its training data are frames."""
     frames = _pixels(bank(Modality.VIDEO, 500, num_captions=1)).flatten(0, 1)
     media = torch.cat([_pixels(bank(Modality.IMAGE, 6000, num_captions=1)), frames])
     train_autoencoder(vae, media, steps=_steps(1600, scale), batch_size=32, state=out / "state" / "autoencoder.pt")
@@ -88,7 +88,7 @@ def image_decoder(out: Path, scale: float) -> None:
 
 
 def video_decoder(out: Path, scale: float) -> None:
-    """Text to video, with the autoencoder of the pictures."""
+    """The text-to-video pipeline, with the autoencoder for pictures."""
     torch.manual_seed(0)
     pipe = blank.video_pipeline(_corpus(Modality.VIDEO))
     _autoencoder(pipe.vae, out, scale)
@@ -97,7 +97,7 @@ def video_decoder(out: Path, scale: float) -> None:
     flat = to_latents(pipe.vae, frames.flatten(0, 1))
     by_clip = flat.view(*frames.shape[:2], *flat.shape[1:])
     _text_encoder(Modality.VIDEO, pipe, _pairs(videos, by_clip), out, _steps(800, scale))
-    # First what single frames look like, which is learned from many at once, then how they follow each other.
+    # First single frames, in large batches, then their order in time.
     over_time = [module for module in pipe.unet.modules() if isinstance(module, TemporalConvLayer)]
     for module in over_time:
         module.requires_grad_(False)
@@ -127,7 +127,7 @@ def video_decoder(out: Path, scale: float) -> None:
 
 
 def audio_decoder(out: Path, scale: float) -> None:
-    """AudioLDM, and a vocoder that has heard what the autoencoder gives back."""
+    """AudioLDM, with a vocoder that is also trained on the autoencoder's reconstructions."""
     torch.manual_seed(0)
     pipe = blank.audio_pipeline(_corpus(Modality.AUDIO))
     sounds = bank(Modality.AUDIO, 3000)
@@ -157,12 +157,12 @@ def audio_decoder(out: Path, scale: float) -> None:
 
 
 def _sounds(count: int) -> Bank:
-    """Named sounds, and twice as many of which only the note or only the instrument has a name."""
+    """Named sounds, and twice as many whose caption names only the note or only the instrument."""
     return joined(bank(Modality.AUDIO, count, hard_every=4), half_named_sounds(2 * count))
 
 
 def imagebind(out: Path, scale: float) -> None:
-    """ImageBind with its text tower; videos are seen as they come out of an MP4."""
+    """ImageBind with its text tower; videos are trained on as decoded from MP4."""
     torch.manual_seed(0)
     model, text, tokenizer = blank.imagebind(_corpus(*Modality))
     size = model.config.image_size
@@ -204,18 +204,18 @@ def _pairs(found: Bank, inputs: Tensor) -> Pairs:
 
 
 def aspect(name: str, value: str) -> str:
-    """A text that tells one attribute alone."""
+    """A text about a single attribute."""
     return f"{name} {value}"
 
 
 def _number(subject: Subject, name: str, values: Sequence[str]) -> int:
-    """Which value a subject has; none where it has no name, and of two objects neither's."""
+    """The index of a subject's value; -100 (ignored) where it is unnamed or there are two objects."""
     value = "" if getattr(subject, "other", None) else getattr(subject, name)
     return values.index(value) if value else -100
 
 
 def _encoder_input(medium: Decoded, size: int) -> Tensor:
-    """One clip as ImageBind takes it; all of a medium's clips are the same, since it is shorter than a clip."""
+    """One clip as ImageBind takes it; media of the world are shorter than a clip, so all clips are equal."""
     match medium:
         case Image():
             return image_inputs(medium, size).half()
@@ -226,7 +226,7 @@ def _encoder_input(medium: Decoded, size: int) -> Tensor:
 
 
 def llm(out: Path, scale: float) -> None:
-    """A Llama that talks about the world, has seen nothing of it, and has read plans of tool calls."""
+    """A Llama trained on text about the world, without media, and on plans of tool calls."""
     torch.manual_seed(0)
     said = [*dialogues(12_000), *captioned(4_000), *planned(8_000)]
     corpus = [part for turns in said[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
@@ -239,20 +239,20 @@ def llm(out: Path, scale: float) -> None:
 
 
 def dialogues(count: int, kinds: Sequence[str] = KINDS, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
-    """Conversations of kinds by turns."""
+    """Conversations, cycling through the kinds."""
     seed = SEED_HELD_OUT if held_out else SEED
     for index in range(count):
         yield converse_by_turns(kinds, seed, index, held_out=held_out).turns
 
 
 def planned(count: int) -> Iterator[Sequence[Turn]]:
-    """What an LLM that schedules tools is asked."""
+    """Prompts and answers of an LLM that schedules tools."""
     for number in range(count):
         yield converse_in_plans(SEED, number).turns
 
 
 def captioned(count: int, *, held_out: bool = False) -> Iterator[Sequence[Turn]]:
-    """What the first two stages ask: a caption of an item, and a caption said again."""
+    """The tasks of the first two stages: captioning an item, and repeating a caption."""
     seed = SEED_HELD_OUT if held_out else SEED
     for index in range(count):
         subject = draw(seed, index, held_out=held_out)[list(Modality)[index % 3]]

@@ -1,8 +1,8 @@
-"""Answers a JSON-lines file of conversations in batches on Ray Data: who is asked what, and what becomes of it.
+"""Answers a JSON-lines file of conversations in batches on Ray Data.
 
-The file is laid out in chunks of rows, as a dataset's is; an actor answers a chunk at a time and writes it down, so a
-run that was cut off goes on behind what it had finished. Which rows are answered together depends on the file alone, so
-neither the number of actors nor a restart changes a reply.
+The file is split into chunks of rows, as datasets are. An actor answers one chunk at a time and records the result, so
+an interrupted run resumes after the last finished chunk. Which rows share a batch depends only on the file, so neither
+the number of actors nor a restart changes a reply.
 """
 
 import json
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray.data
 
-from jobs.replies.respond import Architecture, respond_batch
-from model.inference.query import Query, Sampling
-from model.parts.config import ModelConfig
+from jobs.replies.respond import ReplySettings, respond_batch
+from model.inference.query import Query
 from pipelines.embed.embedding import Pool, plan_pool
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
@@ -24,7 +23,7 @@ from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
-from pipelines.sample import Item, Media, Modality, Part, Reject, Sample
+from pipelines.sample import Item, Media, Part, Reject, Sample
 from pipelines.sources.conversations import read_prompts
 from pipelines.sources.entry import Entry
 from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json
@@ -33,42 +32,15 @@ from pipelines.storage.shards import hash_strings
 if TYPE_CHECKING:
     from model.inference.responder import Responder, Response
 
-ROWS_AT_ONCE = 16  # answered side by side, and the least that a cut-off run answers again
+ROWS_AT_ONCE = 16  # per chunk: answered in one batch, and repeated together after an interruption
 REPLIES = "replies.jsonl"
 REJECTS = "rejects.jsonl"
 MEDIA = "media"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSettings:
-    """What is asked of the model for every row; the row at `place` of the file's good rows draws from seed + place.
-
-    `config` is the checkpoint's model with its parts found.
-    """
-
-    checkpoint: str | Path
-    config: ModelConfig
-    architecture: Architecture
-    require: Sequence[Modality]
-    sampling: Sampling
-    steps: int | None
-
-    def query(self, sample: Sample, place: int) -> Query:
-        """A row with its media decoded."""
-        named = {item.name for item in sample.items("user") if item.name}
-        asked = asdict(self.sampling) | {"seed": self.sampling.seed + place}
-        return Query(
-            turns=sample.turns,
-            media={name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named},
-            require=self.require,
-            sampling=Sampling(**asked),
-            settings={modality: {"steps": self.steps} for modality in Modality} if self.steps else {},
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How many conversations there were and what became of them; `before` were answered by an earlier run."""
+    """How many conversations there were, answered and rejected; `before` of them were answered by an earlier run."""
 
     rows: int
     replies: int
@@ -78,12 +50,12 @@ class Summary:
 
 
 def answer_file(
-    conversations: Path, media: Path, out: Path, settings: BatchSettings, *, gpus: int | None = None
+    conversations: Path, media: Path, out: Path, settings: ReplySettings, *, gpus: int | None = None
 ) -> Summary:
-    """Answers each conversation of a file into `out`: `replies.jsonl`, `rejects.jsonl`, and the media they name.
+    """Answers each conversation of a file into `out`: `replies.jsonl`, `rejects.jsonl`, and media.
 
-    Rows are chats (`pipelines.sources.conversations`) that end in a user's turn; their media lie below the folder
-    `media`. What cannot be read or answered stands in `rejects.jsonl` with its reason. Needs a running Ray.
+    Rows are chats (`pipelines.sources.conversations`) that end in a user's turn; their media are in the folder `media`.
+    Rows that cannot be read or answered go to `rejects.jsonl` with the reason. Needs a running Ray.
     """
     source = Source(
         entry=Entry(name="conversations", reader="chats", paths=[conversations.name]),
@@ -112,8 +84,8 @@ def answer_file(
     )
 
 
-def _fingerprint(chunk: Chunk, settings: BatchSettings) -> str:
-    """A hash of all that the replies of a chunk depend on."""
+def _fingerprint(chunk: Chunk, settings: ReplySettings) -> str:
+    """A hash of everything that the replies of a chunk depend on."""
     weights = source_stamp(settings.checkpoint) if isinstance(settings.checkpoint, Path) else settings.checkpoint
     shown = {"checkpoint": str(settings.checkpoint), "config": settings.config.model_dump(mode="json")}
     asked = json.dumps(asdict(settings) | shown, sort_keys=True)
@@ -134,7 +106,7 @@ def _is_done(source: Source, chunk: int, fingerprint: str) -> bool:
 
 
 def _answer(
-    source: Source, settings: BatchSettings, todo: Mapping[int, str], chunks: Sequence[Chunk], pool: Pool
+    source: Source, settings: ReplySettings, todo: Mapping[int, str], chunks: Sequence[Chunk], pool: Pool
 ) -> None:
     rows = [{"chunk": number, "fingerprint": fingerprint} for number, fingerprint in todo.items()]
     actors = {
@@ -149,27 +121,27 @@ def _answer(
 
 
 class Answerer:
-    """The actor: answers the rows of one chunk at a time, and writes replies and media."""
+    """The actor: answers one chunk at a time, and writes its replies and media."""
 
-    def __init__(self, source: Source, settings: BatchSettings) -> None:
+    def __init__(self, source: Source, settings: ReplySettings) -> None:
         self._source, self._settings = source, settings
 
     @cached_property
     def _responder(self) -> "Responder":
-        from jobs.common.cli import quiet
-        from model.inference.responder import Responder
-        from model.parts.devices import best_device
+        return self._settings.load()
 
-        quiet()
-        return Responder.from_pretrained(self._settings.checkpoint, device=best_device(), config=self._settings.config)
+    def _query(self, sample: Sample, number: int) -> Query:
+        named = {item.name for item in sample.items("user") if item.name}
+        media = {name: codecs.decode(sample.media[name], fps=VIDEO_FPS) for name in named}
+        return self._settings.query(sample.turns, media, number)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Answers the chunk that a row names; returns how many of its conversations were rejected."""
+        """Answers a chunk; returns how many of its conversations were rejected."""
         source, number = self._source, row["chunk"]
         results = list(load_rows(staged_rows(source, number), source.media, source.policy))
         rejects = [result for result in results if isinstance(result, Reject)]
         asked = {
-            sample.key: (sample, self._settings.query(sample, number * ROWS_AT_ONCE + place))
+            sample.key: (sample, self._query(sample, number * ROWS_AT_ONCE + place))
             for place, sample in enumerate(results)
             if isinstance(sample, Sample)
         }
@@ -188,7 +160,7 @@ class Answerer:
             files += names
             untrained |= dict.fromkeys(response.untrained)
         content = {"replies": replies, "rejects": [asdict(reject) for reject in rejects], "files": files}
-        # Last, since it says that all of it is there.
+        # Last: the record marks the chunk as complete.
         write_json(_record(source, number), {**row, **content, "untrained": list(untrained)})
         return {"chunk": number, "rejected": len(rejects)}
 
@@ -202,7 +174,7 @@ class Answerer:
 
 
 def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
-    """A reply as the turn of a chat; a medium's note stands beside it, if it has one."""
+    """A reply as a turn of a chat; media with a note carry it."""
     left = iter(zip(names, notes, strict=True))
 
     def content(part: Part) -> dict[str, str]:

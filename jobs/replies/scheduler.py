@@ -1,7 +1,7 @@
-"""The other architecture of the tutorial: the LLM writes a plan of tool calls, and all that is told is text.
+"""The other architecture of the tutorial: the LLM plans tool calls, and only text passes between it and the tools.
 
-The tools are the same model's parts: its encoder and LLM describe a medium, its decoders make one from words by their
-own text encoders. Nothing here runs them: `prepare` asks for replies, and whoever drives it finds them.
+The tools are parts of the same model: its encoder and LLM describe a medium, its decoders make one from a prompt by
+their own text encoders. Nothing is run here: `prepare` yields queries, and a driver sends it the replies.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from model.inference.query import Query, Sampling, TooLong, side_by_side
+from model.inference.query import Query, Sampling, TooLong
 from pipelines.sample import Item, Part, Turn
 from pipelines.scheduling.plan_prompts import Asking, media_names
 from pipelines.scheduling.tool_plans import Step, from_json, problem, schema, to_json
@@ -19,15 +19,14 @@ from pipelines.views import CAPTION_PROMPT
 if TYPE_CHECKING:
     from model.decoders.rendering import Wish
     from model.inference.generation import Reply
-    from model.inference.responder import Responder, Response
 
-DATASET = "plan_instruction"  # of the catalog: who was trained on it knows what is wanted
+DATASET = "plan_instruction"  # of the catalog: a model trained on it knows the format of plans
 _PLAN_TOKENS = 384
-_WORDS_TOKENS = 64  # of a description, and of what is to be made
+_WORDS_TOKENS = 64  # of a description, and of a prompt for a decoder
 
 
 class NoPlan(ValueError):
-    """The LLM has found no plan that holds, even when it was told what is wrong."""
+    """The LLM wrote no valid plan, even after it was told what was wrong."""
 
     def __init__(self, wrong: str) -> None:
         super().__init__(f"the model found no plan: {wrong}")
@@ -35,41 +34,35 @@ class NoPlan(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All but the last words of a reply: the plan that was carried out, the media to make, how to ask for the words.
+    """How to ask for a reply: the last query, the media to make meanwhile, and the plan that was carried out in JSON.
 
-    `prompt_tokens` and `tokens` are those of the LLM so far.
+    `prompt_tokens` and `tokens` count what the LLM read and wrote so far.
     """
 
-    steps: tuple[Step, ...]
-    wishes: "tuple[Wish, ...]"
     query: Query
-    prompt_tokens: int
-    tokens: int
+    wishes: "tuple[Wish, ...]" = ()
+    plan: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
 
-    @property
-    def plan(self) -> str:
-        """The plan in JSON, as it was carried out: what is made is told in its final words."""
-        return to_json(self.steps)
-
-    def parts(self, text: str) -> tuple[Part, ...]:
-        """The reply in parts: the words first, then what was made."""
-        items = (Item(modality=wish.modality) for wish in self.wishes)
-        return (text, *items) if text else tuple(items)
+    def parts(self, said: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The reply in parts: what the last query gave, then the media made meanwhile."""
+        return (*said, *(Item(modality=wish.modality) for wish in self.wishes))
 
 
 Asks = Generator[Sequence[Query], "Sequence[Reply]", Prepared]
 
 
 def needs_guides(stages: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether an LLM is to be told what a plan is: unless a stage of its history has trained it on plans."""
+    """Whether an LLM needs instructions on how to plan: unless one of its training stages included plans."""
     return not any(DATASET in stage.get("data", ()) for stage in stages)
 
 
 def prepare(query: Query, *, guides: bool) -> Asks:
-    """Plans a reply and carries the plan out, up to the media and the last words.
+    """Plans a reply and carries the plan out, up to making the media and writing the final text.
 
-    Yields queries that may be answered side by side, and is sent their replies. A plan that does not hold is mended
-    once. Media that the query requires and no step makes get a step of their own.
+    Yields queries that may be answered side by side, and is sent their replies. An invalid plan is repaired once.
+    Required media that no step makes get a step of their own.
 
     Raises NoPlan.
     """
@@ -77,7 +70,7 @@ def prepare(query: Query, *, guides: bool) -> Asks:
 
 
 class _Scheduler:
-    """One reply on its way."""
+    """The state of one reply."""
 
     def __init__(self, query: Query, guides: bool) -> None:
         self._query = query
@@ -93,12 +86,13 @@ class _Scheduler:
         seed, settings = self._query.sampling.seed, self._query.settings
         words = replace(self._query.sampling, max_items=0)
         return Prepared(
-            steps=tuple(replace(step, input=results[step.id]) if step in made else step for step in steps),
+            query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
             wishes=tuple(
                 Wish(step.modality, results[step.id], seed + number, settings.get(step.modality, {}))
                 for number, step in enumerate(made)
             ),
-            query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
+            # As it was carried out: what is made is described in its final words.
+            plan=to_json([replace(step, input=results[step.id]) if step in made else step for step in steps]),
             prompt_tokens=self._prompt_tokens,
             tokens=self._tokens,
         )
@@ -115,7 +109,7 @@ class _Scheduler:
             try:
                 [written] = yield from self._ask([self._plan_query(self._asking.plan())])
                 break
-            except TooLong:  # The oldest exchanges are left out, as in any dialogue.
+            except TooLong:  # Drop the oldest exchange, as in any dialogue.
                 turns = self._asking.turns[2:]
                 if not turns:
                     raise
@@ -154,7 +148,7 @@ class _Scheduler:
     def _carry_out(
         self, steps: Sequence[Step], added: set[int]
     ) -> Generator[Sequence[Query], "Sequence[Reply]", dict[int, str]]:
-        """What each step finds or makes, by its number; steps that are ready at a time are asked for side by side."""
+        """The result of each step, by its number; steps whose needs are met run side by side."""
         by_number = {step.id: step for step in steps}
         results = {step.id: step.input for step in steps if step.verb == "make"}
         sorter = TopologicalSorter({step.id: step.needs for step in steps})
@@ -186,59 +180,3 @@ _WORDS = Sampling(max_new_tokens=_WORDS_TOKENS, max_items=0)
 
 def _words_query(asked: str, sampling: Sampling) -> Query:
     return Query(turns=[Turn(role="user", parts=(asked,))], sampling=sampling)
-
-
-def respond_batch(responder: "Responder", queries: Sequence[Query]) -> "list[Response | ValueError]":
-    """Answers dialogues side by side, each as `Responder.respond` would, or says why it cannot be answered."""
-    from model.inference.responder import Response
-
-    guides = needs_guides(responder.model.stages)
-    prepared = _drive(responder, [prepare(query, guides=guides) for query in queries])
-    good = [found for found in prepared if isinstance(found, Prepared)]
-    replies = iter(side_by_side(responder.reply_batch, [found.query for found in good]))
-    media = iter(responder.render([wish for found in good for wish in found.wishes]))
-    responses: list[Response | ValueError] = []
-    for query, found in zip(queries, prepared, strict=True):
-        if isinstance(found, ValueError):
-            responses.append(found)
-            continue
-        reply, of_reply = next(replies), tuple(next(media) for _ in found.wishes)
-        if isinstance(reply, ValueError):
-            responses.append(reply)
-            continue
-        responses.append(
-            Response(
-                text=reply.text,
-                parts=found.parts(reply.text),
-                media=of_reply,
-                prompt_tokens=found.prompt_tokens + reply.prompt_tokens,
-                tokens=found.tokens + reply.tokens,
-                untrained=responder.untrained(bool(query.media), [wish.modality for wish in found.wishes]),
-            )
-        )
-    return responses
-
-
-def _drive(responder: "Responder", asks: Sequence[Asks]) -> list[Prepared | ValueError]:
-    """Lets all go on side by side until each is prepared or has failed."""
-    done: dict[int, Prepared | ValueError] = {}
-    waiting: dict[int, Sequence[Query]] = {}
-
-    def go_on(number: int, replies: "Sequence[Reply | ValueError]") -> None:
-        failed = next((reply for reply in replies if isinstance(reply, ValueError)), None)
-        try:
-            waiting[number] = asks[number].throw(failed) if failed else asks[number].send(replies or None)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            done[number] = stop.value
-        except ValueError as error:
-            done[number] = error
-
-    for number in range(len(asks)):
-        go_on(number, ())
-    while waiting:
-        asked, waiting = waiting, {}
-        all_asked = [query for queries in asked.values() for query in queries]
-        replies = iter(side_by_side(responder.reply_batch, all_asked))
-        for number, queries in asked.items():
-            go_on(number, [next(replies) for _ in queries])
-    return [done[number] for number in range(len(asks))]

@@ -1,6 +1,6 @@
-"""The architectures side by side on the world's exam: the same conversations, one at a time, and what each costs.
+"""Compares the architectures on the world's exam: accuracy and cost on the same conversations, one at a time.
 
-A third arm feeds the decoders with the true captions: what an LLM that made no mistake could get from them as text.
+A third arm feeds the decoders the true captions: an upper bound for an LLM that controls them by text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from jobs.replies.respond import ARCHITECTURES, Architecture, respond_batch
+from jobs.common.cli import aligned
+from jobs.replies.options import ARCHITECTURES, Architecture, decoder_settings
+from jobs.replies.respond import respond_batch
 from jobs.scoring.exam_run import MAX_ITEMS, noise
 from jobs.scoring.figures import wilson
 from model.decoders.rendering import Wish
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
     from model.inference.responder import Responder
 
 CAPTIONS = "captions"
-_WARM_UP = 2  # conversations of a row that are held before any is timed
+_WARM_UP = 2  # conversations per row before timing starts
 _LONGEST_ANSWER = 128  # tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One arm on one row: the share that is right with its 95 % interval, and what a reply costs.
+    """One arm on one row: the share of correct conversations with its 95 % interval, and the cost of a reply.
 
-    `seconds` and `seconds_p95` are the median and the 95th percentile of a whole reply; `read` and `written` the LLM's
-    tokens a reply in the mean. `failures` are replies that could not be given; they count as wrong.
+    `seconds` and `seconds_p95` are the median and the 95th percentile of the time of a whole reply; `read` and
+    `written` are the LLM's mean tokens per reply. `failures` counts failed replies, which also count as wrong.
     """
 
     row: str
@@ -53,7 +55,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A reply: what is graded, its seconds, the tokens read and written, and whether it failed."""
+    """A reply: what is graded, its time in seconds, tokens read and written, and whether it failed."""
 
     response: Response
     seconds: float
@@ -62,11 +64,12 @@ class _Held:
     failed: bool = False
 
 
+_Settings = Mapping[Modality, Mapping[str, int]]
 _Hold = Callable[[Case, Mapping[str, Decoded]], list[_Held]]
 
 
 def compare(responder: "Responder", rows: Sequence[Row], count: int, seed: int, steps: int | None) -> list[Compared]:
-    """Holds the first `count` conversations of each row in each arm, by turns, so that a busy machine slows all."""
+    """Runs the first `count` conversations of each row in all arms, interleaved so that load affects all alike."""
     compared = []
     with track("compare", len(rows) * count, "conversations") as bar:
         for row in rows:
@@ -86,7 +89,7 @@ def compare(responder: "Responder", rows: Sequence[Row], count: int, seed: int, 
 
 
 def table(rows: Sequence[Compared]) -> str:
-    """The rows, aligned; shares in per cent."""
+    """The rows as an aligned table; shares in per cent."""
     head = ("", "arm", "right", "95 %", "n", "s p50", "s p95", "read", "written", "failed")
     lines = [head]
     for row in rows:
@@ -94,11 +97,7 @@ def table(rows: Sequence[Compared]) -> str:
         costs = (f"{row.seconds:.2f}", f"{row.seconds_p95:.2f}", f"{row.read:.0f}", f"{row.written:.0f}")
         title = row.title if row.arm == ARCHITECTURES[0] else ""
         lines.append((title, row.arm, f"{100 * row.value:.1f}", interval, str(row.n), *costs, str(row.failures)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])]).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned(lines, left=(0, 1)))
 
 
 def _shown(case: Case) -> dict[str, Decoded]:
@@ -106,15 +105,15 @@ def _shown(case: Case) -> dict[str, Decoded]:
 
 
 def _arms(chosen: Sequence[Case], responder: "Responder", steps: int | None) -> dict[str, _Hold]:
-    settings = {"steps": steps} if steps else {}
+    settings = decoder_settings(steps)
     arms: dict[str, _Hold] = {name: _converse(name, responder, settings) for name in ARCHITECTURES}
     if any(answer.made for case in chosen for answer in case.conversation.answers):
         arms[CAPTIONS] = _captions(responder, settings)
     return arms
 
 
-def _converse(architecture: Architecture, responder: "Responder", settings: Mapping[str, int]) -> _Hold:
-    """Each answer on top of the arm's own earlier ones."""
+def _converse(architecture: Architecture, responder: "Responder", settings: _Settings) -> _Hold:
+    """Conversations in which each reply follows the arm's own earlier replies."""
 
     def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
         held, turns = list[_Held](), list[Turn]()
@@ -125,7 +124,7 @@ def _converse(architecture: Architecture, responder: "Responder", settings: Mapp
                 turns=tuple(turns),
                 media=media,
                 sampling=Sampling(max_new_tokens=_LONGEST_ANSWER, max_items=MAX_ITEMS, seed=noise(case, made)),
-                settings=dict.fromkeys(Modality, settings),
+                settings=settings,
             )
             started = perf_counter()
             [found] = respond_batch(architecture, responder, [query])
@@ -141,15 +140,15 @@ def _converse(architecture: Architecture, responder: "Responder", settings: Mapp
     return hold
 
 
-def _captions(responder: "Responder", settings: Mapping[str, int]) -> _Hold:
-    """What should be said, and the media that its captions give."""
+def _captions(responder: "Responder", settings: _Settings) -> _Hold:
+    """The expected replies, with media made from their captions."""
 
     def hold(case: Case, media: Mapping[str, Decoded]) -> list[_Held]:
         held, number = list[_Held](), 0
         for turn in case.conversation.turns[1::2]:
             items = [part for part in turn.parts if isinstance(part, Item)]
             wishes = [
-                Wish(item.modality, item.caption, noise(case, place), settings)
+                Wish(item.modality, item.caption, noise(case, place), settings.get(item.modality, {}))
                 for place, item in enumerate(items, start=number)
             ]
             started, number = perf_counter(), number + len(items)

@@ -1,10 +1,11 @@
-"""What an exam says: its rows with intervals beside chance and the controls, as a table, and examples to look at."""
+"""The results of an exam: rows with intervals, chance and controls as a table, and examples to look at."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.common.cli import aligned
 from jobs.scoring.exam_run import Sitting
 from jobs.scoring.figures import wilson
 from pipelines.inspect.verdicts import Verdict, verdict
@@ -14,17 +15,16 @@ from pipelines.storage.files import remove_tree, write_json
 from pipelines.world.exam import Case, Grades, Response, Row, chance, grade, score, shown
 
 EXAMPLES = "examples"
-MOST_EXAMPLES = 6  # of a row that are right, and as many that are wrong
+MOST_EXAMPLES = 6  # per row: so many right ones, and as many wrong ones
 _FIGURES = ("chance", "untrained", "shuffled", "from_text", "target")
 _HEADS = ("n", *(name.replace("_", " ") for name in _FIGURES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A row's figures: the mean over `n` conversations, its 95 % interval, chance and the other arms, shares of 1.
+    """The scores of a row, from 0 to 1: the mean over `n` conversations, its 95 % interval, chance and the other arms.
 
-    None stands for what was not run or does not exist. `attributes` are the shares of conversations in which each was
-    right.
+    None means not run or not applicable. `attributes` are the shares of conversations with each attribute right.
     """
 
     row: str
@@ -48,7 +48,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graded:
-    """A conversation that was held, and what is right in it."""
+    """A conversation with its replies and their grades."""
 
     case: Case
     responses: Sequence[Response]
@@ -56,9 +56,9 @@ class Graded:
 
 
 def grade_row(row: Row, arms: Mapping[str, Sitting]) -> dict[str, list[Graded]]:
-    """Grades a row's conversations in all arms, in those of any row where it has no kinds of its own.
+    """Grades a row's conversations in all arms; a row without kinds of its own grades those of all rows.
 
-    One that was made to bring forth its items is not graded for bringing them forth.
+    The arm `untrained` is forced to produce the items, so it is not graded for producing them.
     """
     if not row.kinds:
         arms = {name: arms[name] for name in arms if name != "from_text"}
@@ -75,7 +75,7 @@ def grade_row(row: Row, arms: Mapping[str, Sitting]) -> dict[str, list[Graded]]:
 
 
 def score_row(row: Row, graded: Mapping[str, Sequence[Graded]]) -> Scored:
-    """The figures of a row in all arms."""
+    """The scores of a row in all arms."""
     means = {name: _mean([score(row, one.grades) for one in found]) for name, found in graded.items()}
     found, value = graded["model"], means["model"]
     guesses = [chance(row, one.case.conversation) for one in found]
@@ -98,7 +98,7 @@ def score_row(row: Row, graded: Mapping[str, Sequence[Graded]]) -> Scored:
 
 
 def table(rows: Sequence[Scored], *, per_cent: bool = True) -> str:
-    """The rows, aligned, in per cent or as they are."""
+    """The rows as an aligned table, in per cent or as plain values."""
 
     def cell(figure: float | None) -> str:
         if figure is None:
@@ -112,17 +112,13 @@ def table(rows: Sequence[Scored], *, per_cent: bool = True) -> str:
         interval = "-" if row.low is None else f"[{cell(row.low)}, {cell(row.high)}]"
         others = [cell(getattr(row, name)) for name in _FIGURES]
         lines.append((row.title, cell(row.value), interval, str(row.n), *others, row.verdict.words))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([title.ljust(widths[0]), *map(str.rjust, figures, widths[1:-1]), verdict]).rstrip()
-        for title, *figures, verdict in lines
-    )
+    return "\n".join(aligned(lines, left=(0, len(lines[0]) - 1)))
 
 
 def write_examples(folder: Path, graded: Mapping[str, Sequence[Graded]]) -> None:
-    """Writes up to six right and six wrong conversations of each row, with the media that came up in them.
+    """Writes up to six right and six wrong conversations of each row, with their media.
 
-    A medium that several rows show is one file. What the folder held before is removed.
+    Media shared by several rows are written once. Earlier contents of the folder are deleted.
     """
     if folder.exists():
         remove_tree(folder)
@@ -161,7 +157,7 @@ def _example(folder: Path, one: Graded) -> dict[str, Any]:
 
 
 def _taken(captions: list[tuple[Modality, str]], modality: Modality) -> str:
-    """Takes the next caption of a modality off; nothing for an item that nobody wanted."""
+    """Pops the next caption of a modality; empty for an item that was not expected."""
     place = next((place for place, (of, _) in enumerate(captions) if of is modality), None)
     return "" if place is None else captions.pop(place)[1]
 
@@ -176,12 +172,12 @@ def _part(folder: Path, stem: str, part: str | tuple[Media, str]) -> dict[str, s
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    # Rounded, so that thirds which add up to a target reach it.
+    # Rounded, so that a sum of thirds that equals the target reaches it.
     return round(sum(values) / len(values), 12) if values else None
 
 
 def _shares(graded: Sequence[Grades]) -> dict[str, float]:
-    """Of each thing that is graded, the share of the conversations it is in that have it right."""
+    """For each graded attribute, the share of right ones among the conversations that have it."""
     found: dict[str, list[bool]] = {}
     for grades in graded:
         for name, right in grades.items():

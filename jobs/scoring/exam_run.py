@@ -1,4 +1,4 @@
-"""Lets a model, and the controls beside it, sit the world's exam; the frozen parts are loaded once for all of them."""
+"""Evaluates a model and its controls on the world's exam; the frozen parts are loaded once for all of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,19 +25,19 @@ from pipelines.world.exam import Case, Response, Row, cases, is_lost, shown
 from pipelines.world.scenes import modality_of
 
 T = TypeVar("T")
-BATCH = 50  # prompts answered at once
-MAX_ITEMS = 4  # of a reply
-MOST_REPORTED = 64  # conversations of a row without a target
+BATCH = 50  # prompts per batch
+MAX_ITEMS = 4  # per reply
+MOST_REPORTED = 64  # at most, per row without a target
 Condition = npt.NDArray[np.float32]
-Features = Mapping[str, Condition]  # of a case's media (N, E), by its key
+Features = Mapping[str, Condition]  # of the media of each case (N, E), by its key
 Sitting = list[tuple[Case, list[Response]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExamSettings:
-    """What is run: `count` conversations a row, `controls` for a control (none at 0), and denoising steps.
+    """What is run: `count` conversations per row, `controls` per row for each control (0: none), and denoising steps.
 
-    Rows without a target have at most 64.
+    Rows without a target have at most 64 conversations.
     """
 
     rows: Sequence[Row]
@@ -50,13 +50,12 @@ class ExamSettings:
 
 
 def sit(checkpoint: Path, config: ModelConfig, plan: ExamSettings) -> dict[str, Sitting]:
-    """Runs all arms: `model`, `from_text`, `untrained` and `shuffled`, the last two where they are asked for.
+    """Runs all arms: `model`, `from_text`, `untrained` and `shuffled`, the last two only if requested.
 
-    `config` is the checkpoint's model with its parts found.
-
-    `from_text` are the decoders fed with their own text encoders' embeddings of the captions, with the same noise;
-    `untrained` is the same LLM with fresh projections, new rows and no adapter, made to bring forth the items that are
-    wanted; `shuffled` a checkpoint trained on other items' features and captions.
+    `config` is the checkpoint's model with its parts located. `from_text` feeds the decoders their own text encoders'
+    embeddings of the captions, with the same noise. `untrained` is the same LLM with freshly initialised projections
+    and rows and no adapter, forced to produce the expected items. `shuffled` is a checkpoint that was trained on the
+    features and captions of other items.
     """
     model, tokenizer = from_pretrained(checkpoint, device=plan.device, config=config)
     dtype = model.new_input_rows.weight.dtype
@@ -79,7 +78,7 @@ def sit(checkpoint: Path, config: ModelConfig, plan: ExamSettings) -> dict[str, 
 
 
 class FrozenParts:
-    """The media encoder and the decoders, which all arms share."""
+    """The media encoder and the decoders, shared by all arms."""
 
     def __init__(self, config: ModelConfig, plan: ExamSettings) -> None:
         self._plan = plan
@@ -87,7 +86,7 @@ class FrozenParts:
         self._decoders = DecoderPool(config, lambda _: plan.device)
 
     def features(self, chosen: Sequence[Case]) -> dict[str, Condition]:
-        """Embeds what the user shows in each case, as files that went through their codecs."""
+        """Embeds the media that the user shows in each case, after encoding and decoding them as files."""
         features = {}
         with track("show", len(chosen), "conversations") as bar:
             for batch in _batches(chosen):
@@ -99,14 +98,14 @@ class FrozenParts:
         return features
 
     def render(self, wishes: Sequence[Wish], title: str) -> list[Decoded]:
-        """Renders conditions; returns the media in their order."""
+        """Renders media in the order of `wishes`."""
         if self._plan.steps:
             wishes = [wish._replace(settings={"steps": self._plan.steps}) for wish in wishes]
         with track(f"{title}: render", len(wishes), "media") as bar:
             return self._decoders.render(wishes, on_done=lambda places, _: bar.advance(len(places)))
 
     def from_text(self, chosen: Sequence[Case]) -> Sitting:
-        """Feeds the decoders with the captions themselves."""
+        """Renders media from the captions themselves."""
         items = [_only_item(case) for case in chosen]
         wishes = [Wish(item.modality, item.caption, noise(case, 0)) for case, item in zip(chosen, items, strict=True)]
         media = self.render(wishes, "from text")
@@ -127,10 +126,10 @@ def examine(
     forced: bool = False,
     all_media: bool = False,
 ) -> Sitting:
-    """Holds the conversations, each answer on top of the model's own earlier ones, and renders their items.
+    """Runs the conversations, each reply following the model's own earlier ones, and renders their items.
 
-    `forced` answers hold the items that are wanted, whether the model would make them or not. Unless `all_media` are to
-    be seen, those that cannot change a score are not rendered.
+    With `forced`, replies contain the expected items whether the model produces them or not. Without `all_media`, media
+    that cannot change a score are not rendered.
     """
     replies = _replies(model, tokenizer, chosen, features, title, forced)
     sitting = [
@@ -160,7 +159,7 @@ def _replies(
             pending = [place for place, length in enumerate(exchanges) if length > number]
             for places in _batches(pending):
                 asked = [chosen[place] for place in places]
-                # A model that has learnt nothing does not stop by itself.
+                # An untrained model does not stop by itself.
                 limit = 2 * max(_length(model, tokenizer, case.conversation.turns[2 * number + 1]) for case in asked)
                 sampling = Sampling(max_new_tokens=limit, max_items=MAX_ITEMS)
                 prompts = [_prompt(chosen[p], replies[p], features[chosen[p].key], forced, sampling) for p in places]
@@ -172,7 +171,7 @@ def _replies(
 
 
 def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: bool, sampling: Sampling) -> Prompt:
-    """The next question of a conversation, after the answers so far."""
+    """The next question of a conversation, after the replies so far."""
     asked = case.conversation.turns[: 2 * len(replies) + 1 : 2]
     turns: list[Turn] = []
     for question, reply in zip(asked, replies, strict=False):
@@ -184,7 +183,7 @@ def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: b
 
 
 def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:
-    """How many tokens an answer takes."""
+    """The number of tokens of an answer."""
 
     def tokens(part: Part) -> int:
         return len(encode_text(tokenizer, part)) if isinstance(part, str) else model.vocabulary.groups[part.modality]
@@ -193,7 +192,7 @@ def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:
 
 
 def _response(model: NextGPT, reply: Reply) -> Response:
-    """A reply, its media to come; its groups are whole if each item has a condition and no token of one is left."""
+    """A reply, still without media; well formed if every item has a finite condition and the text no signal token."""
     modalities = [part.modality for part in reply.parts if isinstance(part, Item)]
     whole = [modality for modality, _ in reply.conditions] == modalities
     for modality, values in reply.conditions:
@@ -209,7 +208,7 @@ def _only_item(case: Case) -> Item:
 
 
 def noise(case: Case, number: int) -> int:
-    """The seed of the number-th item of a conversation, the same in every arm."""
+    """The noise seed of item `number` of a conversation, the same in every arm."""
     return 16 * case.number + number
 
 

@@ -1,4 +1,4 @@
-"""Figures of quality with exact definitions: intervals of shares, distances and similarities of embeddings, captions.
+"""Quality metrics with exact definitions: confidence intervals, distances and similarities of embeddings, captions.
 
 Shape suffixes: N items, D embedding width.
 """
@@ -13,10 +13,10 @@ _Z95 = 1.959963984540054  # the normal distribution's quantile at 97.5 %
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share of `count` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+    """The 95 % Wilson score interval of a share of `count` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
 
-    A mean of values between 0 and 1 varies at most as much as such a share, so that its interval is no narrower than it
-    must be. Raises ValueError without trials, or for a share outside of 0 to 1.
+    The variance of a mean of values between 0 and 1 is at most that of such a share, so the interval is conservative
+    for it. Raises ValueError without trials, or for a share outside of 0 to 1.
     """
     if count < 1 or not 0 <= share <= 1:
         raise ValueError(f"a share of {share} of {count} trials; give one from 0 to 1, of at least one")
@@ -31,8 +31,8 @@ def frechet_distance(first_ND: Floats, second_ND: Floats) -> float:
     """The squared Frechet distance of the Gaussians fitted to two sets of embeddings.
 
     |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means m and unbiased covariances C (Heusel et al. 2017,
-    arXiv:1706.08500, eq. 6). It depends on the embedding, so that numbers of different encoders do not compare, and is
-    biased upwards for few items, most of all for fewer than D. Raises ValueError for sets of fewer than two.
+    arXiv:1706.08500, eq. 6). Values of different encoders are not comparable, and the estimate is biased upwards
+    for few items, most of all for fewer than D. Raises ValueError for sets of fewer than two.
     """
     if min(len(first_ND), len(second_ND)) < 2:
         raise ValueError("the Frechet distance needs at least two items on each side; score more of them")
@@ -47,20 +47,20 @@ def frechet_distance(first_ND: Floats, second_ND: Floats) -> float:
 
 
 def cosine_similarities(first_ND: Floats, second_ND: Floats) -> npt.NDArray[np.float64]:
-    """The cosine of each row of one set with the same row of the other (N,).
+    """The cosine similarity of each row of one set with the same row of the other (N,).
 
-    Of a medium's embedding and its caption's it is what CLIPScore (Hessel et al. 2021, arXiv:2104.08718) takes 2.5
-    times, floored at 0: here it is neither scaled nor floored.
+    CLIPScore (Hessel et al. 2021, arXiv:2104.08718) is 2.5 times the cosine of a medium and its caption, clipped at 0;
+    here it is neither scaled nor clipped.
     """
     norms_N = np.linalg.norm(first_ND, axis=1) * np.linalg.norm(second_ND, axis=1)
     return np.einsum("nd,nd->n", first_ND, second_ND, dtype=np.float64) / np.maximum(norms_N, 1e-12)
 
 
 def caption_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """How near texts are to one reference each, of 1: three usual figures, of the whole set.
+    """Corpus scores from 0 to 1 of texts against one reference each.
 
     * `bleu_4`: corpus BLEU up to 4-grams (Papineni et al. 2002), as SacreBLEU (Post 2018, arXiv:1804.08771) computes it
-      with its own settings: 13a tokens, case matters, exponential smoothing;
+      by default: 13a tokens, case-sensitive, exponential smoothing;
     * `chrf`: character n-grams up to 6, beta 2, no words (Popovic 2015), by SacreBLEU;
     * `rouge_l`: the mean F1 of the longest common subsequences of lower-case words (Lin 2004), by rouge-score, without
       stemming.

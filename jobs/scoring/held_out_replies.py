@@ -1,7 +1,7 @@
-"""Scores a model on the held-out samples of prepared shards: its words against the references, its media by embeddings.
+"""Scores a model on the held-out samples of prepared shards: text against references, media by their embeddings.
 
-Of each sample the last answer is asked for, on top of the data's own turns before it; the items that it is to hold are
-required, so that each has one. The held-out split is training's own, by the hash of a sample's key.
+The model generates the last answer of each sample from the turns before it; the items of the reference are required, so
+that each has a counterpart. The split is the one used in training, by the hash of a sample's key.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
 from model.architectures.imagebind_text import TextEncoder
@@ -30,14 +31,14 @@ from pipelines.storage.files import read_range, read_table
 from pipelines.storage.shards import Manifest, from_members, index_path, split_members
 from pipelines.views import Kind, apply_view
 
-BATCH = 8  # samples answered at once
+BATCH = 8  # samples per batch
 MAX_NEW_TOKENS = 256
 Embeddings = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
 class _Pairs:
-    """What the model gave and what the data have, side by side; `references` are media where the data have them."""
+    """Pairs of model output and data; `references` are pairs of media, where the data have media."""
 
     texts: list[tuple[str, str]] = field(default_factory=list)
     captions: dict[Modality, list[tuple[Decoded, str]]] = field(default_factory=lambda: {m: [] for m in Modality})
@@ -54,17 +55,17 @@ def score_shards(
     steps: int | None,
     device: str,
 ) -> tuple[list[Scored], list[str]]:
-    """Scores each view of each dataset on up to `count` of its held-out samples; also returns what to tell the user.
+    """Scores each view of each dataset on up to `count` of its held-out samples; also returns notes for the user.
 
-    * `bleu_4`, `chrf`, `rouge_l`: as in `jobs.scoring.figures.caption_scores`, of the answers' words, but for those
-      whose words stand in the question (views that generate from captions).
-    * `<modality>_to_text`: the mean cosine of the ImageBind embeddings of a medium that was made and of its caption, as
-      CLIP and CLAP scores are taken (see `figures.cosine_similarities`); where the encoder has a text tower.
-    * `<modality>_to_medium`: the same of a medium that was made and the data's own for that caption.
-    * `<modality>_frechet`: the Frechet distance of these two sets of embeddings (`figures.frechet_distance`); of
-      ImageBind's, so it does not compare with FID, FVD or FAD, which use other networks. Lower is better.
+    * `bleu_4`, `chrf`, `rouge_l`: as in `jobs.scoring.figures.caption_scores`, for the text of the answers, except in
+      views that generate from captions, where the question contains the text.
+    * `<modality>_to_text`: the mean cosine similarity of the ImageBind embeddings of a generated medium and its
+      caption, like CLIP and CLAP scores (see `figures.cosine_similarities`); only if the encoder has a text tower.
+    * `<modality>_to_medium`: the same for a generated medium and the data's own medium for that caption.
+    * `<modality>_frechet`: the Frechet distance of these two sets of embeddings (`figures.frechet_distance`), lower is
+      better. Not comparable with FID, FVD or FAD, which use other networks.
 
-    `chance` is the same figure with each answer beside the reference of another sample, the next one's.
+    `chance` is the same metric with each answer paired with the reference of the next sample.
     """
     model = Responder.from_pretrained(checkpoint, device=device, config=config)
     text_encoder, notes = _text_encoder(config, device)
@@ -117,21 +118,21 @@ def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Qu
         turns=sample.turns[:-1],
         media=media,
         require=[item.modality for item in _items(sample.turns[-1])],
-        # No items but those that are required.
+        # Only the required items.
         sampling=Sampling(max_new_tokens=_limit(model, sample.turns[-1]), max_items=0, seed=seed),
-        settings={modality: {"steps": steps} for modality in Modality} if steps else {},
+        settings=decoder_settings(steps),
     )
 
 
 def _limit(model: Responder, wanted: Turn) -> int:
-    """Twice the tokens of the reference's words, as far as the limit goes, and its items."""
+    """Twice the tokens of the reference's text, up to the limit, and the tokens of its items."""
     words = sum(len(encode_text(model.tokenizer, part)) for part in wanted.parts if isinstance(part, str))
     groups = sum(model.model.vocabulary.groups[item.modality] for item in _items(wanted))
     return max(1, min(2 * words, MAX_NEW_TOKENS) + groups)
 
 
 def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decoded]]) -> None:
-    """Puts each wanted item beside the next medium of its modality."""
+    """Pairs each expected item with the next generated medium of its modality."""
     for item in _items(sample.turns[-1]):
         place = [modality for modality, _ in made].index(item.modality)  # it was required
         _, medium = made.pop(place)
@@ -172,7 +173,7 @@ def _row(view: str, name: str, value: float, count: int, chance: float | None) -
         title=f"{view}: {name.replace('_', ' ')}",
         value=value,
         n=count,
-        chance=chance if count > 1 else None,  # there is no other sample
+        chance=chance if count > 1 else None,  # with one sample there is no other reference
     )
 
 
@@ -181,9 +182,9 @@ def _items(turn: Turn) -> Iterator[Item]:
 
 
 def _text_encoder(config: ModelConfig, device: str) -> tuple[TextEncoder | None, list[str]]:
-    """ImageBind's text tower, and a note where there is none.
+    """ImageBind's text tower, or a note where there is none.
 
-    It reads CLIP's tokens, which are those of Stable Diffusion; our own ImageBinds have their tokenizer beside them.
+    It reads CLIP tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own.
     """
     from transformers import CLIPTokenizer
 

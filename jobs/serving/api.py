@@ -1,4 +1,4 @@
-"""The HTTP API: chat completions as OpenAI's clients ask for them, `/v1/models` and `/healthz`."""
+"""The HTTP API: OpenAI-compatible chat completions, `/v1/models` and `/healthz`."""
 
 import asyncio
 import secrets
@@ -11,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from jobs.replies.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.requests import openai_format as wire
-from jobs.serving.requests.events import Event, Finished, Full, Lost, Made, Planned, Said
 from jobs.serving.service import Service
 from model.inference.query import Query, TooLong
 
@@ -31,13 +31,13 @@ _ERROR = {
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
     for status, text in {
-        400: "The request is wrong; `error.message` says where.",
-        401: "The server asks for a token.",
+        400: "The request is invalid; `error.message` says where.",
+        401: "The server requires a token.",
         404: "There is no such model.",
         413: "The request is too large.",
-        422: "The model found no plan for a reply; only where it plans.",
+        422: "The model found no valid plan (architecture `scheduler` only).",
         429: "All places are taken; `Retry-After` says when to try again.",
-        503: "The model is loading, or a part of it was lost; `Retry-After` says when to try again.",
+        503: "The model is loading, or a part of it died; `Retry-After` says when to try again.",
     }.items()
 }
 
@@ -50,7 +50,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.get("/v1/models", summary="The model that is served", responses=_failures(401, 503))
+    @routes.get("/v1/models", summary="The served model", responses=_failures(401, 503))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service)]}
 
@@ -67,7 +67,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     )
     async def completions(request: wire.Request) -> Any:
         head = wire.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
-        # Media are decoded in a process of their own, which is waited for.
+        # In a thread: it waits for the process that decodes media.
         query = await asyncio.to_thread(wire.to_query, request, allowed_urls)
         _check_media(service, query)
         events = service.answer(query)
@@ -76,7 +76,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
                 async for event in events:
                     if isinstance(event, Finished):
                         return wire.completion(head, event)
-        # The first event shows whether there is a place, and whether the query can be answered.
+        # The first event shows whether a place is free and the query can be answered.
         first = await anext(events)
         wants_usage = request.stream_options is not None and request.stream_options.include_usage
         return StreamingResponse(_stream(head, first, events, wants_usage), media_type="text/event-stream")
@@ -115,7 +115,7 @@ def _model(service: Service) -> dict[str, Any]:
 async def _stream(
     head: dict[str, Any], first: Event, rest: AsyncIterator[Event], wants_usage: bool
 ) -> AsyncIterator[str]:
-    """A reply as server-sent events: text in `delta.content`, each medium in `delta.parts` as soon as it is there."""
+    """A reply as server-sent events: text in `delta.content`, each medium in `delta.parts` as soon as it is ready."""
 
     async def events() -> AsyncIterator[Event]:
         yield first
@@ -138,7 +138,7 @@ async def _stream(
                         {**head, "object": "chat.completion.chunk", "choices": [], "usage": wire.usage(event)}
                     )
             else:
-                yield f": {type(event).__name__.lower()} {event.number}\n\n"  # a comment: keeps the line open
+                yield f": {type(event).__name__.lower()} {event.number}\n\n"  # a comment that keeps the connection open
         yield "data: [DONE]\n\n"
     except Lost as lost:
         yield wire.sse(wire.error(str(lost), "server_error", code="lost"))
@@ -147,12 +147,12 @@ async def _stream(
 
 
 def _short(error: BaseException) -> str:
-    """One line for whoever asked, without what is inside of the server."""
+    """A message for the client without internals of the server."""
     return str(error) if type(error) in (ValueError, NoPlan, TooLong) else "the reply failed; see the log"
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Errors in OpenAI's format."""
+    """Registers handlers that answer errors in OpenAI's format."""
 
     def handle(kind: type[Exception], answer: Callable[[Any], JSONResponse]) -> None:
         async def handler(_: Request, error: Exception) -> JSONResponse:

@@ -1,10 +1,10 @@
-"""The application that Ray Serve runs: page and API in front, the parts of the model behind.
+"""The Ray Serve application: page and API in front, the parts of the model behind.
 
 serve run jobs.serving.app:build checkpoint=RUN
 """
 
 import os
-from functools import partial
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,11 @@ from ray import serve
 from ray.serve import Application
 
 from jobs.common.settings import checkpoint_model
-from jobs.replies.respond import Architecture
+from jobs.replies.events import Event
+from jobs.replies.options import Architecture
+from jobs.replies.respond import asks
 from jobs.serving.deployments import About, Language, Renderer, about
+from model.inference.query import Query
 from model.inference.speaker import AT_ONCE
 from pipelines.sample import Modality
 
@@ -23,10 +26,10 @@ Fraction = Annotated[float, Field(ge=0, le=64)]
 class Settings(BaseModel):
     """What is served and how; the arguments of `build`.
 
-    `overrides` are `model.KEY=VALUE`, where a frozen part of the checkpoint has moved. `places` is how many
-    conversations may be answered at a time. GPUs are those of one replica; without a number, the LLM takes 0.4 and a
-    decoder 0.2 of one where the cluster has any. Without a `token` here it is that of the variable
-    `NEXTGPT_CHAT_TOKEN`; without one there either, only requests to loopback's own names are answered.
+    `overrides` are `model.KEY=VALUE`, for frozen parts that have moved. `places` limits how many conversations are
+    answered concurrently. GPUs are per replica; by default the LLM takes 0.4 and each decoder 0.2 of a GPU if the
+    cluster has any. `token` defaults to the variable `NEXTGPT_CHAT_TOKEN`; without a token, only requests to loopback
+    host names are answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,38 +51,36 @@ class Settings(BaseModel):
 @serve.deployment
 @serve.ingress()
 class Front:
-    """Answers HTTP: the API, and the page with its visitors' conversations."""
+    """The HTTP front end: the API, and the page with its visitors' conversations."""
 
     def __init__(self, settings: Settings, about: About, language: Any, renderers: dict[str, Any]) -> None:
         self._settings, self._about, self._language, self._renderers = settings, about, language, renderers
         self._page: Any = None
 
     def __del__(self) -> None:
-        """Serve ends a replica with it: what visitors left goes too."""
+        """Deletes visitors' files; Serve calls it when a replica ends."""
         if self._page is not None:
             self._page.close()
 
     def __serve_build_asgi_app__(self) -> Any:
         from fastapi import FastAPI
 
-        from jobs.serving import joint
-        from jobs.serving import scheduled as scheduler
         from jobs.serving.api import add_handlers, router
         from jobs.serving.handles import Handles
         from jobs.serving.requests.guard import TOKEN, Guard
         from jobs.serving.requests.loading import Gate, Parts
-        from jobs.serving.service import Service
+        from jobs.serving.service import Service, answer
 
         settings = self._settings
-        # Once: a handle for each request would be kept by Serve.
+        # Once: Serve would keep a handle for every request.
         renderers = {Modality(name): handle.options(stream=True) for name, handle in self._renderers.items()}
         handles = Handles(self._language.options(stream=True), renderers)
-        model = self._about
-        if settings.architecture == "joint":
-            answer = partial(joint.answer, handles)
-        else:
-            answer = partial(scheduler.answer, handles, guides=model.needs_guides)
-        service = Service(model, answer, settings.places, settings.architecture)
+        architecture, guides = settings.architecture, self._about.needs_guides
+
+        def answer_all(query: Query) -> AsyncGenerator[Event, None]:
+            return answer(handles, asks(architecture, query, guides=guides))
+
+        service = Service(self._about, answer_all, settings.places, architecture)
         app = FastAPI(title="NExT-GPT on Ray", docs_url="/docs", redoc_url=None)
         app.include_router(router(service, settings.allow_urls))
         add_handlers(app)
@@ -133,7 +134,7 @@ def _deployment(part: type, name: str, settings: Settings, gpus: float) -> Any:
 
 
 def _gpus() -> int:
-    """1 where the cluster has a GPU, else 0."""
+    """1 if the cluster has a GPU, else 0."""
     import ray
 
     return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)

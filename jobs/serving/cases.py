@@ -1,4 +1,4 @@
-"""The four cases of NExT-GPT's tutorial, as one may ask them of a model of our world."""
+"""The four cases of NExT-GPT's tutorial, as examples from the synthetic world."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ from pipelines.sample import Item, Media
 from pipelines.world.conversations import converse
 from pipelines.world.render import render
 
-# What is shown on a button, and the kind of conversation.
+# Button labels, and the kind of conversation of each.
 CASES = {
     "Picture → sound": "image_to_sound",
     "Video → sound": "video_to_sound",
@@ -19,7 +19,7 @@ _SEED = 7
 
 @cache
 def drawn(kind: str) -> tuple[str, tuple[Media, ...]]:
-    """The words of a kind of conversation, and the files that are shown with them."""
+    """The text and the input files of a kind of conversation."""
     conversation = converse(kind, _SEED, 0)
     turn = conversation.turns[0]
     text = " ".join(part for part in turn.parts if isinstance(part, str))

@@ -1,4 +1,4 @@
-"""The parts of a model as Ray Serve runs them: one that speaks, and one for each medium that it makes."""
+"""The deployments of a model on Ray Serve: the LLM with its encoder, and one decoder per modality."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,9 +19,9 @@ from pipelines.sample import Media, Modality, Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a model can do: its name, the media that it makes with their settings, and its untrained parts.
+    """What a model can do: its name, the modalities it makes with their settings, and its untrained parts.
 
-    With `needs_guides` it must be told what a plan is.
+    With `needs_guides`, prompts must explain how to plan.
     """
 
     name: str
@@ -31,7 +31,7 @@ class About:
 
 
 class Language:
-    """The LLM of a checkpoint with its encoder: queries in, replies out, piece by piece."""
+    """The LLM of a checkpoint with its encoder: queries in, streamed replies out."""
 
     def __init__(self, checkpoint: str, config: ModelConfig, at_once: int) -> None:
         from jobs.common.cli import quiet
@@ -41,11 +41,11 @@ class Language:
         quiet()
         responder = Responder.from_pretrained(checkpoint, device=best_device(), config=config)
         responder.model.merge_adapter()
-        responder.encoder  # noqa: B018  loaded now: the first who shows a picture shall not wait for it
+        responder.encoder  # noqa: B018  loaded now, so that the first request with media does not wait
         self._speaker = Speaker(responder, at_once=at_once)
 
     async def reply(self, query: Query) -> AsyncIterator[Part | Reply]:
-        """Yields parts as `model.inference.generation.generate_batch` tells them, and at last the reply.
+        """Yields the parts that `model.inference.generation.generate_batch` reports, and finally the reply.
 
         Raises ValueError for a query that cannot be answered.
         """
@@ -57,7 +57,7 @@ class Language:
                 is_done = isinstance(event, Reply)
                 yield event
         finally:
-            if not is_done:  # Whoever asked is gone.
+            if not is_done:  # The client is gone.
                 self._speaker.drop(ticket)
 
     async def is_loaded(self) -> bool:
@@ -65,7 +65,7 @@ class Language:
         return True
 
     def check_health(self) -> None:
-        """Raises where the model's thread has ended: Serve then starts another replica."""
+        """Raises if the model's thread has ended; Serve then replaces the replica."""
         if not self._speaker.is_alive:
             raise RuntimeError("the speaker has ended")
 
@@ -82,13 +82,13 @@ class Renderer:
 
         quiet()
         if best_device() == "cpu":
-            torch.set_num_threads(1)  # The decoders share the cores, and small layers gain nothing from several.
+            torch.set_num_threads(1)  # Decoders share the cores, and small layers do not scale over several.
         decoder = Decoder(modality, name, best_device(), settings)
-        # Other processes may hold the other decoders: all that this one can do is not to stay when it is idle.
+        # Other processes may hold the other decoders; this one can only leave the GPU when it is idle.
         self._painter = Painter(decoder, at_once=at_once, rests_on="cpu" if settings.on_device == "one" else None)
 
     async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
-        """Yields the steps of a medium and at last its file; raises ValueError for settings the decoder lacks."""
+        """Yields the denoising steps and finally the file; raises ValueError for unknown settings."""
         told, tell = _told()
         self._painter.ask(wish, tell)
         event = await told.get()
@@ -102,13 +102,13 @@ class Renderer:
         return True
 
     def check_health(self) -> None:
-        """Raises where the decoder's thread has ended: Serve then starts another replica."""
+        """Raises if the decoder's thread has ended; Serve then replaces the replica."""
         if not self._painter.is_alive:
             raise RuntimeError("the painter has ended")
 
 
 def about(checkpoint: str, config: ModelConfig) -> About:
-    """What the model of a checkpoint can do, without loading it."""
+    """What the model of a checkpoint can do, read without loading it."""
     from model.checkpoints.description import read_config
     from model.checkpoints.hub import local_checkpoint
     from model.parts.builtin import is_untrained
@@ -126,7 +126,7 @@ def about(checkpoint: str, config: ModelConfig) -> About:
 
 
 class _Told:
-    """Events from another thread, awaited in this one; an error among them is raised."""
+    """Events from another thread, awaited in the event loop; errors among them are raised."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Any] = asyncio.Queue()

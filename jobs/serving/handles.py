@@ -1,58 +1,44 @@
-"""The parts of a model as they are reached on Ray Serve, asked again where one was lost."""
+"""Access to the deployments of a model, with retries when a replica is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.serving.requests.events import Lost, Made, Progress
+from jobs.replies.events import Lost, Made, Progress
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
 from model.inference.painter import Step
 from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
-_TRIES = 3  # for a medium: whoever makes it anew makes the same
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Handles:
-    """Streaming handles of `Language`, and of a `Renderer` a modality.
+    """Streaming handles of `Language`, and of one `Renderer` per modality.
 
-    All raise ValueError for what cannot be answered, Lost where a part of the model ended meanwhile.
+    All methods raise ValueError for what cannot be answered, and Lost if a part of the model died meanwhile.
     """
 
     language: Any
     renderers: Mapping[Modality, Any]
 
-    async def speak(self, query: Query) -> AsyncIterator[Part | Reply]:
-        """A reply in parts, at last the whole; one that is lost before its first word is asked for again."""
-        said, tries = False, 0
-        while True:
-            tries += 1
-            try:
-                async for part in self.language.reply.remote(query):
-                    said = True
-                    yield part
-            except RayActorError:
-                if said or tries == _TRIES:
-                    raise Lost("language model") from None
-                await asyncio.sleep(1.0)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            else:
-                return
+    def speak(self, query: Query) -> AsyncIterator[Part | Reply]:
+        """Yields a reply in parts, and finally the whole; retries if it is lost before its first part."""
+        return _stream(lambda: self.language.reply.remote(query), "language model", can_repeat=False)
 
     async def reply(self, query: Query) -> Reply:
-        """A reply, its items not yet made; one that is lost is asked for again."""
+        """A reply without its media; retries if it is lost."""
         tries = 0
         while True:
             tries += 1
             try:
-                # To the end of the stream, so that nothing of it is left with Ray.
+                # Consume the whole stream, so that Ray keeps nothing of it.
                 *_, reply = [part async for part in self.speak(query)]
             except Lost:
                 if tries == _TRIES:
@@ -62,46 +48,74 @@ class Handles:
             return reply
 
     @asynccontextmanager
-    async def making(self, wanted: Sequence[Wish]) -> AsyncIterator[AsyncIterator[Progress | Made]]:
-        """Makes media side by side from now on; gives what is told of them, the number-th medium's by its number."""
-        events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
-
-        async def make(number: int, wish: Wish) -> None:
-            try:
-                async for event in self._one(number, wish):
-                    events.put_nowait(event)
-            except Exception as error:
-                events.put_nowait(error)
-
-        async def told() -> AsyncIterator[Progress | Made]:
-            left = len(wanted)
-            while left:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
-                left -= isinstance(event, Made)
-                yield event
-
-        tasks = [asyncio.create_task(make(number, wish)) for number, wish in enumerate(wanted)]
+    async def making(self) -> "AsyncIterator[Making]":
+        """A context for the media of one reply; on exit, unfinished ones are cancelled."""
+        making = Making(self.make)
         try:
-            yield told()
+            yield making
         finally:
-            for task in tasks:
-                task.cancel()
+            making.cancel()
 
-    async def _one(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
-        for rest in reversed(range(_TRIES)):
-            try:
-                async for event in self.renderers[wish.modality].make.remote(wish):
-                    yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
-            except RayActorError:
-                if not rest:
-                    raise Lost(f"{wish.modality} decoder") from None
-                await asyncio.sleep(1.0)
-            except RayTaskError as error:
-                raise _cause(error) from None
-            else:
-                return
+    async def make(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
+        """Makes medium `number`; retries if its decoder is lost."""
+        handle, decoder = self.renderers[wish.modality], f"{wish.modality} decoder"
+        async with aclosing(_stream(lambda: handle.make.remote(wish), decoder, can_repeat=True)) as events:
+            async for event in events:
+                yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
+
+
+class Making:
+    """The media of one reply, made concurrently from the moment they are known; `make` makes one."""
+
+    def __init__(self, make: Callable[[int, Wish], AsyncIterator[Progress | Made]]) -> None:
+        self._make = make
+        self._tasks: list[asyncio.Task[None]] = []
+        self._events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
+
+    def start(self, wanted: Sequence[Wish]) -> None:
+        """Starts to make media, numbered after those already started."""
+        first = len(self._tasks)
+        self._tasks += [asyncio.create_task(self._run(number, wish)) for number, wish in enumerate(wanted, first)]
+
+    async def events(self) -> AsyncIterator[Progress | Made]:
+        """Yields events until all media are made; raises the first error."""
+        left = len(self._tasks)
+        while left:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            left -= isinstance(event, Made)
+            yield event
+
+    def cancel(self) -> None:
+        """Cancels unfinished media."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _run(self, number: int, wish: Wish) -> None:
+        try:
+            async for event in self._make(number, wish):
+                self._events.put_nowait(event)
+        except Exception as error:
+            self._events.put_nowait(error)
+
+
+async def _stream(call: Callable[[], Any], part: str, *, can_repeat: bool) -> AsyncGenerator[Any, None]:
+    """Yields what a replica streams; calls another one if it is lost, after the first event only if `can_repeat`."""
+    begun = False
+    for rest in reversed(range(_TRIES)):
+        try:
+            async for event in call():
+                begun = True
+                yield event
+        except RayActorError:
+            if not rest or (begun and not can_repeat):
+                raise Lost(part) from None
+            await asyncio.sleep(1.0)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        else:
+            return
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -1,4 +1,4 @@
-"""A conversation as the chat page shows it, and a reply while it grows."""
+"""How the chat page shows a conversation, and a reply while it grows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.serving.requests.events import Begun, Event, Finished, Made, Planned, Progress, Said
+from jobs.replies.events import Begun, Event, Finished, Made, Planned, Progress, Said
 from jobs.serving.requests.sessions import Session
 from pipelines.sample import Item, Modality, Part
 from pipelines.scheduling.tool_plans import from_json
@@ -16,7 +16,7 @@ from pipelines.world.captions import NOUNS
 
 @dataclass(slots=True)
 class Growing:
-    """A reply on its way: its parts so far, how far each item is, those that are there, and its plan in words."""
+    """An unfinished reply: its parts so far, the progress of each item, finished items, and its plan in words."""
 
     parts: list[Part] = field(default_factory=list)
     progress: dict[int, str] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Growing:
     plan: str = ""
 
     def take(self, event: Event, session: Session) -> None:
-        """Notes what was told; keeps a medium in the session."""
+        """Takes an event; media are stored in the session."""
         match event:
             case Planned(plan):
                 self.plan = plan_in_words(plan)
@@ -45,7 +45,7 @@ class Growing:
                 self.parts = [next(items) if isinstance(part, Item) else part for part in parts]
 
     def shown(self) -> Iterator[tuple[Part, str]]:
-        """Each part, and what is to be said of an item that is not there yet."""
+        """Yields each part, and the progress of an item that is not ready."""
         number = 0
         for part in self.parts:
             if isinstance(part, Item) and not part.name:
@@ -58,7 +58,7 @@ class Growing:
 
 
 def messages(session: Session, growing: Growing | None = None) -> list[dict[str, Any]]:
-    """The conversation as the chat shows it: one message a part."""
+    """The conversation as Gradio messages, one per part."""
     shown = [{"role": turn.role, "content": _content(part, "")} for turn in session.turns for part in turn.parts]
     if growing is not None:
         parts = list(growing.shown()) or [(growing.plan or "…", "")]
@@ -84,13 +84,13 @@ def _content(part: Part, note: str) -> Any:
 
 
 def plan_in_words(plan: str) -> str:
-    """A plan in one line."""
+    """A plan in one line of text."""
     steps = [f"{step.tool.replace('_', ' ')} ({step.input})" for step in from_json(plan)]
     return f"Plan: {', '.join(steps) or 'words alone'}"
 
 
 def state_of(session: Session | None) -> str:
-    """What is going on, in words; `data-replies` counts the replies that are whole."""
+    """The state line; `data-replies` counts finished replies."""
     replies = sum(turn.role == "assistant" for turn in session.turns) if session else 0
     is_busy = session is not None and session.is_busy
     words = "Answering …" if is_busy else session.plan if session else ""
@@ -98,15 +98,15 @@ def state_of(session: Session | None) -> str:
 
 
 def place_of(session: Session, index: int | Sequence[int]) -> tuple[int, int]:
-    """Turn and part of a message that the chat shows; raises gr.Error where the user said no such thing."""
+    """Turn and part of a displayed message; raises gr.Error if it is not the user's."""
     found = _at(session, index)
     if found is None or session.turns[found[0]].role != "user":
-        raise gr.Error("There is nothing to edit there: reload the page.", print_exception=False)
+        raise gr.Error("There is nothing to edit here: reload the page.", print_exception=False)
     return found
 
 
 def asked_before(session: Session, index: int | Sequence[int]) -> int:
-    """How many turns there are up to the user's turn at a message or the last one before it."""
+    """The number of turns up to the last user's turn at or before a message."""
     found = _at(session, index) or (len(session.turns) - 1, 0)
     for turn in range(found[0], -1, -1):
         if session.turns[turn].role == "user":
@@ -115,7 +115,7 @@ def asked_before(session: Session, index: int | Sequence[int]) -> int:
 
 
 def _at(session: Session, index: int | Sequence[int]) -> tuple[int, int] | None:
-    """Turn and part of the message that Gradio names by its place."""
+    """Turn and part of the message at Gradio's index."""
     place = int(index if isinstance(index, int) else index[0])
     places = [(turn, part) for turn, said in enumerate(session.turns) for part, _ in enumerate(said.parts)]
     return places[place] if 0 <= place < len(places) else None

@@ -1,4 +1,4 @@
-"""What `train_stage --dry-run` prints: what would train, what it takes of each worker's memory, and whether it fits."""
+"""The output of `train_stage --dry-run`: what would train, the memory that each worker needs, and whether it fits."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from jobs.common.cli import UsageError
 from model.training.train_settings import TrainSettings
 
 GB = 1e9
-# What Ray calls a GPU, as a node's resource `accelerator_type:NAME`, and the least memory one of that name has.
+# Ray's names of GPUs, in resources `accelerator_type:NAME`, and the smallest memory sold under each name, in GB.
 _GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100-80G": 80, "A100": 40, "L40S": 48, "L4": 24, "A10G": 24}
-_SMALL_WEIGHTS = 100_000_000  # decoders of fewer are none of those that are published
+_SMALL_WEIGHTS = 100_000_000  # published decoders have more
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 _ROWS = {
     "process": "process",
@@ -29,7 +29,7 @@ _ROWS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a worker may take, in bytes: of its device, a GPU or main memory, and beside a GPU of main memory."""
+    """The memory of a worker in bytes: of its device (a GPU or main memory), and of main memory beside a GPU."""
 
     gpu: bool
     device: float
@@ -48,7 +48,7 @@ class DryRun:
         self.found = self._measure(settings)
 
     def lines(self) -> Iterator[str]:
-        """All but the verdict."""
+        """All lines but the verdict."""
         yield from self._trained()
         yield ""
         yield from self._table()
@@ -63,7 +63,7 @@ class DryRun:
 
     @property
     def fits(self) -> bool:
-        """Whether each worker has the memory it takes."""
+        """Whether each worker has enough memory."""
         return self._fits(self.found)
 
     def verdict(self) -> str:
@@ -76,14 +76,14 @@ class DryRun:
         return f"does not fit: {most:.1f} GB at most, of {device:.0f} GB ({self.machine.what})"
 
     def advice(self) -> Iterator[str]:
-        """Settings with which it fits, the cheapest first, a line each."""
+        """Settings that make it fit, the cheapest first, one line each."""
         found = False
         for overrides, footprint in self._changes():
             if self._fits(footprint):
                 found = True
                 yield f"{overrides}: {footprint.peak / GB:.1f} GB at most"
         if not found:
-            yield "no setting makes it fit: take a smaller LLM, or a device with more memory"
+            yield "no setting makes it fit: use a smaller LLM, or a device with more memory"
 
     def _changes(self) -> Iterator[tuple[str, Any]]:
         settings, machine = self.settings, self.machine
@@ -139,7 +139,7 @@ class DryRun:
         )
 
     def _with(self, checkpointing: bool, size: int) -> Any:
-        """The footprint with another micro-batch: what changes is linear in its size."""
+        """The footprint with another micro-batch size, in which it is linear."""
         now = self._step(self.settings.gradient_checkpointing, self.settings.micro_batch_size)
         return replace(self.found, activations=max(0, self.found.activations + self._linear(checkpointing, size) - now))
 
@@ -189,7 +189,7 @@ class DryRun:
         if self.found.host:
             yield f"  {'main memory':<28}{self.found.host / GB:8.2f}"
         if self.unknown:
-            yield f"  not in it: {', '.join(self.unknown)}, whose size is not known here"
+            yield f"  not included: {', '.join(self.unknown)}, of unknown size"
 
     def _by_micro_batch(self) -> Iterator[str]:
         sizes = sorted({*_MICRO_BATCHES, self.settings.micro_batch_size})
@@ -201,7 +201,7 @@ class DryRun:
 
 
 def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]]:
-    """What the decoders of sample replies take once loaded, and those of which that is not known."""
+    """The bytes of the decoders of sample replies, and the decoders of unknown size."""
     from model.parts.families import decoder_weights
     from model.training.held_out import makes_samples
 
@@ -211,13 +211,13 @@ def _decoders(settings: TrainSettings, machine: Machine) -> tuple[int, list[str]
     counts = {name: decoder_weights(name) for name in names}
     known = sum(count for count in counts.values() if count is not None)
     precision = settings.model.decoders.precision
-    if precision == "auto":  # those that are published are halved on a GPU
+    if precision == "auto":  # published decoders are loaded in float16 on a GPU
         precision = "float16" if machine.gpu and known > _SMALL_WEIGHTS else "float32"
     return known * (4 if precision == "float32" else 2), [name for name, count in counts.items() if count is None]
 
 
 def cpu_notes(settings: TrainSettings, deepspeed: Mapping[str, Any], workers: int) -> Iterator[str]:
-    """What to say where a preset for GPUs trains on this machine's CPU and may not fit into its memory."""
+    """Notes for a GPU preset that trains on this machine's CPU and may not fit into its memory."""
     plan = DryRun(settings, deepspeed, _cpu(None, workers))
     if not plan.fits:
         yield plan.verdict()
@@ -225,10 +225,10 @@ def cpu_notes(settings: TrainSettings, deepspeed: Mapping[str, Any], workers: in
 
 
 def machine_for(settings: TrainSettings, gpu_memory: float | None, host_memory: float | None) -> Machine:
-    """What a run would be given: GPUs as described, else those of the cluster or of this machine, else its CPU.
+    """The machine of a run: GPUs as described, else those of the cluster or of this machine, else its CPU.
 
     Memory is in GB. Raises:
-        UsageError: the cluster's GPUs are not known.
+        UsageError: the memory of the cluster's GPUs is unknown.
     """
     host = host_memory * GB if host_memory else None
     count = settings.workers[1] if isinstance(settings.workers, tuple) else settings.workers
@@ -246,7 +246,7 @@ def machine_for(settings: TrainSettings, gpu_memory: float | None, host_memory: 
 
 
 def _cpu(memory: float | None, workers: int) -> Machine:
-    """A CPU whose workers share main memory, of so many bytes or of this machine."""
+    """A CPU whose workers share `memory` bytes, or this machine's memory."""
     what = (
         "main memory; --gpu-memory GB plans for GPUs" if workers == 1 else f"main memory, shared by {workers} workers"
     )
@@ -254,7 +254,7 @@ def _cpu(memory: float | None, workers: int) -> Machine:
 
 
 def _gpus() -> tuple[int, float, str] | None:
-    """How many GPUs the cluster of RAY_ADDRESS or this machine has, the bytes of the smallest, and a name."""
+    """The number of GPUs of the cluster at RAY_ADDRESS or of this machine, the bytes of the smallest, and a name."""
     import torch
 
     if "RAY_ADDRESS" in os.environ:
@@ -278,7 +278,7 @@ def _cluster_gpus() -> tuple[int, float, str] | None:
     kinds = {name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
     known = [kind for kind in kinds if kind in _GPU_MEMORY]
     if not known:
-        raise UsageError("--gpu-memory: the cluster does not say how much memory its GPUs have; give it in GB")
+        raise UsageError("--gpu-memory: the memory of the cluster's GPUs is unknown; give it in GB")
     least = min(known, key=lambda kind: _GPU_MEMORY[kind])
     return total, _GPU_MEMORY[least] * GB, f"{least} of the cluster"
 

@@ -1,4 +1,4 @@
-"""Everything about a stage that can be checked before it starts, each mistake a line."""
+"""Checks of a stage before it starts; one line per mistake."""
 
 import re
 import shutil
@@ -21,13 +21,13 @@ from pipelines.storage.files import is_local
 from pipelines.storage.sidecars import ENCODER, LATENTS
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-# A trained weight in a checkpoint: itself, its copy in float32, and two moments of the optimizer.
+# Per trained weight in a checkpoint: the weight, its float32 copy, and two moments of the optimizer.
 _BYTES_PER_WEIGHT = 16
 _LIBRARIES = ("torch", "deepspeed")
 
 
 def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, init: Path | None) -> Iterator[str]:
-    """What would stop a stage after it has begun, or spoil it."""
+    """What would make a stage fail later, or spoil its result."""
     for view in views:
         yield from _shapes(settings, view)
     yield from _decoders(settings)
@@ -39,7 +39,7 @@ def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, i
 
 
 def notes(checkpoint: Path) -> Iterator[str]:
-    """What may make going on from a checkpoint differ in the last digit."""
+    """What may change the last digits when a run is resumed from a checkpoint."""
     for library, there in read_config(checkpoint)["versions"].items():
         if library in _LIBRARIES and there != version(library):
             yield f"the run was begun with {library} {there}, here is {version(library)}: last digits may differ"
@@ -76,7 +76,7 @@ def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
 
 
 def _decoders(settings: TrainSettings) -> Iterator[str]:
-    """The preset's widths against the decoders' own, where these are on this machine."""
+    """Compares the preset's widths with the decoders' own, where these are on this machine."""
     for modality, output in settings.model.outputs.items():
         if not (output.decoder.startswith(PREFIX) or Path(output.decoder).is_dir()):
             continue
@@ -122,7 +122,7 @@ def _tracker(settings: TrainSettings) -> Iterator[str]:
 
 
 def _versions() -> Iterator[str]:
-    """Installed packages against those the project asks for."""
+    """Compares installed packages with the project's requirements."""
     if not PROJECT.is_file():
         return
     for text in tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]:
@@ -137,7 +137,7 @@ def _versions() -> Iterator[str]:
 
 
 def _disk(settings: TrainSettings, run: Path) -> Iterator[str]:
-    """Room for the checkpoints that exist at one time: those kept, the best, and the one being written."""
+    """Checks the disk space for checkpoints that exist at once: those kept, the best, and the one being written."""
     if not is_local(run):
         return
     from model.footprint.footprint import trained_weights

@@ -1,4 +1,4 @@
-"""Wires a training stage: prepared views and settings into a plan, the plan into Ray Train workers."""
+"""A training stage: settings and prepared views become a plan, the plan runs on Ray Train workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import arrow_filesystem, is_local, read_json
 from pipelines.storage.shards import Manifest, list_datasets
 
-PADDING_STEPS = 1000  # enough to tell the share of padding by
+PADDING_STEPS = 1000  # enough to estimate the share of padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage's settings and views, checked, and what to tell the user."""
+    """A stage's checked settings and views, and notes for the user."""
 
     settings: TrainSettings
     views: list[PlannedView]
@@ -34,7 +34,7 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Which samples are trained on at which step, and which are held out."""
+    """Which samples are used at which step, and which are held out."""
 
     mixture: Mixture
     held_out: HeldOut
@@ -46,7 +46,7 @@ class Order:
         return sum(len(batch) for step in steps for batch in self.held_out.micro_batches(step))
 
     def describe(self, plan: StagePlan) -> str:
-        """One line: how much of what."""
+        """The data and the number of steps in one line."""
         names = ", ".join(f"{view.name} ({view.manifest.samples})" for view in plan.views)
         steps, epochs = self.mixture.num_steps, self.mixture.num_steps / self.mixture.epoch_steps
         padding = 100 * self.mixture.padding(PADDING_STEPS)
@@ -59,7 +59,7 @@ class Order:
 def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | None) -> StagePlan:
     """Checks data, sidecars, the checkpoint and this machine against the settings before anything starts.
 
-    The plan's settings name the model's parts as they were found.
+    The settings of the plan name the model's parts where they were located.
 
     Raises:
         UsageError: all mistakes, one line each.
@@ -87,10 +87,10 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
 
 
 def order_samples(plan: StagePlan) -> Order:
-    """Measures every sample once, on Ray, and lays out the order; what was measured before is remembered.
+    """Measures each sample once, on Ray, and plans the order; measurements of earlier runs are reused.
 
     Raises:
-        UsageError: nothing is left to train on.
+        UsageError: no samples are left to train on.
     """
     from jobs.training.worker import measure_id, measurer
     from pipelines.handover.survey import survey_views
@@ -134,10 +134,10 @@ def train(
     init: Path | None,
     name: str,
 ) -> str:
-    """Runs the workers to the end, from where the run stands; returns the summary.
+    """Runs the workers to the end, from where the run stopped; returns the summary.
 
     Raises:
-        Failures: the loss ran away.
+        Failures: the loss diverged.
     """
     import ray.train
     import ray.train.torch
@@ -160,7 +160,7 @@ def train(
         "card": {"untrained": plan.untrained},
         "tracked": {"name": run.name, "settings": settings.model_dump(mode="json")},
     }
-    # Ray would go on from what it remembers of an earlier start; what to go on from is in the run itself.
+    # Ray would resume from its own record of an earlier start; the run itself says where to resume.
     for file in ("checkpoint_manager_snapshot.json", STOPPED):
         (run / file).unlink(missing_ok=True)
     storage: dict[str, Any] = {"storage_path": str(run.parent)}
@@ -182,7 +182,7 @@ def train(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
         datasets={
-            # Called anew whenever workers start: a run that goes on reads nothing it has consumed.
+            # Called each time workers start, so that a resumed run does not read samples it has consumed.
             "train": lambda: _steps(min(first_step(run), num_steps), num_steps),
             "validation": lambda: _steps(0, held_out_steps),
         },
@@ -195,7 +195,7 @@ def train(
 
 
 def _steps(first: int, last: int) -> Any:
-    """Runs in Ray Train's controller, which has Ray Data's settings as Ray ships them."""
+    """Runs in Ray Train's controller, where Ray Data still has its default settings."""
     from jobs.common.cli import configure_ray_data
     from pipelines.handover.handover import step_dataset
 
@@ -204,7 +204,7 @@ def _steps(first: int, last: int) -> Any:
 
 
 def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
-    """What the losses were in the first and the last epoch: single steps are too noisy to compare."""
+    """The mean losses of the first and the last epoch, since single steps are too noisy to compare."""
     from model.runs.run_log import read_log  # late: it loads torch, and most mistakes are told without
 
     rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
@@ -224,7 +224,7 @@ def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
 
 
 def prepared_views(shards: str) -> list[str]:
-    """The names of all views in a folder of shards; none where it cannot be read, which is told later."""
+    """The names of all views in a folder of shards; none where it cannot be read, which is reported later."""
     try:
         return list(_views_of(list_datasets(existing_folder(shards))))
     except (ValueError, OSError):
@@ -232,14 +232,14 @@ def prepared_views(shards: str) -> list[str]:
 
 
 def _views_of(datasets: Mapping[str, Manifest]) -> dict[str, Manifest]:
-    """Each view with the manifest of its dataset; a user's own catalog was needed to prepare alone."""
+    """Each view with the manifest of its dataset; a user's own catalog is needed only to prepare."""
     return {view: manifest for manifest in datasets.values() for view in manifest.views}
 
 
 def _chosen(
     settings: TrainSettings, prepared: Mapping[str, Manifest], shards: Path, mistakes: list[str], notes: list[str]
 ) -> dict[str, float]:
-    """The views to train on, with weights."""
+    """The views to train on, and their weights."""
     if settings.datasets == "auto":
         in_catalog = [name for name, (_, view) in load_catalog().views.items() if view.stage == settings.stage]
         of_stage = [name for name, manifest in prepared.items() if manifest.stages[name] == settings.stage]
@@ -263,7 +263,7 @@ def _chosen(
 
 
 def _untrained(settings: TrainSettings) -> list[str]:
-    """Only built-in parts can be untrained; real ones are named, not loaded, here."""
+    """The built-in parts with random weights; nothing is loaded."""
     from model.parts.builtin import is_untrained
 
     model = settings.model

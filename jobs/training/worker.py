@@ -1,4 +1,4 @@
-"""What a Ray Train worker runs. Imports little: Ray Train's controller loads this module too."""
+"""What a Ray Train worker runs. Few imports at the top: Ray Train's controller loads this module too."""
 
 import hashlib
 import json
@@ -21,31 +21,31 @@ from pipelines.storage.files import arrow_filesystem, is_local, write_json
 from pipelines.storage.sidecars import ROW_KINDS, from_npy
 
 VARIANCE_SAMPLES = 512
-STOPPED = "stopped.json"  # in a run that ended by what would come again: a loss that runs away, weights that do not fit
-# However often it is tried, these come again; a connection that is lost, or a worker, may come back.
+STOPPED = "stopped.json"  # in a run that a retry cannot help: the loss diverged, or memory ran out
+# Errors that a retry would only repeat, unlike a lost connection or worker.
 _LASTING = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, NotADirectoryError, PermissionError)
 LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs; what would fail again is written down, and not tried again."""
+    """Entry point of each worker; an error that would recur is recorded in the run and not retried."""
     import torch
 
     run: Path = config["run"]
-    if (run / STOPPED).is_file():  # Ray starts all workers anew where one failed
+    if (run / STOPPED).is_file():  # Ray restarts all workers when one fails
         return
     try:
         _work(config)
     except (*_LASTING, torch.OutOfMemoryError) as error:
         cause = root_cause(error)
         write_json(run / STOPPED, {"reason": describe(cause)})
-        if isinstance(cause, ValueError | OSError):  # the driver's one line says it all; Ray would add a traceback
+        if isinstance(cause, ValueError | OSError):  # the driver prints it in one line; Ray would add a traceback
             quiet(logging.CRITICAL)
         raise
 
 
 def _work(config: dict[str, Any]) -> None:
-    """This worker's share of every step, rank 0 writing the log."""
+    """This worker's share of every step; rank 0 writes the log."""
     import ray.train
     import torch
 
@@ -94,14 +94,14 @@ def _work(config: dict[str, Any]) -> None:
         try:
             trainer.run(_rows("train"), held_out, log)
         except Diverged as error:
-            # To try again would come to the same: the run ends, and the driver says why.
+            # A retry would diverge again: the run ends, and the driver reports why.
             if log is not None:
                 log.close(failed=True)
                 write_json(run / STOPPED, {"step": error.step, "reason": f"{run}: {error}"})
 
 
 def _rows(dataset: str) -> Iterator[dict[str, Any]]:
-    """The hand-over's rows with their embeddings as arrays, whatever they are stored in."""
+    """The rows of the handover with their embeddings as arrays, whatever the storage format."""
     import ray.train
 
     return map(_with_arrays, ray.train.get_dataset_shard(dataset).iter_rows())
@@ -112,7 +112,7 @@ def _with_arrays(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(sync: Callable[[], None], folder: Path, state: TrainState) -> None:
-    """Tells Ray of a checkpoint that is in its place already; every rank does."""
+    """Reports a checkpoint that is already in its place to Ray; every rank must."""
     import ray.train
 
     sync()
@@ -130,7 +130,7 @@ def _report(sync: Callable[[], None], folder: Path, state: TrainState) -> None:
 
 
 def _copy_logs(source: Path, target: Path) -> None:
-    """The log's files from a folder to another, one of which is in a bucket."""
+    """Copies the log's files between two folders, one of which is in a bucket."""
     for name in LOGS:
         path = source / name
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -142,7 +142,7 @@ def _copy_logs(source: Path, target: Path) -> None:
 
 
 def _write_manifest(trainer: Any, run: Path) -> None:
-    """What trains, by name, shape and count, printed and written beside the results."""
+    """Prints what trains by name, shape and count, and writes it into the run."""
     from model.training.trainable import format_manifest, num_weights, trainable_table
 
     rows = trainable_table(trainer.model, trainer.manifest)
@@ -151,7 +151,7 @@ def _write_manifest(trainer: Any, run: Path) -> None:
 
 
 def _hardware(rank: Any) -> str:
-    """Such as "2 x NVIDIA H200" or "2 CPU workers"."""
+    """For example "2 x NVIDIA H200"."""
     import torch
 
     if rank.device.startswith("cuda"):
@@ -160,7 +160,7 @@ def _hardware(rank: Any) -> str:
 
 
 def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
-    """What counts the tokens of a sample: (used, without the cut at `max_length`)."""
+    """A function that counts the tokens of a sample: (used, before truncation to `max_length`)."""
     from model.core.dialogue import dialogue_lengths
     from model.core.tokenizer import load_tokenizer, load_vocabulary
 
@@ -174,7 +174,7 @@ def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
 
 
 def measure_id(config: ModelConfig) -> str:
-    """Changes whenever the number of tokens of a sample may."""
+    """An id that changes whenever the token counts of samples may change."""
     parts: Mapping[str, Any] = {
         "llm": config.llm.name,
         "groups": {m.value: n for m, n in config.signal_groups.items()},
@@ -185,7 +185,7 @@ def measure_id(config: ModelConfig) -> str:
 
 
 def _variances(views: list[PlannedView], padding_weight: float) -> dict[Modality, float]:
-    """The variance of the caption embeddings by modality, measured on a part of them."""
+    """The variance of the caption embeddings per modality, estimated on a part of them."""
     import torch
 
     from model.core.losses import mean_predictor_error

@@ -1,17 +1,17 @@
-"""How many workers train a stage, and on what: as set, else by what the cluster has."""
+"""How many workers train a stage, and on which devices: as set, else as the cluster allows."""
 
 from dataclasses import dataclass
 
 from jobs.common.cli import UsageError
 from model.training.train_settings import TrainSettings
 
-# What a training worker takes of a core where it has no GPU; the rest is for the tasks that read for it.
+# The share of a core that a CPU worker reserves; the rest is for the tasks that read its data.
 CPU_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """The workers of a run, a pair where Ray may choose between, all cores, and what the user is told of the choice."""
+    """The workers of a run: how many (a pair: Ray chooses between the two), their devices, all cores, and a note."""
 
     count: int | tuple[int, int]
     use_gpu: bool
@@ -20,27 +20,27 @@ class Workers:
 
     @property
     def most(self) -> int:
-        """As many as there may be."""
+        """The largest number of workers."""
         return self.count[1] if isinstance(self.count, tuple) else self.count
 
     @property
     def threads(self) -> int:
-        """Of each worker's arithmetic: on CPUs they share all cores; Ray would give each the one it counts."""
+        """Threads per worker: on CPUs the workers share all cores; Ray would give each only the one it reserves."""
         return 1 if self.use_gpu else max(1, self.cores // self.most)
 
     @property
     def resources(self) -> dict[str, float]:
-        """What each takes of its node, as Ray counts."""
+        """The resources that Ray reserves for each worker."""
         return {"GPU": 1, "CPU": 1} if self.use_gpu else {"CPU": CPU_SHARE}
 
 
 def choose_workers(settings: TrainSettings) -> Workers:
-    """As set, else one a GPU, else one a core, as far as there are micro-batches for them.
+    """As set, else one per GPU, else one per core, but no more than there are micro-batches.
 
-    Where GPUs are asked for, none is up and none can come, the CPU trains.
+    Where GPUs are wanted but this machine has none, the CPU trains.
 
     Raises:
-        UsageError: no GPU is up, some may come, and how many are wanted is not set.
+        UsageError: the cluster has no GPU yet, and the number of workers is not set.
     """
     import ray
 
@@ -54,26 +54,26 @@ def choose_workers(settings: TrainSettings) -> Workers:
 
 
 def _without_gpus(settings: TrainSettings, cores: int) -> Workers:
-    """On a Ray of this command's own none will come; what another cluster may start, Ray does not say."""
+    """A local Ray never gets GPUs; a cluster may start some, but Ray does not say whether it can."""
     if started_here():
-        # One, since each has a copy of the weights, and a preset that asks for GPUs has many.
+        # One, since each worker has a copy of the weights, and presets for GPUs are large.
         count = settings.workers or 1
         note = (
-            f"no GPU on this machine: the CPU trains, workers={count}; from the second step on, each line says about "
-            "how long it will take"
+            f"no GPU on this machine: the CPU trains, workers={count}; from the second step on, each line estimates "
+            "the remaining time"
         )
         return Workers(count=count, use_gpu=False, cores=cores, note=note)
     if not settings.workers:
         raise UsageError(
-            "workers: no GPU is up to count; say how many the cluster is to start, such as workers=4, or train on "
+            "workers: no GPU is available; set how many the cluster is to start, such as workers=4, or train on "
             "CPUs with use_gpu=false"
         )
-    note = "no GPU is up: waits until the cluster has started the GPUs of the workers; use_gpu=false trains on CPUs"
+    note = "no GPU is available: waiting until the cluster has started one per worker; use_gpu=false trains on CPUs"
     return Workers(count=settings.workers, use_gpu=True, cores=cores, note=note)
 
 
 def started_here() -> bool:
-    """Whether Ray was started by this process, on this machine alone, and so will never have more than it has."""
-    from ray._private import worker  # nothing public tells
+    """Whether this process started Ray on this machine only, so that its resources will not grow."""
+    from ray._private import worker  # there is no public API for this
 
     return bool(worker._global_node and worker._global_node.is_head())

@@ -135,16 +135,10 @@ def _run_suite(arguments: Namespace) -> None:
 def table(rows: Sequence[Row]) -> list[str]:
     """The aligned lines of a table: what, ours, peer, ratio, target, verdict; each note has its own line."""
     header = ("what", "ours", "peer", "unit", "ratio", "target", "")
-    cells = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     notes = ["", *(row.note for row in rows)]
     lines = []
-    for line, note in zip(cells, notes, strict=True):
-        aligned = (
-            cell.ljust(width) if column in (0, 3, 6) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        lines += ["  ".join(aligned).rstrip()] + ([f"    {note}"] if note else [])
+    for line, note in zip(cli.aligned([header, *map(_cells, rows)], left=(0, 3, 6)), notes, strict=True):
+        lines += [line] + ([f"    {note}"] if note else [])
     return lines
 
 

@@ -79,12 +79,12 @@ def test_all_mistakes_of_the_command_line_are_told_at_once(tmp_path: Path, capsy
     assert told(["--import", "s3://bucket/x.pt", "--out", "out"], capsys) == (
         cli.USAGE,
         [
-            "error: s3://bucket/x.pt: a URL; give a path of this machine",
-            "error: --preset: missing; say which model the files are of, such as nextgpt_7b",
+            "error: s3://bucket/x.pt: is a URL; give a local path",
+            "error: --preset: missing; name the model that the files belong to, such as nextgpt_7b",
         ],
     )
     code, lines = told(["--export", "run", "--preset", "tiny", "--out", "out.pt"], capsys)
-    assert (code, lines) == (cli.USAGE, ["error: --preset: goes with --import alone; a checkpoint knows its own"])
+    assert (code, lines) == (cli.USAGE, ["error: --preset: only for --import; a checkpoint has its own preset"])
     code, lines = told(["--import", "x.pt", "--preset", "huge", "--out", "out"], capsys)
     assert (code, lines[0][:33]) == (cli.USAGE, "error: --preset: no preset 'huge'")
 

@@ -26,10 +26,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         "--latents", "--modality", "image", "encoder", "--captions", "a.json", "--out", "b", "--gpus", "-1"
     )
     assert found == [
-        "--model, --captions and --import are of one encoder, so give one --modality with them",
+        "--model, --captions and --import are for one encoder; give exactly one --modality",
         "--modality encoder: --captions and --import are for image, video or audio",
         "--modality encoder: --latents is for image, video or audio",
-        "--latents goes with neither --captions nor --import: it encodes the media of --shards",
+        "--latents encodes the media of --shards; leave out --captions and --import",
         "--gpus -1: must be 0 or more",
     ]
 

@@ -1,4 +1,4 @@
-"""What every request passes before anything looks at it: who may ask, from where, and how much."""
+"""Checks of every request before it is handled: access, origin, and size."""
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -14,8 +14,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-MAX_BODY = 96 * 2**20  # three media of the greatest size in base64
-TOKEN = "NEXTGPT_CHAT_TOKEN"  # the variable that holds it
+MAX_BODY = 96 * 2**20  # three media of the maximum size in base64
+TOKEN = "NEXTGPT_CHAT_TOKEN"  # the environment variable that holds it
 TOKEN_COOKIE = "nextgpt_token"
 _OPEN = ("/healthz",)
 _LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
@@ -27,21 +27,21 @@ _HEADERS = (
 
 
 class TooMuch(Exception):
-    """A body is larger than it may be."""
+    """A request body is larger than allowed."""
 
 
 class Guard:
-    """ASGI middleware. Without a token only loopback's own names are answered, so that no web page gets in by DNS.
+    """ASGI middleware. Without a token, only requests to loopback host names are answered, against DNS rebinding.
 
-    With a `token`, a request carries it as `Authorization: Bearer`; a browser is given it once as `/?token=...`, and
-    keeps it in a cookie that no script reads.
+    With a `token`, requests must carry it as `Authorization: Bearer`; a browser sends it once as `/?token=...` and
+    keeps it in a cookie that scripts cannot read.
     """
 
     def __init__(self, app: App, token: str | None = None) -> None:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request itself where it may not go on."""
+        """Passes a request on, or answers it with the reason for its refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -62,7 +62,7 @@ class Guard:
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
             nonlocal has_begun
-            if size > MAX_BODY and not has_begun:  # What the application makes of TooMuch tells nobody what is wrong.
+            if size > MAX_BODY and not has_begun:  # The application's own answer to TooMuch would be unclear.
                 return
             if message["type"] == "http.response.start":
                 has_begun = True
@@ -80,13 +80,15 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
         if self._token is None:
             if _host(headers.get("host", "")) not in _LOOPBACK:
-                return _refused(403, "this server answers on loopback only; open it as http://127.0.0.1:PORT")
+                return _refused(403, "this server only answers on loopback; open http://127.0.0.1:PORT")
             if not _is_own(headers):
-                return _refused(403, "another page's requests are not answered")
+                return _refused(403, "requests from another page are refused")
         elif scope["path"] not in _OPEN and not self._knows_token(headers):
             given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
             if not self._is_token(given):
-                return _refused(401, "give the server's token: Authorization: Bearer TOKEN, or open /?token=TOKEN once")
+                return _refused(
+                    401, "send the server's token as Authorization: Bearer TOKEN, or open /?token=TOKEN once"
+                )
             answer = RedirectResponse(scope.get("root_path", "") + "/", 303)
             answer.set_cookie(TOKEN_COOKIE, given, httponly=True, samesite="strict")
             return answer
@@ -107,7 +109,7 @@ class Guard:
 
 
 def cookie(header: str, name: str) -> str:
-    """The value of a cookie; empty where there is none."""
+    """The value of a cookie, or empty."""
     try:
         found = SimpleCookie(header).get(name)
     except CookieError:
@@ -120,7 +122,7 @@ def _host(value: str) -> str:
 
 
 def _is_own(headers: dict[str, str]) -> bool:
-    """Whether a request comes from no browser, or from a page of this server."""
+    """Whether a request comes from outside a browser, or from a page of this server."""
     origin = headers.get("origin")
     return not origin or origin.partition("://")[2] == headers.get("host", "")
 

@@ -1,4 +1,4 @@
-"""What a server says while the parts of its model are still being loaded."""
+"""What the server answers while the parts of its model are loading."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,7 +9,7 @@ from jobs.serving.requests.guard import App, Receive, Scope, Send
 from jobs.serving.requests.openai_format import error
 
 RETRY_AFTER = 5
-_PATIENCE = 0.5  # seconds; an answer of a part that is loaded takes a few milliseconds
+_PATIENCE = 0.5  # seconds; a loaded part answers within milliseconds
 _DESCRIBED = ("/docs", "/openapi.json")
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <title>NExT-GPT on Ray</title>
@@ -19,13 +19,13 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv
 
 
 class Parts:
-    """Which parts of a model are not loaded yet; `probes` are awaited once each, and return when their part answers."""
+    """Tracks which parts of a model are not loaded yet; each of `probes` returns once its part answers."""
 
     def __init__(self, probes: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
         self._probes, self._tasks = dict(probes), dict[str, asyncio.Task[object]]()
 
     async def missing(self) -> list[str]:
-        """The names of the parts that have not answered, in order."""
+        """The names of the parts that are not loaded, in order."""
         for name, probe in self._probes.items():
             task = self._tasks.get(name)
             if task is None or (task.done() and task.exception()):  # its replica was lost while it loaded
@@ -40,13 +40,13 @@ async def _awaited(probe: Callable[[], Awaitable[object]]) -> object:
 
 
 class Gate:
-    """ASGI middleware: answers 503 until every part is loaded, `/healthz` too; then it is out of the way."""
+    """ASGI middleware: answers 503, on `/healthz` too, until every part is loaded."""
 
     def __init__(self, app: App, parts: Parts) -> None:
         self._app, self._parts, self._is_open = app, parts, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on once the model is loaded."""
+        """Passes a request on, or answers 503."""
         if not self._is_open and scope["type"] == "http" and scope["path"] not in _DESCRIBED:
             if missing := await self._parts.missing():
                 await _loading(scope["path"], missing)(scope, receive, send)

@@ -1,15 +1,18 @@
-"""Chat completions in OpenAI's format: requests to queries, events to answers. Needs neither Ray nor torch."""
+"""OpenAI's chat completion format: parses requests, and writes answers. Needs neither Ray nor torch."""
 
 import base64
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from jobs.replies import options
+from jobs.replies.events import Finished
+from jobs.replies.options import OPTIONS
 from jobs.serving.requests import uploads
-from jobs.serving.requests.events import Finished
 from model.inference.query import Query, Sampling
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Turn
@@ -18,7 +21,7 @@ from pipelines.sources.content_parts import Medium
 from pipelines.sources.speakers import Speech, role_of, with_system
 
 MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "wav": "audio/wav"}
-MAX_TEXT = 20_000  # characters
+MAX_TEXT = 20_000  # characters of one text
 MAX_PARTS = 64
 Name = Annotated[str, Field(max_length=200)]
 
@@ -51,10 +54,10 @@ Parts = Annotated[
 
 
 class Message(BaseModel):
-    """What one speaker said.
+    """A message of one role.
 
-    `parts` is what this server's own replies hold beside `content`: text and media in the order they stand. A reply can
-    so be sent back as it came. Where both are given, `parts` counts.
+    This server's replies have `parts` beside `content`: text and media in order. A reply can therefore be sent back
+    unchanged. If both are given, `parts` is used.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -64,19 +67,19 @@ class Message(BaseModel):
     parts: Parts | None = None
 
 
-class DecoderSettings(BaseModel):
-    """How media of one kind are made; what is left out is the decoder's own."""
+class DecoderOptions(BaseModel):
+    """How media of one modality are made; what is left out has the decoder's own default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: Annotated[int, Field(ge=1, le=200)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
-    num_frames: Annotated[int, Field(ge=1, le=64)] | None = None
-    audio_length_in_s: Annotated[float, Field(gt=0, le=30, allow_inf_nan=False)] | None = None
+    steps: Annotated[int, OPTIONS["steps"].field()] | None = None
+    guidance: Annotated[float, OPTIONS["guidance"].field()] | None = None
+    num_frames: Annotated[int, OPTIONS["num_frames"].field()] | None = None
+    audio_length_in_s: Annotated[float, OPTIONS["audio_length_in_s"].field()] | None = None
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells besides."""
+    """What a stream includes besides the reply."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -84,7 +87,7 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """A request for a chat completion. Fields of OpenAI's that are not named here are not looked at."""
+    """A request for a chat completion. Other fields of OpenAI's are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -93,20 +96,22 @@ class Request(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2048)] | None = None
+    temperature: Annotated[float, OPTIONS["temperature"].field()] | None = None
+    top_p: Annotated[float, OPTIONS["top_p"].field()] | None = None
+    seed: Annotated[int, OPTIONS["seed"].field()] | None = None
+    max_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
+    max_completion_tokens: Annotated[int, OPTIONS["max_new_tokens"].field()] | None = None
     modalities: list[Literal["text", "image", "video", "audio"]] | None = Field(
-        default=None, max_length=8, description="media that the reply must hold, whether the model thinks so or not"
+        default=None, max_length=8, description="media that the reply must contain, whether the model chooses to or not"
     )
-    max_items: Annotated[int, Field(ge=0, le=8)] = Field(default=4, description="the most media a reply may hold")
-    decoders: dict[Literal["image", "video", "audio"], DecoderSettings] = Field(default_factory=dict)
+    max_items: Annotated[int, OPTIONS["max_items"].field()] = Field(
+        default=OPTIONS["max_items"].default, description=OPTIONS["max_items"].help
+    )
+    decoders: dict[Literal["image", "video", "audio"], DecoderOptions] = Field(default_factory=dict)
 
 
 class Mistake(ValueError):
-    """What is wrong with a request, and with which of its fields."""
+    """An invalid request: what is wrong, and the field it concerns."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -114,7 +119,7 @@ class Mistake(ValueError):
 
 
 def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
-    """What the model is asked. Raises Mistake."""
+    """The query for a request; its media are checked and decoded. Raises Mistake."""
     media: dict[str, Media] = {}
     said = list[Speech]()
     for place, message in enumerate(request.messages):
@@ -129,17 +134,18 @@ def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
         raise Mistake(str(error), "messages") from None
     turns = alternating(turns)  # Some clients send a picture and its question one after the other.
     _check_turns(turns)
+    require = [Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"]
     return Query(
         turns=turns,
         media={name: uploads.decode(medium) for name, medium in media.items()},
-        require=[Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"],
-        sampling=sampling(request),
+        require=require,
+        sampling=_sampling(request, require),
         settings={Modality(name): found.model_dump(exclude_none=True) for name, found in request.decoders.items()},
     )
 
 
 def alternating(turns: Sequence[Turn]) -> list[Turn]:
-    """Turns of one speaker that follow each other as one."""
+    """Merges consecutive turns of the same role."""
     joined = list[Turn]()
     for turn in turns:
         if joined and joined[-1].role == turn.role:
@@ -149,20 +155,16 @@ def alternating(turns: Sequence[Turn]) -> list[Turn]:
     return joined
 
 
-def sampling(request: Request) -> Sampling:
-    """How the answer is drawn; without a temperature the likeliest tokens are taken."""
-    return Sampling(
-        max_new_tokens=request.max_completion_tokens or request.max_tokens or 256,
-        max_items=max(request.max_items, len(set(request.modalities or ()) - {"text"})),
-        temperature=request.temperature or 0.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed or 0,
-    )
+def _sampling(request: Request, require: Collection[Modality]) -> Sampling:
+    """How the reply is sampled, under OpenAI's names; the media that are required are always allowed."""
+    length = request.max_completion_tokens or request.max_tokens
+    sampling = options.sampling(dict(request) | {"max_new_tokens": length})
+    return replace(sampling, max_items=max(request.max_items, len(require)))
 
 
 def _check_turns(turns: Sequence[Turn]) -> None:
     if not turns or turns[-1].role != "user":
-        raise Mistake("the last message must be a user's: it is what is answered", "messages")
+        raise Mistake("the last message must be a user's: the reply answers it", "messages")
     if turns[0].role != "user":
         raise Mistake("the first message must be a user's", "messages")
     if not any(isinstance(part, Item) or part.strip() for part in turns[-1].parts):
@@ -175,7 +177,7 @@ def _content(message: Message, param: str, media: dict[str, Media], allowed: Seq
         if isinstance(part, str):
             yield part
             continue
-        if message.role == "assistant":  # What the model made itself it knows from what was said.
+        if message.role == "assistant":  # The model needs no features of its own media.
             yield Item(modality=part.modality)
             continue
         try:
@@ -189,18 +191,18 @@ def _content(message: Message, param: str, media: dict[str, Media], allowed: Seq
 
 
 def data_uri(medium: Media) -> str:
-    """A medium in a URL."""
+    """A medium as a data URI."""
     return f"data:{MIME[medium.format]};base64,{base64.b64encode(medium.data).decode()}"
 
 
 def part_of(medium: Media) -> dict[str, Any]:
-    """A medium as a content part; `note` stands beside it where there is something to say of it."""
+    """A medium as a content part, with its `note` if it has one."""
     kind = f"{medium.modality.value}_url"
     return {"type": kind, kind: {"url": data_uri(medium)}} | ({"note": medium.note} if medium.note else {})
 
 
 def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:
-    """A whole answer. `content` is its text, `parts` all of it in order, `plan` the steps if it was planned."""
+    """A whole answer: `content` is its text, `parts` everything in order, `plan` the steps if it was planned."""
     media = iter(finished.media)
     parts = [
         part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in finished.parts
@@ -219,19 +221,19 @@ def plan_of(plan: str) -> dict[str, Any]:
 
 
 def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], finished: Finished | None = None) -> dict[str, Any]:
-    """A piece of a streamed answer."""
+    """A chunk of a streamed answer."""
     reason = _reason(finished) if finished else None
     choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def head(identity: str, model: str) -> dict[str, Any]:
-    """What all pieces of an answer begin with."""
+    """The fields shared by all chunks of an answer."""
     return {"id": identity, "created": int(time.time()), "model": model}
 
 
 def usage(finished: Finished) -> dict[str, int]:
-    """The LLM's tokens."""
+    """The token counts of the LLM."""
     return {
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.tokens,
@@ -240,7 +242,7 @@ def usage(finished: Finished) -> dict[str, int]:
 
 
 def error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """What goes wrong, as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -1,4 +1,4 @@
-"""Media from people nobody knows: checked by content, within limits, in a process of their own."""
+"""Untrusted media: checked by content, within limits, in a separate process."""
 
 import base64
 import binascii
@@ -24,14 +24,14 @@ LIMITS = Limits(
     max_decoded_bytes=512 * MEGABYTE,
     max_decode_seconds=20.0,
 )
-# What a model sees is kept for the conversation, in the form in which training stored it.
+# Uploads are stored for the conversation in the same form as training data.
 POLICY = MediaPolicy(image=ImagePolicy(), audio=AudioPolicy(), video=VideoPolicy(max_seconds=60.0), limits=LIMITS)
 _DATA_URI = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)?(;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
 _SECONDS = 10.0  # to fetch a URL
 
 
 def check(data: bytes, modality: Modality) -> Media:
-    """A medium as it may be kept, decoded whole and within `LIMITS`; raises Refused with the reason."""
+    """A medium in the stored form, after decoding it completely within `LIMITS`; raises Refused with the reason."""
     LIMITS.check_bytes(len(data))
     medium = Media(modality=modality, data=data, format="bin")
     with media_process() as process:
@@ -42,7 +42,7 @@ def check(data: bytes, modality: Modality) -> Media:
 
 
 def recognise(data: bytes) -> Media:
-    """What a file is by its content, whatever its name says; raises Refused where it is nothing that can be read."""
+    """Detects the modality of a file from its content, not its name; raises Refused if it cannot be read."""
     LIMITS.check_bytes(len(data))
     reasons = []
     for modality in _likely(data):
@@ -50,27 +50,27 @@ def recognise(data: bytes) -> Media:
             return check(data, modality)
         except Refused as refused:
             reasons.append(refused)
-    # A reason that names a limit says more than that it is no picture either.
+    # A reason that names a limit is more useful than "not a picture either".
     raise next((reason for reason in reasons if str(reason).startswith("too ")), Refused(_UNKNOWN))
 
 
-_UNKNOWN = "unreadable: this is no picture, sound or video that can be read"
+_UNKNOWN = "unreadable: no picture, sound or video in a supported format"
 
 
 def _likely(data: bytes) -> Sequence[Modality]:
-    """All modalities, the likeliest first: a film's sound track is no reason to take it for a sound."""
+    """All modalities, the likeliest first; video before audio, since films have sound tracks."""
     if data[:4] in (b"RIFF", b"fLaC", b"OggS") or data[:3] == b"ID3":
         return Modality.AUDIO, Modality.VIDEO, Modality.IMAGE
     return Modality.IMAGE, Modality.VIDEO, Modality.AUDIO
 
 
 def decode(medium: Media) -> Decoded:
-    """The arrays of a medium that `check` let through."""
+    """Decodes a medium that `check` accepted."""
     return codecs.decode(medium, LIMITS, fps=VIDEO_FPS)
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes behind base64; raises Refused where it is none or too much."""
+    """Decodes base64; raises Refused if it is invalid or too large."""
     if len(text) > LIMITS.max_bytes * 4 // 3 + 4:
         raise Refused(f"too large: more than {LIMITS.max_bytes} bytes, the limit")
     try:
@@ -80,13 +80,13 @@ def from_base64(text: str) -> bytes:
 
 
 def from_url(url: str, allowed: Sequence[str]) -> bytes:
-    """The bytes of a data URI, or of a URL that begins with one of `allowed`; raises Refused else."""
+    """The bytes of a data URI, or of a URL below one of `allowed`; else raises Refused."""
     if found := _DATA_URI.match(url):
         return from_base64(url[found.end() :])
     if url[:5].lower() == "data:":
         raise Refused("unreadable: not a data URI in base64 (data:image/png;base64,...)")
     if not any(_is_below(url, prefix) for prefix in allowed):
-        raise Refused("not allowed: this server fetches no such URL; send the medium itself as a data URI")
+        raise Refused("not allowed: this server does not fetch this URL; send the medium as a data URI")
     try:
         with _opener.open(url, timeout=_SECONDS) as response:
             data: bytes = response.read(LIMITS.max_bytes + 1)
@@ -98,7 +98,7 @@ def from_url(url: str, allowed: Sequence[str]) -> bytes:
 
 
 def _is_below(url: str, prefix: str) -> bool:
-    """Whether a URL has the scheme, host and port of a prefix, and a path below it."""
+    """Whether a URL has the scheme, host and port of a prefix, and a path below its path."""
     try:
         one, other = urlsplit(url), urlsplit(prefix)
         same = (one.scheme, one.hostname, one.port) == (other.scheme, other.hostname, other.port)
@@ -111,7 +111,7 @@ def _is_below(url: str, prefix: str) -> bool:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What is allowed must not lead to what is not."""
+    """Rejects redirects: an allowed URL must not lead to one that is not."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None

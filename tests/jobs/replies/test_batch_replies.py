@@ -11,7 +11,8 @@ import pytest
 from jobs import generate
 from jobs.common.cli import UsageError
 from jobs.replies import batch_replies
-from jobs.replies.batch_replies import MEDIA, REJECTS, REPLIES, BatchSettings
+from jobs.replies.batch_replies import MEDIA, REJECTS, REPLIES
+from jobs.replies.respond import ReplySettings
 from model.checkpoints.checkpoint import save_pretrained
 from model.checkpoints.description import SHIPPED
 from model.core.nextgpt import NextGPT
@@ -108,7 +109,7 @@ def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
 
 def test_replies_depend_on_how_the_model_is_loaded() -> None:
     chunk = Chunk(rows=1, fingerprint="rows", media=[], stamps="")
-    plan = BatchSettings(
+    plan = ReplySettings(
         checkpoint="x", config=load_preset("tiny"), architecture="joint", require=[], sampling=Sampling(), steps=1
     )
     settings = plan.config.decoders.model_copy(update={"precision": "bfloat16"})

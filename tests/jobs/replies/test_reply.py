@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.replies.reply import Request, Result, respond
+from jobs.replies.reply import Result, respond
+from jobs.replies.respond import ReplySettings
 from model.checkpoints.checkpoint import save_pretrained
 from model.checkpoints.description import SHIPPED, as_path
 from model.checkpoints.hub import read_model_config
@@ -16,25 +17,26 @@ from pipelines.media.codecs import decode, encode
 from pipelines.sample import Image, Modality
 from pipelines.world.oracles import read
 
+PROMPT = "like this, but louder"
+PICTURE = encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))
+
 
 @pytest.fixture(scope="module")
-def request_of_all(tmp_path_factory: pytest.TempPathFactory) -> Request:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplySettings:
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save_pretrained(NextGPT.from_config(load_preset("tiny")), checkpoint)
-    return Request(
+    return ReplySettings(
         checkpoint=checkpoint,
         config=load_preset("tiny"),
         architecture="joint",
-        prompt="like this, but louder",
-        inputs=[encode(Image(pixels=np.full((32, 32, 3), 200, np.uint8)))],
         require=list(Modality),
         sampling=Sampling(max_items=3, max_new_tokens=60, temperature=1.0, seed=3),
         steps=2,
     )
 
 
-def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(request_of_all: Request) -> None:
-    *pieces, result = respond(request_of_all)
+def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(settings: ReplySettings) -> None:
+    *pieces, result = respond(settings, PROMPT, [PICTURE])
     assert isinstance(result, Result)
     assert "".join(str(piece) for piece in pieces) == result.text
     assert [(medium.modality, medium.format) for medium in result.media] == [
@@ -46,28 +48,28 @@ def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(request_of_a
     assert len(result.untrained) == 5
 
 
-def test_the_same_seed_gives_the_same_files_and_another_seed_others(request_of_all: Request) -> None:
-    one, two = list(respond(request_of_all)), list(respond(request_of_all))
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(settings: ReplySettings) -> None:
+    one, two = list(respond(settings, PROMPT, [PICTURE])), list(respond(settings, PROMPT, [PICTURE]))
     assert one == two
-    *_, other = respond(replace(request_of_all, sampling=replace(request_of_all.sampling, seed=4)))
+    seed = replace(settings.sampling, seed=4)
+    *_, other = respond(replace(settings, sampling=seed), PROMPT, [PICTURE])
     assert other != one[-1]
 
 
-def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(request_of_all: Request) -> None:
-    asked = replace(
-        request_of_all,
+def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(settings: ReplySettings) -> None:
+    prompt = "Make a picture of a small red circle at the left."
+    scheduler = replace(
+        settings,
         checkpoint=as_path(SHIPPED),
         config=read_model_config(SHIPPED),
         architecture="scheduler",
-        prompt="Make a picture of a small red circle at the left.",
-        inputs=[],
         require=[],
         sampling=Sampling(max_items=3),
         steps=None,
     )
-    *pieces, result = respond(asked)
+    *pieces, result = respond(scheduler, prompt, [])
     assert isinstance(result, Result)
     assert "".join(str(piece) for piece in pieces) == result.text
     [picture] = result.media
     assert getattr(read(decode(picture)), "colour", None) == "red"
-    assert list(respond(asked))[-1] == result
+    assert list(respond(scheduler, prompt, []))[-1] == result

@@ -70,7 +70,7 @@ def test_independent_steps_are_asked_side_by_side_and_dependent_ones_after_them(
     ]
     assert (prepared.prompt_tokens, prepared.tokens) == (40, 4)
     assert "two shapes" in prepared.plan
-    assert prepared.parts("Here.") == ("Here.", Item(modality=Modality.IMAGE), Item(modality=Modality.AUDIO))
+    assert prepared.parts(("Here.",)) == ("Here.", Item(modality=Modality.IMAGE), Item(modality=Modality.AUDIO))
 
 
 def test_all_that_the_llm_is_asked_for_a_reply_is_text() -> None:

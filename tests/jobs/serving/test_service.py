@@ -1,20 +1,31 @@
-"""How many may ask at once, and what the others are told."""
+"""What the page and the API share: the events of a reply, how many may ask at once, and what the others are told."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
+from ray.exceptions import RayActorError
 
+from jobs.replies.events import Begun, Event, Finished, Lost, Made, Planned, Progress, Said
+from jobs.replies.options import Architecture
+from jobs.replies.respond import asks
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.api import add_handlers, router
 from jobs.serving.deployments import About
-from jobs.serving.requests.events import Event, Finished, Lost, Said
-from jobs.serving.service import Service
-from model.inference.query import Query
-from pipelines.sample import Modality
+from jobs.serving.handles import Handles
+from jobs.serving.service import Service, answer
+from model.decoders.rendering import Wish
+from model.inference.generation import Reply
+from model.inference.painter import Step
+from model.inference.query import Query, Sampling
+from pipelines.sample import Item, Media, Modality, Part, Turn
+from pipelines.scheduling.tool_plans import Step as Tool
+from pipelines.scheduling.tool_plans import to_json
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
 DONE = Finished(parts=("hello",), media=(), prompt_tokens=3, tokens=1, was_cut=True)
@@ -101,6 +112,89 @@ async def test_a_medium_that_the_model_does_not_make_is_refused_before_it_is_ask
         for wrong in ({"modalities": ["video"]}, {"decoders": {"image": {"num_frames": 2}}}):
             answer = await client.post("/v1/chat/completions", json=QUESTION | wrong)
             assert answer.status_code == 400
+
+
+PICTURE = Media(modality=Modality.IMAGE, data=b"picture", format="png")
+DRAW = Query(turns=(Turn(role="user", parts=("Draw a dog.",)),), sampling=Sampling(seed=5))
+
+
+def said(*parts: Part, conditions: Any = ()) -> Reply:
+    text = " ".join(part for part in parts if isinstance(part, str))
+    return Reply(text=text, parts=parts, conditions=list(conditions), prompt_tokens=10, tokens=2, was_cut=False)
+
+
+class Parts:
+    """A model's parts as handles reach them: what the LLM answers, query by query, and a renderer of pictures."""
+
+    def __init__(self, *answers: Sequence[Any]) -> None:
+        self.answers = iter(answers)
+        self.asked, self.wishes, self.told = list[Query](), list[Wish](), list[Event]()
+        renderer = SimpleNamespace(make=SimpleNamespace(remote=self._make))
+        language = SimpleNamespace(reply=SimpleNamespace(remote=self._reply))
+        self.handles = Handles(language, {Modality.IMAGE: renderer})
+
+    async def _reply(self, query: Query) -> AsyncGenerator[Any, None]:
+        self.asked.append(query)
+        for part in next(self.answers):
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def _make(self, wish: Wish) -> AsyncGenerator[Any, None]:
+        self.wishes.append(wish)
+        yield Step(1, 2)
+        yield PICTURE
+
+    async def events(self, architecture: Architecture) -> list[Event]:
+        async for event in answer(self.handles, asks(architecture, DRAW, guides=False)):
+            self.told.append(event)
+        return self.told
+
+
+@pytest.mark.anyio
+async def test_the_joint_architecture_is_asked_once_and_its_items_are_rendered_from_its_conditions() -> None:
+    item, condition = Item(modality=Modality.IMAGE), np.ones((1, 4), np.float32)
+    parts = Parts(["Here ", item, said("Here", item, conditions=[(Modality.IMAGE, condition)])])
+    assert await parts.events("joint") == [
+        Said("Here "),
+        Begun(0, Modality.IMAGE),
+        Progress(0, 1, 2),
+        Made(0, PICTURE),
+        Finished(parts=("Here", item), media=(PICTURE,), prompt_tokens=10, tokens=2, was_cut=False),
+    ]
+    assert parts.asked == [DRAW]
+    assert [(wish.seed, wish.condition is condition) for wish in parts.wishes] == [(5, True)]
+
+
+@pytest.mark.anyio
+async def test_the_scheduler_is_asked_for_its_plan_and_then_for_its_words() -> None:
+    plan = to_json([Tool(id=1, tool="make_image", input="a dog")])
+    parts = Parts([plan, said(plan)], ["Here.", said("Here.")])
+    assert await parts.events("scheduler") == [
+        Planned(plan),
+        Said("Here."),
+        Begun(0, Modality.IMAGE),
+        Progress(0, 1, 2),
+        Made(0, PICTURE),
+        Finished(
+            parts=("Here.", Item(modality=Modality.IMAGE)),
+            media=(PICTURE,),
+            prompt_tokens=20,
+            tokens=4,
+            was_cut=False,
+            plan=plan,
+        ),
+    ]
+    assert [(wish.seed, wish.condition) for wish in parts.wishes] == [(5, "a dog")]
+
+
+@pytest.mark.anyio
+async def test_a_reply_that_is_lost_after_its_first_words_is_not_begun_again() -> None:
+    parts = Parts(["He", RayActorError()], ["Hello", said("Hello")])
+    with pytest.raises(Lost, match="language model"):
+        await parts.events("joint")
+    assert parts.told == [Said("He")]
+    assert len(parts.asked) == 1
 
 
 @pytest.fixture

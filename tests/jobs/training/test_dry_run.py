@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_told_with_settings_that_do(tmp_path: Path) -> None
 
 def test_where_nothing_helps_that_is_said(tmp_path: Path) -> None:
     assert list(dry_run(tmp_path, gigabytes=0.6).advice()) == [
-        "no setting makes it fit: take a smaller LLM, or a device with more memory"
+        "no setting makes it fit: use a smaller LLM, or a device with more memory"
     ]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from jobs.replies.events import Finished
 from jobs.serving.requests import openai_format as wire
-from jobs.serving.requests.events import Finished
 from model.inference.query import Sampling
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Image, Item, Media, Modality, Turn, Video

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.replies.events import Begun, Made
 from jobs.serving.requests import sessions as module
-from jobs.serving.requests.events import Begun, Made
 from jobs.serving.requests.sessions import Session, Sessions, TooManyMedia
 from jobs.serving.showing import Growing, messages
 from pipelines.sample import Media, Modality, Turn

@@ -1,4 +1,4 @@
-"""What is told of a reply while it comes, and why one may not come."""
+"""The events of a reply while it is made, and the errors that end one."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ from pipelines.sample import Media, Modality, Part
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The plan of the reply, in JSON as `tool_plans` has it; told by an LLM that schedules tools."""
+    """The plan of the reply, in the JSON of `tool_plans`; only from the scheduler."""
 
     plan: str
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The next piece of the text."""
+    """The next piece of text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Item `number` of the reply, counted from 0, stands here; it is yet to be made."""
+    """Item `number` of the reply, counted from 0, comes here; it is not made yet."""
 
     number: int
     modality: Modality
@@ -29,7 +29,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far item `number` is: `done` steps of `total`."""
+    """Progress of item `number`: `done` of `total` steps."""
 
     number: int
     done: int
@@ -38,7 +38,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Item `number` is there."""
+    """Item `number` is ready."""
 
     number: int
     media: Media
@@ -46,9 +46,9 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The whole reply, told last: its parts in order, the media of its items, and the LLM's tokens in and out.
+    """The whole reply, always the last event: its parts in order, the media of its items, and token counts.
 
-    `plan` is the one that was carried out, if there was one.
+    `plan` is the plan that was carried out, or empty.
     """
 
     parts: tuple[Part, ...]
@@ -63,7 +63,7 @@ Event = Planned | Said | Begun | Progress | Made | Finished
 
 
 class Full(Exception):
-    """As many conversations are being answered as may be; try again in `retry_after` seconds."""
+    """All places are taken; try again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"all places are taken; try again in {retry_after} s")
@@ -71,7 +71,7 @@ class Full(Exception):
 
 
 class Lost(Exception):
-    """A part of the model ended while it answered; the next try finds a new one."""
+    """A part of the model died while it answered; a retry reaches its replacement."""
 
     retry_after = 5
 
