@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipelines.media.policy import MediaPolicy
+from pipelines.prepare.known_rows import KnownRows
 from pipelines.progress import Progress
 from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
 from pipelines.sources.entry import Entry
@@ -21,7 +22,7 @@ from pipelines.tables.containers import SUFFIXES
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
-PREPROCESS_VERSION = 2
+PREPROCESS_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +117,18 @@ def stage_rows(source: Source, progress: Progress | None = None, read: Reader | 
     `read` is the reader to take in place of the entry's.
     """
     read = read or READERS[source.entry.reader]
-    chunks, rejects, seen, rows = list[Chunk](), list[Reject](), set[str](), list[Sample]()
+    chunks, rejects, rows, known, count = list[Chunk](), list[Reject](), list[Sample](), KnownRows(), 0
     stamps = Stamps(root=source.media)
     remove_tree(source.work / "rows")
     for row in read(source.entry, source.path):
-        if isinstance(row, Sample) and row.key in seen:
-            row = Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
+        if isinstance(row, Sample):
+            row = known.admit(row, count)
         if progress:
             progress.advance(1, rejected=int(isinstance(row, Reject)))
         if isinstance(row, Reject):
             rejects.append(row)
             continue
-        seen.add(row.key)
+        count += 1
         rows.append(row)
         if len(rows) == source.samples_per_shard:
             chunks.append(_stage_chunk(source, len(chunks), rows, stamps))
