@@ -73,7 +73,7 @@ def _prepare(arguments: Namespace) -> None:
             failures[source.entry.name] = str(error)
             continue
         rejected = _print_counts(manifest, state)
-        totals = [totals[0] + manifest.rows, totals[1] + manifest.samples, totals[2] + rejected]
+        totals = [totals[0] + manifest.rows, totals[1] + manifest.taken, totals[2] + rejected]
     left = f"; not finished: {', '.join(failures)}" if failures else ""
     print(f"all: {totals[0]} in = {totals[1]} out + {totals[2]} rejected; shards in {out}{left}")
     print(f"reports: {out / 'reports'}/<dataset>.html")
@@ -162,7 +162,8 @@ def _lineage(argv: Sequence[str]) -> None:
 
 def _print_counts(manifest: "Manifest", state: str) -> int:
     rejected = sum(manifest.rejected.values())
-    print(f"{manifest.dataset}: {manifest.rows} in = {manifest.samples} out + {rejected} rejected{state}")
+    several = f": {manifest.captions} captions of {manifest.samples} samples" if manifest.captions else ""
+    print(f"{manifest.dataset}: {manifest.rows} in = {manifest.taken} out + {rejected} rejected{several}{state}")
     for reason, count in manifest.rejected.items():
         print(f"  rejected {count}: {reason}")
     return rejected

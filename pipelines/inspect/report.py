@@ -75,7 +75,7 @@ def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
     rejects = count_rejects(dataset)
     return _template().render(
         manifest=manifest,
-        rejected=manifest.rows - manifest.samples,
+        rejected=manifest.rows - manifest.taken,
         rejects=dict(list(rejects.items())[:SHOWN_CATEGORIES]),
         categories=len(rejects),
         media=media,

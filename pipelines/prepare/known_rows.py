@@ -1,10 +1,10 @@
 """Which rows of a source are the same, and which only share a key: told by hashes, in a few dozen bytes a row."""
 
 from array import array
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import replace
 
-from pipelines.sample import Reject, Sample
+from pipelines.sample import Sample
 from pipelines.tables.keys import other_keys
 
 _SLOTS = 1 << 10
@@ -50,23 +50,32 @@ class Numbers:
 
 
 class KnownRows:
-    """The rows of a source that came before, by key and by content."""
+    """The rows of a source that came before, by key, by content, and by the medium where rows may share one."""
 
     def __init__(self) -> None:
-        self._keys, self._contents = Numbers(), Numbers()
+        self._keys, self._contents, self._media = Numbers(), Numbers(), Numbers()
 
-    def admit(self, row: Sample, number: int) -> Sample | Reject:
-        """The row as sample `number`, under a key of its own; a reject where neither its key nor its content is new."""
-        is_taken, is_known = self._keys.get(row.key) is not None, self._contents.get(row.turns) is not None
-        if is_taken and is_known:
-            return Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
-        if is_taken:
-            row = replace(row, key=next(key for key in _places(row) if self._keys.get(key) is None))
-        self._keys.put(row.key, number)
-        if not is_known:
-            self._contents.put(row.turns, number)
+    def is_duplicate(self, row: Sample) -> bool:
+        """Whether neither the row's key nor what it says is new."""
+        return self._keys.get(row.key) is not None and self._contents.get(row.turns) is not None
+
+    def sample_of(self, medium: str) -> int | None:
+        """The number of the sample that holds a medium; None where no row named it."""
+        return self._media.get(medium)
+
+    def note(self, row: Sample, number: int) -> None:
+        """Takes a row in as one of sample `number`."""
+        for numbers, value in ((self._keys, row.key), (self._contents, row.turns)):
+            if numbers.get(value) is None:
+                numbers.put(value, number)
+
+    def add(self, row: Sample, number: int, medium: str) -> Sample:
+        """Takes a row in as sample `number`, under a key of its own; `medium` is empty where no other row shares it."""
+        if self._keys.get(row.key) is not None:
+            name = next((item.name for item in row.items() if item.name), "")
+            keys = other_keys(row.key, row.source, name)
+            row = replace(row, key=next(key for key in keys if self._keys.get(key) is None))
+        self.note(row, number)
+        if medium:
+            self._media.put(medium, number)
         return row
-
-
-def _places(row: Sample) -> Iterator[str]:
-    return other_keys(row.key, row.source, next((item.name for item in row.items() if item.name), ""))

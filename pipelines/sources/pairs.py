@@ -1,4 +1,4 @@
-"""Caption pairs of any source: a medium with its caption, under the names of columns that are in use for them.
+"""Caption pairs of any source: a medium with its captions, under the names of columns that are in use for them.
 
 NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_name" | "audio_name"}]`.
 """
@@ -12,7 +12,7 @@ from pipelines.sources import rows
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import make_key, row_key, stem_of
 
-_CAPTIONS = ("caption", "text", "txt")
+_CAPTIONS = ("caption", "text", "txt", "captions", "sentences", "raw")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
 # Columns of media as WebDatasets call them.
@@ -24,7 +24,7 @@ _SUFFIXES = {
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each pair as one exchange, user: the item with its caption, assistant: the caption.
+    """Yields each pair as one exchange, user: the item with its captions, assistant: the first of them.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
     that names no medium gets the entry's `media_name`.
@@ -44,10 +44,8 @@ def _key(entry: Entry, row: rows.Row, index: int) -> str:
 
 def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     assert entry.modality is not None
-    spellings = ("caption",) if "caption" in entry.fields else _CAPTIONS
-    value = rows.optional(row, *spellings)
-    caption = rows.caption(rows.field(row, "caption") if value is None else value)
-    item = Item(modality=entry.modality, name=_name(entry, row), caption=caption)
+    caption, *more = rows.captions(row, *entry.fields.get("caption", _CAPTIONS))
+    item = Item(modality=entry.modality, name=_name(entry, row), caption=caption, more_captions=tuple(more))
     return rows.Dialogue((Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(caption,))))
 
 

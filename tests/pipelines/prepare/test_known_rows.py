@@ -1,8 +1,11 @@
-"""A row's key is unique because its place is; only a row that says nothing new is a duplicate."""
+"""A row's key is unique because its place is, rows of one medium are one sample, and only what says nothing new is
+a duplicate."""
 
 import io
 import json
 import re
+import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +175,117 @@ def test_a_hundred_thousand_numbers_are_all_found() -> None:
         numbers.put(f"{number:09d}", number)
     assert [numbers.get(f"{number:09d}") for number in range(100_000)] == list(range(100_000))
     assert numbers.get("100000000") is None
+
+
+# --- Rows that name one medium ---------------------------------------------------------------------------------------
+
+
+def captions_of(samples: list[Sample]) -> dict[str, tuple[str, ...]]:
+    return {item.name: item.captions for sample in samples for item in sample.items()}
+
+
+def caption_rows(*places: tuple[int, int]) -> list[dict[str, str]]:
+    return [{"image": f"{number}.png", "caption": f"{place} of {number}"} for number, place in places]
+
+
+def test_rows_that_name_one_medium_are_one_sample_with_all_their_captions(tmp_path: Path) -> None:
+    rows = caption_rows(*((number, place) for number in range(5) for place in range(4)))
+    samples, rejects = staged(source_of(tmp_path, write_json(tmp_path / "rows.json", rows), samples_per_shard=2))
+    assert rejects == []
+    assert [sample.key for sample in samples] == ["0", "1", "2", "3", "4"]
+    assert captions_of(samples) == {
+        f"{number}.png": tuple(f"{place} of {number}" for place in range(4)) for number in range(5)
+    }
+    assert samples[1].source.split("\n") == ["rows.json#4", "rows.json#5", "rows.json#6", "rows.json#7"]
+
+
+def test_rows_of_one_medium_may_stand_apart_and_have_ids_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"id": place, "image": f"{number % 7}.png", "caption": f"{place}"} for place, number in enumerate(range(21))
+    ]
+    source = source_of(tmp_path, write_json(tmp_path / "rows.json", rows), samples_per_shard=2)
+    found = stage_rows(source)
+    samples = [row for chunk in range(len(found.chunks)) for row in staged_rows(source, chunk)]
+    assert (found.rows, found.merged, [chunk.rows for chunk in found.chunks]) == (21, 14, [2, 2, 2, 1])
+    assert [sample.key for sample in samples] == [str(number) for number in range(7)]
+    assert captions_of(samples) == {f"{n}.png": (f"{n}", f"{n + 7}", f"{n + 14}") for n in range(7)}
+    assert samples[3].source == "rows.json#3\nrows.json#10\nrows.json#17"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=30), st.integers(1, 4))
+def test_every_row_is_a_caption_in_order_or_a_duplicate(places: list[tuple[int, int]], samples_per_shard: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_json(Path(folder) / "rows.json", caption_rows(*places))
+        samples, rejects = staged(source_of(Path(folder), path, samples_per_shard=samples_per_shard))
+    first = dict.fromkeys(places)
+    assert captions_of(samples) == {
+        f"{number}.png": tuple(f"{place} of {number}" for one, place in first if one == number)
+        for number in dict(places)
+    }
+    assert len(rejects) == len(places) - len(first)
+    assert all(reject.reason.startswith("duplicate key: ") for reject in rejects)
+
+
+def test_what_came_apart_changes_what_its_chunk_is_made_of(tmp_path: Path) -> None:
+    def fingerprints(*places: tuple[int, int]) -> list[str]:
+        path = write_json(tmp_path / "rows.json", caption_rows(*places))
+        return [chunk.fingerprint for chunk in stage_rows(source_of(tmp_path, path, samples_per_shard=1)).chunks]
+
+    one, other = fingerprints((0, 0), (1, 0))
+    assert fingerprints((0, 0), (1, 0), (0, 1)) != [one, other]
+    assert fingerprints((0, 0), (1, 0), (0, 1))[1] == other
+
+
+def test_each_row_of_a_medium_that_is_missing_is_a_reject(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(picture(7).data)
+    rows = caption_rows((0, 0), (1, 0), (0, 1), (1, 1), (0, 2))
+    source = source_of(tmp_path, write_json(tmp_path / "rows.json", rows))
+    (chunk,) = stage_rows(source).chunks
+    outcome = prepare_part(source, 0, chunk.fingerprint)
+    assert [(reject.source, reject.reason) for reject in outcome.rejects] == [
+        (f"rows.json#{row}", "missing file: 0.png") for row in (0, 2, 4)
+    ]
+    (sample,) = iterate_samples(part_path(source, 0))
+    assert next(sample.items()).captions == ("0 of 1", "1 of 1")
+    with tarfile.open(part_path(source, 0)) as tar:
+        text = tar.extractfile("1.txt")
+        assert text is not None
+        assert text.read() == b"0 of 1\n1 of 1"
+
+
+def test_a_list_of_captions_and_further_rows_are_one_sample(tmp_path: Path) -> None:
+    rows = [{"image": "0.png", "caption": ["a", "b"]}, {"image": "./0.png", "caption": "c"}]
+    samples, _ = staged(source_of(tmp_path, write_json(tmp_path / "rows.json", rows)))
+    assert captions_of(samples) == {"0.png": ("a", "b", "c")}
+
+
+def test_a_tar_that_holds_a_name_twice_gives_no_picture_anothers_caption(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    root.mkdir()
+    with tarfile.open(root / "0.tar", "w") as tar:
+        for name, data in [("0.png", b"a"), ("0.txt", b"one"), ("1.png", b"b"), ("1.txt", b"x"), ("0.png", b"c")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("0.txt")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"other"))
+    samples, (reject,) = staged(source_of(tmp_path, root))
+    assert captions_of(samples) == {"0.tar/0.png": ("one",), "0.tar/1.png": ("x",)}
+    assert reject.reason == "duplicate key: 0: 0.tar/0.png is there twice, and only the first can be read"
+
+
+def test_one_medium_has_no_end_of_captions(tmp_path: Path) -> None:
+    rows = caption_rows(*((0, place) for place in range(1003)))
+    samples, rejects = staged(source_of(tmp_path, write_json(tmp_path / "rows.json", rows)))
+    assert [len(captions) for captions in captions_of(samples).values()] == [1001]
+    assert [reject.reason for reject in rejects] == ["too many captions: 1000 more rows than one name 0.png"] * 2
+
+
+def test_rows_of_dialogues_are_never_merged(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    rows = [{"image": "0.png", "conversations": talk}, {"image": "0.png", "conversations": [*talk, *talk]}]
+    path = write_json(tmp_path / "rows.json", rows)
+    entry = Entry(name="talks", reader="conversations", paths=["rows.json"])
+    source = Source(entry=entry, path=path, media=tmp_path, directory=tmp_path / "out", samples_per_shard=4)
+    assert len(staged(source)[0]) == 2
