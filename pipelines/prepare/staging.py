@@ -126,7 +126,7 @@ def stage_rows(source: Source, progress: Progress | None = None, read: Reader | 
     """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` samples.
 
     Rows of pairs that name one medium are one sample with all their captions, wherever they stand. Those that come
-    after the medium's chunk was written are held in memory to the end, about 300 bytes each, and their chunks are
+    after the medium's chunk was written are held in memory to the end, about 1 KB each, and their chunks are
     written again. `read` is the reader to take in place of the entry's.
     """
     read = read or READERS[source.entry.reader]
