@@ -71,9 +71,9 @@ def _prepare(arguments: Namespace) -> None:
                 break  # What cannot be written here cannot be written for the others.
     finished = {manifest.dataset for manifest in done}
     unfinished = ", ".join(source.entry.name for source in sources if source.entry.name not in finished)
-    rows, samples = sum(manifest.rows for manifest in done), sum(manifest.samples for manifest in done)
+    rows, taken = sum(manifest.rows for manifest in done), sum(manifest.taken for manifest in done)
     left = f"; not finished: {unfinished}" if unfinished else ""
-    print(f"all: {rows} in = {samples} out + {rows - samples} rejected; shards in {out}{left}")
+    print(f"all: {rows} in = {taken} out + {rows - taken} rejected; shards in {out}{left}")
     print(f"reports: {out / 'reports'}/<dataset>.html")
     if failures:
         raise cli.Failures("\n".join([*failures, *([f"not finished: {unfinished}"] if "," in unfinished else [])]))
@@ -107,8 +107,9 @@ def _prepared(source: "Source", arguments: Namespace) -> "Manifest":
         print(f"{source.entry.name}: not finished")
         _print_rejected(source.directory)
         raise
-    rows, samples = manifest.rows, manifest.samples
-    print(f"{manifest.dataset}: {rows} in = {samples} out + {rows - samples} rejected{state}")
+    rows, taken = manifest.rows, manifest.taken
+    several = f": {manifest.captions} captions of {manifest.samples} samples" if manifest.captions else ""
+    print(f"{manifest.dataset}: {rows} in = {taken} out + {rows - taken} rejected{several}{state}")
     _print_rejected(source.directory)
     return manifest
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -27,11 +27,22 @@ class Item:
 
     `name` is the medium's path below the dataset's media folder as a reader yields it, and the tar member's
     suffix (`jpg`, or `0.jpg` where a sample holds several) once prepared; it is empty where no medium exists.
+    `more_captions` are what else is said of the same medium; training sees one at a time, see `views.example`.
     """
 
     modality: Modality
     name: str = ""
     caption: str = ""
+    more_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All its captions; none where it has none."""
+        return (self.caption, *self.more_captions) if self.caption else ()
+
+    def each(self) -> "list[Item]":
+        """The item once for each of its captions, with that one alone; none where it has none."""
+        return [replace(self, caption=caption, more_captions=()) for caption in self.captions]
 
 
 Part = str | Item
@@ -87,7 +98,10 @@ Decoded = Image | Video | Audio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One dialogue with its media. `key` matches `[a-z0-9_-]+`; `source` says which row of which file it was."""
+    """One dialogue with its media. `key` matches `[a-z0-9_-]+`; `source` says which row of which file it was.
+
+    Several rows that caption one medium are one sample; its `source` then has a line for each of them.
+    """
 
     key: str
     source: str
@@ -115,10 +129,11 @@ class Reject:
 def turns_document(turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
     """Turns as JSON can hold them."""
 
-    def part(value: Part) -> str | dict[str, str]:
+    def part(value: Part) -> str | dict[str, Any]:
         if isinstance(value, str):
             return value
-        return {"modality": str(value.modality), "name": value.name, "caption": value.caption}
+        more = {"more_captions": list(value.more_captions)} if value.more_captions else {}
+        return {"modality": str(value.modality), "name": value.name, "caption": value.caption} | more
 
     return [{"role": turn.role, "parts": [part(p) for p in turn.parts]} for turn in turns]
 
@@ -131,9 +146,14 @@ def turns_to_json(turns: tuple[Turn, ...]) -> str:
 def turns_from_json(text: str | bytes) -> tuple[Turn, ...]:
     """Reads what `turns_to_json` wrote."""
 
-    def part(value: str | dict[str, str]) -> Part:
+    def part(value: str | dict[str, Any]) -> Part:
         if isinstance(value, str):
             return value
-        return Item(modality=Modality(value["modality"]), name=value["name"], caption=value["caption"])
+        return Item(
+            modality=Modality(value["modality"]),
+            name=value["name"],
+            caption=value["caption"],
+            more_captions=tuple(value.get("more_captions", ())),
+        )
 
     return tuple(Turn(role=row["role"], parts=tuple(part(p) for p in row["parts"])) for row in json.loads(text))

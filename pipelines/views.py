@@ -1,6 +1,7 @@
 """How a training stage sees a stored sample, and which of its items need an embedding for that."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, assert_never
 
 from pipelines.sample import Item, Modality, Sample, Turn
@@ -33,6 +34,20 @@ def apply_view(kind: Kind, sample: Sample) -> Sample:
             assert_never(kind)
 
 
+def num_examples(sample: Sample) -> int:
+    """How many examples training makes of a sample: one for each caption of a pair's medium, one of all else."""
+    pair = _as_pair(sample)
+    return max(1, len(pair[0][0].captions)) if pair else 1
+
+
+def example(sample: Sample, number: int) -> Sample:
+    """The sample as its `number`-th example: a pair with that caption alone, all else as it is."""
+    if num_examples(sample) == 1:
+        return sample
+    items = tuple(item.each()[number] for item in sample.items())
+    return _exchange(sample, items, (items[0].caption,))
+
+
 def input_items(sample: Sample) -> list[Item]:
     """The items of the user's turns, in the order they stand."""
     return list(sample.items("user"))
@@ -48,6 +63,8 @@ def sidecar_items(
 ) -> list[Item]:
     """The items a sidecar holds an embedding for, taken from the first of the views' kinds in which there are any.
 
+    An item of several captions is embedded by each of them, and stands there as often.
+
     With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder), or
     `of_media` those with a medium (encoded by the decoder's VAE); with None, the input items with a medium (embedded by
     the media encoder).
@@ -58,7 +75,9 @@ def sidecar_items(
             items = [item for item in input_items(view) if item.name]
         else:
             found = [item for item in output_items(view) if item.modality == modality]
-            items = [item for item in found if (item.name if of_media else item.caption)]
+            items = [item for item in found if item.name]
+            if not of_media:
+                items = [one for item in found for one in item.each()]
         if items:
             return items
     return []
@@ -73,20 +92,26 @@ def sidecar_counts(sample: Sample, kinds: Iterable[Kind]) -> dict[str, int]:
             for part in turn.parts:
                 if isinstance(part, Item) and (part.name if turn.role == "user" else part.caption):
                     name = "input" if turn.role == "user" else part.modality.value
-                    found[name] = found.get(name, 0) + 1
+                    found[name] = found.get(name, 0) + (1 if turn.role == "user" else len(part.captions))
         counts = found | counts
     return counts
 
 
 def _exchange(sample: Sample, user: tuple[str | Item, ...], assistant: tuple[str | Item, ...]) -> Sample:
     turns = Turn(role="user", parts=user), Turn(role="assistant", parts=assistant)
-    return Sample(key=sample.key, source=sample.source, turns=turns, media=sample.media, meta=sample.meta)
+    return replace(sample, turns=turns)
 
 
-def _pair(kind: Kind, sample: Sample) -> tuple[tuple[Item, ...], str]:
+def _as_pair(sample: Sample) -> tuple[tuple[Item, ...], str] | None:
     match sample.turns:
         case (Turn(role="user", parts=(Item(), *_)), Turn(role="assistant", parts=(str() as caption,))):
             items = tuple(sample.items("user"))
             if items == sample.turns[0].parts:
                 return items, caption
+    return None
+
+
+def _pair(kind: Kind, sample: Sample) -> tuple[tuple[Item, ...], str]:
+    if pair := _as_pair(sample):
+        return pair
     raise ValueError(f"{sample.source}: {sample.key} is no caption pair; a view of kind {kind!r} needs pairs")

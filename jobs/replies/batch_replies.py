@@ -76,7 +76,7 @@ def answer_file(
     _remove_others(out / MEDIA, {name for record in records for name in record["files"]})
     remove_tree(source.work / "rows")
     return Summary(
-        rows=len(staged.rejects) + sum(chunk.rows for chunk in staged.chunks),
+        rows=staged.rows,
         replies=sum(len(record["replies"]) for record in records),
         rejects=len(rejects),
         before=sum(len(r["replies"]) for number, r in enumerate(records) if number not in todo),

@@ -4,6 +4,7 @@ Shape suffixes: N items, D embedding width.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -56,14 +57,14 @@ def cosine_similarities(first_ND: Floats, second_ND: Floats) -> npt.NDArray[np.f
     return np.einsum("nd,nd->n", first_ND, second_ND, dtype=np.float64) / np.maximum(norms_N, 1e-12)
 
 
-def caption_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Corpus scores from 0 to 1 of texts against one reference each.
+def caption_scores(texts: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """Corpus scores from 0 to 1 of texts against one or several references each.
 
     * `bleu_4`: corpus BLEU up to 4-grams (Papineni et al. 2002), as SacreBLEU (Post 2018, arXiv:1804.08771) computes it
       by default: 13a tokens, case-sensitive, exponential smoothing;
     * `chrf`: character n-grams up to 6, beta 2, no words (Popovic 2015), by SacreBLEU;
-    * `rouge_l`: the mean F1 of the longest common subsequences of lower-case words (Lin 2004), by rouge-score, without
-      stemming.
+    * `rouge_l`: the mean F1 of the longest common subsequences of lower-case words (Lin 2004) with the nearest of the
+      references, by rouge-score, without stemming.
 
     Raises ValueError without texts.
     """
@@ -72,10 +73,12 @@ def caption_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str,
 
     if not texts:
         raise ValueError("no texts to score; give at least one")
-    rouge = RougeScorer(["rougeL"])
-    longest = [rouge.score(given, text)["rougeL"].fmeasure for text, given in zip(texts, references, strict=True)]
+    rouge, several = RougeScorer(["rougeL"]), [[one] if isinstance(one, str) else list(one) for one in references]
+    longest = [rouge.score_multi(given, text)["rougeL"].fmeasure for text, given in zip(texts, several, strict=True)]
+    # As SacreBLEU takes them: the first reference of each text, the second, ...; None where a text has fewer.
+    streams = list(map(list, zip_longest(*several)))
     return {
-        "bleu_4": corpus_bleu(list(texts), [list(references)]).score / 100,
-        "chrf": corpus_chrf(list(texts), [list(references)]).score / 100,
+        "bleu_4": corpus_bleu(list(texts), streams).score / 100,
+        "chrf": corpus_chrf(list(texts), streams).score / 100,
         "rouge_l": float(np.mean(longest)),
     }

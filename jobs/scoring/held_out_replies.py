@@ -29,7 +29,7 @@ from pipelines.progress import track
 from pipelines.sample import Decoded, Item, Modality, Sample, Turn
 from pipelines.storage.files import read_range, read_table
 from pipelines.storage.shards import Manifest, from_members, index_path, split_members
-from pipelines.views import Kind, apply_view
+from pipelines.views import Kind, apply_view, example, num_examples
 
 BATCH = 8  # samples per batch
 MAX_NEW_TOKENS = 256
@@ -38,9 +38,12 @@ Embeddings = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class _Pairs:
-    """Pairs of model output and data; `references` are pairs of media, where the data have media."""
+    """Pairs of model output and data; `references` are pairs of media, where the data have media.
 
-    texts: list[tuple[str, str]] = field(default_factory=list)
+    A medium of several captions has as many references as that.
+    """
+
+    texts: list[tuple[str, list[str]]] = field(default_factory=list)
     captions: dict[Modality, list[tuple[Decoded, str]]] = field(default_factory=lambda: {m: [] for m in Modality})
     references: dict[Modality, list[tuple[Decoded, Decoded]]] = field(default_factory=lambda: {m: [] for m in Modality})
 
@@ -76,7 +79,7 @@ def score_shards(
             notes.append(f"{manifest.dataset}: no sample is held out of training; not scored")
             continue
         for view, kind in sorted(manifest.views.items()):
-            pairs = _answer(model, [apply_view(kind, sample) for sample in samples], view, kind, steps)
+            pairs = _answer(model, samples, view, kind, steps)
             rows += _score(view, pairs, model.encoder, text_encoder)
     return rows, notes
 
@@ -99,16 +102,22 @@ def _answer(model: Responder, samples: Sequence[Sample], view: str, kind: Kind, 
     pairs = _Pairs()
     with track(view, len(samples), "samples") as bar:
         for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
+            batch = [apply_view(kind, sample) for sample in samples[start : start + BATCH]]
             queries = [_query(model, sample, start + place, steps) for place, sample in enumerate(batch)]
-            for sample, response in zip(batch, model.respond_batch(queries), strict=True):
+            responses = model.respond_batch(queries)
+            for stored, sample, response in zip(samples[start : start + BATCH], batch, responses, strict=True):
                 if kind != "generate":
-                    reference = " ".join(part for part in sample.turns[-1].parts if isinstance(part, str))
-                    pairs.texts.append((response.text, reference))
+                    pairs.texts.append((response.text, _references(stored)))
                 made = [part.modality for part in response.parts if isinstance(part, Item)]
                 _pair_media(pairs, sample, list(zip(made, response.media, strict=True)))
             bar.advance(len(batch))
     return pairs
+
+
+def _references(sample: Sample) -> list[str]:
+    """The words of its last answer, by each caption where it has several; views that do not generate keep them."""
+    answers = (example(sample, number).turns[-1] for number in range(num_examples(sample)))
+    return [" ".join(part for part in answer.parts if isinstance(part, str)) for answer in answers]
 
 
 def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Query:
@@ -145,7 +154,7 @@ def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decode
 
 def _score(view: str, pairs: _Pairs, encoder: ImageBindEncoder, text_encoder: TextEncoder | None) -> Iterator[Scored]:
     if pairs.texts:
-        texts, references = ([pair[side] for pair in pairs.texts] for side in (0, 1))
+        texts, references = [text for text, _ in pairs.texts], [known for _, known in pairs.texts]
         chance = caption_scores(texts, [*references[1:], references[0]])
         for name, value in caption_scores(texts, references).items():
             yield _row(view, name, value, len(texts), chance[name])

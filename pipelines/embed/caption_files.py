@@ -79,6 +79,7 @@ def _checked(row: Sample, seen: set[str]) -> Sample | Reject:
     """A file name may neither repeat nor hold a folder: every row gets its own file below the output folder."""
     (item,) = row.items()
     reason = "duplicate name" if item.name in seen else "bad name" if _is_bad(item.name) else ""
+    reason = reason or ("several captions, and a file holds one's embedding" if item.more_captions else "")
     seen.add(item.name)
     return Reject(source=row.source, key=row.key, stage="read", reason=f"{reason}: {item.name}") if reason else row
 

@@ -112,7 +112,10 @@ def file_name(sample: Sample, items: Sequence[Item], number: int, kind: str) -> 
         if len(named) != len(items):
             raise ValueError(f"bad field: names {len(named)} {kind} embeddings for {len(items)} items")
         return str(named[number])
-    medium = sample.meta.get("media", {}).get(items[number].name)
+    item = items[number]
+    if item.name and any(other.name == item.name and other.caption != item.caption for other in items):
+        raise ValueError(f"several captions: a file named after a medium holds the embedding of one ({kind} {number})")
+    medium = sample.meta.get("media", {}).get(item.name)
     if medium is None:
         raise ValueError(f"missing field: neither a medium nor a file of embeddings is named for {kind} {number}")
     return f"{medium['file']}.npy"

@@ -2,6 +2,8 @@
 
 A global batch holds samples of like length and is cut into micro-batches before it is shared out, so that neither
 depends on how many ranks there are. `Mixture` plans training, `HeldOut` validation.
+
+What is numbered here as a sample is an example: where a medium has several captions, it is one with each of them.
 """
 
 from abc import ABC, abstractmethod
@@ -22,16 +24,51 @@ class Candidates:
     """The samples of a view that may be taken: their numbers (n,), their lengths in tokens (n,), and their weight.
 
     A weight of 1 takes every sample once an epoch, 2.5 takes every sample twice and half of them once more.
+
+    With `key_hashes` (n,), those next to each other with one hash stand for one another, as captions of one medium do:
+    of them, an epoch takes one (or by the weight: two or three), and the next epoch the next.
     """
 
     samples: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int32]
     weight: float = 1.0
+    key_hashes: npt.NDArray[np.uint64] | None = None
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where those begin that stand for one another."""
+        return np.arange(len(self.samples)) if self.key_hashes is None else run_starts(self.key_hashes)
 
     @property
     def taken(self) -> int:
         """How many samples an epoch takes."""
-        return round(len(self.samples) * self.weight)
+        return round(len(self.starts) * self.weight)
+
+    def first(self) -> "Candidates":
+        """The same where the first stands for all."""
+        starts = self.starts
+        return Candidates(samples=self.samples[starts], lengths=self.lengths[starts], weight=self.weight)
+
+
+def run_starts(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Where runs of equal values begin."""
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]]))
+
+
+class _Turns:
+    """Whose turn it is among candidates that stand for one another: by seed, epoch and key, whatever else there is."""
+
+    def __init__(self, view: Candidates, key_hashes: npt.NDArray[np.uint64], seed: int) -> None:
+        self._starts = view.starts
+        self.sizes = np.diff(self._starts, append=len(view.samples))
+        # The product's upper bits, on which all bits of a hash have had an effect.
+        mixed = (key_hashes[self._starts] ^ np.uint64(seed % 2**64)) * np.uint64(0x9E3779B97F4A7C15)
+        self._first = (mixed >> np.uint64(32)).astype(np.int64) % self.sizes
+
+    def rows(self, groups: npt.NDArray[np.int32], turns: npt.NDArray[np.int64]) -> _Rows:
+        """Of each of these groups, the row whose turn it is."""
+        rows = self._starts[groups] + (self._first[groups] + turns) % self.sizes[groups]
+        return rows.astype(np.int32)
 
 
 class Plan(ABC):
@@ -40,7 +77,9 @@ class Plan(ABC):
     def __init__(self, candidates: Sequence[Candidates], batch_size: int, micro_batch_size: int) -> None:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self._starts = np.cumsum([0, *(len(view.samples) for view in candidates)])
-        self._samples = np.concatenate([np.empty(0, np.int32), *(view.samples for view in candidates)], dtype=np.int32)
+        highest = max((int(view.samples.max(initial=0)) for view in candidates), default=0)
+        kind = np.int32 if highest <= np.iinfo(np.int32).max else np.int64
+        self._samples = np.concatenate([np.empty(0, kind), *(view.samples for view in candidates)], dtype=kind)
         self._lengths = np.concatenate([np.empty(0, np.int32), *(view.lengths for view in candidates)], dtype=np.int32)
 
     @property
@@ -106,6 +145,7 @@ class Mixture(Plan):
             raise ValueError("datasets: no sample is left to train on; name other datasets or hold fewer out")
         self.window, self.seed, self.epochs, self.max_steps = window, seed, epochs, max_steps
         self._taken = [view.taken for view in candidates]
+        self._turns = [None if view.key_hashes is None else _Turns(view, view.key_hashes, seed) for view in candidates]
         self._kept: tuple[int, _Rows, _Rows] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,22 +174,29 @@ class Mixture(Plan):
         """An epoch's rows, shuffled, and the order of its batches; the last epoch asked for is kept."""
         if self._kept is None or self._kept[0] != epoch:
             generator = np.random.default_rng([self.seed, epoch])
-            rows = np.concatenate([self._take(view, generator) for view in range(len(self._taken))])
+            rows = np.concatenate([self._take(view, epoch, generator) for view in range(len(self._taken))])
             generator.shuffle(rows)
             self._kept = epoch, rows, generator.permutation(self.epoch_steps).astype(np.int32)
         return self._kept[1:]
 
-    def _take(self, view: int, generator: np.random.Generator) -> _Rows:
-        rows = np.arange(self._starts[view], self._starts[view + 1], dtype=np.int32)
-        repeats, rest = divmod(self._taken[view], max(len(rows), 1))
-        again = generator.permutation(rows)[:rest] if rest else rows[:0]
-        return np.concatenate([np.tile(rows, repeats), again])
+    def _take(self, view: int, epoch: int, generator: np.random.Generator) -> _Rows:
+        turns = self._turns[view]
+        count = self._starts[view + 1] - self._starts[view] if turns is None else len(turns.sizes)
+        groups = np.arange(count, dtype=np.int32)
+        repeats, rest = divmod(self._taken[view], max(len(groups), 1))
+        again = generator.permutation(groups)[:rest] if rest else groups[:0]
+        taken = np.concatenate([np.tile(groups, repeats), again])
+        if turns is not None:
+            times = np.repeat(np.arange(repeats + 1), [len(groups)] * repeats + [rest])
+            taken = turns.rows(taken, epoch * max(repeats, 1) + times)
+        return taken + self._starts[view].astype(np.int32)
 
 
 class HeldOut(Plan):
     """A plan of validation: at most `limit` samples by length, the views' shares as in training, each once."""
 
     def __init__(self, candidates: Sequence[Candidates], *, limit: int, batch_size: int, micro_batch_size: int) -> None:
+        candidates = [view.first() for view in candidates]
         super().__init__(candidates, batch_size, micro_batch_size)
         # The n-th sample of a view comes at n / (what training takes of it); so every view has its first.
         places = [np.arange(len(view.samples)) / (len(view.samples) * view.weight) for view in candidates]

@@ -27,8 +27,10 @@ from pipelines.storage.sidecars import (
     needs,
     output_modality,
     sidecar_folder,
+    takes_media,
+    to_npy,
 )
-from pipelines.views import Kind, apply_view
+from pipelines.views import Kind, apply_view, example, num_examples
 
 # Which sidecars a kind of view reads: comprehension takes features in, generation aims at caption embeddings.
 READS = {"caption": (ENCODER,), "generate": ("image", "video", "audio"), "dialogue": KINDS}
@@ -45,7 +47,11 @@ ROW_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedView:
-    """A prepared dataset as a training stage sees it, and the sidecar folders its items' embeddings come from."""
+    """A prepared dataset as a training stage sees it, and the sidecar folders its items' embeddings come from.
+
+    Where media have several captions, a medium with one of them is an example, and example c of sample s is called by
+    the number s * most_captions + c; elsewhere an example is a sample.
+    """
 
     name: str
     kind: Kind
@@ -53,6 +59,10 @@ class PlannedView:
     manifest: Manifest
     sidecars: dict[str, Path]
     weight: float = 1.0
+
+    def number(self, sample: int, caption: int = 0) -> int:
+        """What an example is called."""
+        return sample * self.manifest.most_captions + caption
 
 
 def plan_view(
@@ -102,7 +112,7 @@ def sidecar_of(view: PlannedView, kind: str) -> SidecarManifest:
 
 
 class SampleReader:
-    """Reads single samples by their number in a view: byte ranges of the tar and of its sidecars."""
+    """Reads single examples by their number in a view: byte ranges of the tar and of its sidecars."""
 
     def __init__(self, views: Sequence[PlannedView]) -> None:
         self._views = views
@@ -116,17 +126,18 @@ class SampleReader:
         self._embeddings = Indexes("offset", "length", "lengths")
         self._ranges = Ranges()
 
-    def read(self, view: int, sample: int) -> dict[str, Any]:
-        """One sample as a row: `key`, `turns` (JSON) and, by sidecar kind, `.npy` bytes and caption lengths."""
-        return self.read_all([(view, sample)])[0]
+    def read(self, view: int, number: int) -> dict[str, Any]:
+        """One example as a row: `key`, `turns` (JSON) and, by sidecar kind, `.npy` bytes and caption lengths."""
+        return self.read_all([(view, number)])[0]
 
     def read_all(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """The samples at (view, sample), as rows in the order given."""
-        entries = [self._entries(view, sample) for view, sample in pairs]
+        """The examples at (view, number), as rows in the order given."""
+        places = [divmod(number, self._views[view].manifest.most_captions) for view, number in pairs]
+        entries = [self._entries(view, sample) for (view, _), (sample, _) in zip(pairs, places, strict=True)]
         data = iter(self._ranges.read([entry.range for found in entries for entry in found.values()]))
         return [
-            _row(self._views[view], found, {name: next(data) for name in found})
-            for (view, _), found in zip(pairs, entries, strict=True)
+            _row(self._views[view], found, {name: next(data) for name in found}, caption)
+            for (view, _), (_, caption), found in zip(pairs, places, entries, strict=True)
         ]
 
     def _entries(self, view: int, sample: int) -> dict[str, Entry]:
@@ -146,12 +157,17 @@ class SampleReader:
         return found
 
 
-def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes]) -> dict[str, Any]:
-    sample = apply_view(view.kind, from_members({"json": data["json"]}))
+def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes], caption: int) -> dict[str, Any]:
+    document = from_members({"json": data["json"]})
+    sample = apply_view(view.kind, example(document, caption))
     row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}
+    has_several = num_examples(document) > 1
     for kind in ROW_KINDS:
         row[kind] = data.get(kind, b"")
         row[f"{kind}_lengths"] = entries[kind].lengths if kind in entries else []
+        if has_several and kind in entries and not takes_media(kind):
+            row[kind] = to_npy(from_npy(row[kind])[caption : caption + 1])
+            row[f"{kind}_lengths"] = row[f"{kind}_lengths"][caption : caption + 1]
     return row
 
 
@@ -168,7 +184,7 @@ class ReadSteps:
         """Yields one table a step; a step at which this rank has no sample gives none."""
         for step in batch["id"]:
             places = self._plan.rank_batch(int(step), self._rank, self._world_size)
-            found = self._reader.read_all([(view, sample) for _, view, sample in places])
+            found = self._reader.read_all([(view, number) for _, view, number in places])
             rows = [{"step": int(step), "micro": micro} | row for (micro, *_), row in zip(places, found, strict=True)]
             if rows:
                 yield pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
@@ -181,6 +197,6 @@ def sample_embeddings(views: list[PlannedView], kind: str, limit: int) -> Iterat
     for index in having:
         count = views[index].manifest.samples
         for sample in range(0, count, max(1, count * len(having) // limit)):
-            row = reader.read(index, sample)
+            row = reader.read(index, views[index].number(sample))
             if row[f"{kind}_lengths"]:
                 yield from_npy(row[kind]), row[f"{kind}_lengths"]

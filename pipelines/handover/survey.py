@@ -1,7 +1,10 @@
-"""Before training, every sample of a view is measured once: how many tokens it takes, and the hash of its key.
+"""Before training, every example of a view is measured once: how many tokens it takes, and the hash of its key.
+
+An example is a sample, or a medium with one of its captions where it has several.
 
 Ray Data reads the documents of the shards, a shard a row; no media are read. What was measured is kept beside the
-shards, `<dataset>/lengths/<view>-<hash>.parquet`, a row a sample, and read back while shards and measure stay the same.
+shards, `<dataset>/lengths/<view>-<hash>.parquet`, a row an example, and read back while shards and measure
+stay the same.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipelines.embed.embedding import plan_pool
-from pipelines.handover.mixture import Candidates
+from pipelines.handover.mixture import Candidates, run_starts
 from pipelines.handover.stage_samples import LENGTHS, PlannedView, sidecar_of
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
@@ -27,7 +30,7 @@ from pipelines.sample import Sample
 from pipelines.storage.files import atomic_path, is_sound, read_table
 from pipelines.storage.random_access import Range, Ranges
 from pipelines.storage.shards import from_members, hash_strings, index_path
-from pipelines.views import apply_view
+from pipelines.views import apply_view, example, num_examples
 
 # Loading a tokenizer takes an actor seconds, in which another measures about so many samples.
 SAMPLES_PER_ACTOR = 10_000
@@ -51,16 +54,19 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Survey:
-    """The samples of a view: their tokens as the model will see them (n,), 0 where one cannot be encoded.
+    """The examples of a view: their tokens as the model will see them (n,), 0 where one cannot be encoded.
 
-    `key_hashes` (n,) are of the samples' keys without the view's name; `truncated` counts the samples that are longer
-    than fits; `left_out` names those that cannot be encoded, with the reason.
+    `key_hashes` (n,) are of the samples' keys without the view's name; `truncated` counts the examples that are longer
+    than fits; `left_out` names those that cannot be encoded, with the reason. `numbers` (n,) are the examples' own, see
+    `PlannedView.number`; with `one_caption` an epoch takes one example of each sample.
     """
 
     lengths: npt.NDArray[np.int32]
     key_hashes: npt.NDArray[np.uint64]
     truncated: int
     left_out: list[tuple[str, str]]
+    numbers: npt.NDArray[np.int64]
+    one_caption: bool = False
 
     def split(self, weight: float, fraction: float) -> tuple[Candidates, Candidates]:
         """The samples to train on, and about `fraction` of all that is held out of training; none that was left out."""
@@ -68,7 +74,12 @@ class Survey:
         return self._candidates(usable & ~apart, weight), self._candidates(usable & apart, weight)
 
     def _candidates(self, mask: npt.NDArray[np.bool_], weight: float) -> Candidates:
-        return Candidates(samples=np.flatnonzero(mask), lengths=self.lengths[mask], weight=weight)
+        return Candidates(
+            samples=self.numbers[mask],
+            lengths=self.lengths[mask],
+            weight=weight,
+            key_hashes=self.key_hashes[mask] if self.one_caption else None,
+        )
 
 
 def held_out(key_hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
@@ -86,14 +97,14 @@ def survey_views(views: Sequence[PlannedView], measure: Callable[[], Measure], m
 
     `measure` makes a measure in each actor; `measure_id` says all that its results depend on.
     """
-    tables = [_read(_cache(view, measure_id), view.manifest.samples) for view in views]
+    tables = [_read(_cache(view, measure_id), view.manifest.num_examples) for view in views]
     todo = [number for number, table in enumerate(tables) if table is None]
     for number, table in zip(todo, _measured([views[number] for number in todo], measure), strict=True):
         tables[number] = table
         with suppress(OSError):  # the shards may lie where one may only read
             _write(_cache(views[number], measure_id), table)
     found = zip(views, tables, strict=True)
-    return [_survey(table, not_encoded(view)) for view, table in found if table is not None]
+    return [_survey(view, table, not_encoded(view)) for view, table in found if table is not None]
 
 
 def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
@@ -108,9 +119,10 @@ def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
 
 
 def measure_shard(view: PlannedView, shard: int, measure: Measure) -> pa.Table:
-    """The rows of a shard's samples, in their order."""
+    """The rows of a shard's examples, in their order."""
     tar = view.directory / view.manifest.shards[shard].name
-    return pa.Table.from_pylist([_row(view, document, measure) for document in _documents(tar)], schema=SCHEMA)
+    examples = (example(found, number) for found in _documents(tar) for number in range(num_examples(found)))
+    return pa.Table.from_pylist([_row(view, found, measure) for found in examples], schema=SCHEMA)
 
 
 def _documents(tar: Path) -> Iterator[Sample]:
@@ -150,7 +162,7 @@ def _measured(views: Sequence[PlannedView], measure: Callable[[], Measure]) -> l
         for number, view in enumerate(views)
         for shard in range(len(view.manifest.shards))
     ]
-    total = sum(view.manifest.samples for view in views)
+    total = sum(view.manifest.num_examples for view in views)
     parts: list[dict[int, pa.Table]] = [{} for _ in views]
     with track("measure", total, "samples") as bar:
         for row in _measurements(rows, views, measure, total):
@@ -190,17 +202,33 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def _survey(table: pa.Table, failed: Mapping[int, tuple[str, str]]) -> Survey:
+def _survey(view: PlannedView, table: pa.Table, failed: Mapping[int, tuple[str, str]]) -> Survey:
     lengths, uncut = table["length"].to_numpy().copy(), table["uncut"].to_numpy().copy()
+    key_hashes = table["key_hash"].to_numpy()
+    numbers = _numbers(key_hashes, view.manifest.most_captions)
     unusable = table.filter(pc.is_valid(table["reason"]))
-    failed = {sample: said for sample, said in failed.items() if lengths[sample]}
-    lengths[list(failed)] = uncut[list(failed)] = 0
+    samples = numbers // view.manifest.most_captions
+    is_lost = np.isin(samples, list(failed)) & (lengths > 0)
+    lost = set(samples[is_lost].tolist())
+    lengths[is_lost] = uncut[is_lost] = 0
     return Survey(
         lengths=lengths,
-        key_hashes=table["key_hash"].to_numpy(),
+        key_hashes=key_hashes,
+        numbers=numbers,
+        one_caption=view.name in view.manifest.one_caption,
         truncated=int(np.count_nonzero(uncut > lengths)),
         left_out=[
             *zip(unusable["key"].to_pylist(), unusable["reason"].to_pylist(), strict=True),
-            *failed.values(),
+            *(said for sample, said in failed.items() if sample in lost),
         ],
     )
+
+
+def _numbers(key_hashes: npt.NDArray[np.uint64], most_captions: int) -> npt.NDArray[np.int64]:
+    """The numbers of examples that stand sample by sample."""
+    every = np.arange(len(key_hashes))
+    if most_captions == 1:
+        return every
+    starts = run_starts(key_hashes)
+    samples = np.searchsorted(starts, every, side="right") - 1
+    return samples * most_captions + every - starts[samples]

@@ -51,7 +51,7 @@ def take_census(dataset: Path, manifest: Manifest) -> Census:
     census = Census()
     for number, shard in enumerate(manifest.shards):
         table = read_table(index_path(dataset / shard.name), ["key", "source", "caption", "media"])
-        _count_captions(census, table)
+        _count_captions(census, table, "\n" if manifest.captions else "\0")
         for place, text in enumerate(table["media"].to_pylist()):
             census.samples.offer((number, place))
             for suffix, facts in (json.loads(text) if text else {}).items():
@@ -78,8 +78,8 @@ def modality_of(facts: dict[str, Any]) -> Modality | None:
     return Modality.IMAGE if "width" in facts else None
 
 
-def _count_captions(census: Census, table: pa.Table) -> None:
-    captions = table["caption"]
+def _count_captions(census: Census, table: pa.Table, separator: str) -> None:
+    captions = pc.list_flatten(pc.split_pattern(table["caption"], separator))
     for name, lengths in (
         ("words", pc.count_substring_regex(captions, r"\S+")),
         ("characters", pc.utf8_length(captions)),
@@ -88,8 +88,8 @@ def _count_captions(census: Census, table: pa.Table) -> None:
             if pair["values"]:
                 census.count(name, pair["values"], pair["counts"])
     for row in table.select(["key", "source", "caption"]).to_pylist():
-        if row["caption"]:
-            census.captions.offer((row["key"], row["source"], row["caption"]))
+        for caption in filter(None, row["caption"].split(separator)):
+            census.captions.offer((row["key"], row["source"], caption))
 
 
 def _count_medium(census: Census, place: tuple[int, int, str], facts: dict[str, Any]) -> None:

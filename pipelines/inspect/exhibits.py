@@ -146,7 +146,7 @@ class Showcase:
             modality=item.modality.value,
             key=sample.key,
             source=sample.source,
-            caption=shortened(item.caption),
+            caption=shortened(" / ".join(item.captions)),
             file=str(facts.pop("file", "")),
             facts=_described(facts),
         )

@@ -41,7 +41,8 @@ class Origin:
     def __str__(self) -> str:
         if self.reason:
             return f"{self.source} of {self.dataset} ({self.key or 'no key'}): rejected at {self.stage}: {self.reason}"
-        lines = [f"{self.dataset}/{self.key}: sample {self.place} of {self.shard}, from {self.source}"]
+        rows = ", ".join(self.source.split("\n"))
+        lines = [f"{self.dataset}/{self.key}: sample {self.place} of {self.shard}, from {rows}"]
         lines += [f"  caption: {' '.join(self.caption.split())}"] if self.caption else []
         lines += [f"  {self.key}.{suffix}: from {name}" for suffix, name in self.media.items()]
         lines += [f"  embeddings: {name}" for name in self.embeddings]
@@ -63,7 +64,8 @@ def find(shards: Path, questions: Sequence[str]) -> dict[str, list[Origin]]:
             for wording in filter(None, _wordings(question, {name, *manifest.views})):
                 asked.setdefault(wording, []).append(question)
         for origin in _origins(shards / name, manifest, pa.array(list(asked), pa.string())):
-            for question in {*asked.get(origin.key, []), *asked.get(origin.source, [])}:
+            named = (origin.key, *origin.source.split("\n"))
+            for question in {question for name in named for question in asked.get(name, [])}:
                 found[question].append(origin)
     return found
 
@@ -103,7 +105,8 @@ def _origins(dataset: Path, manifest: Manifest, asked: pa.Array) -> Iterator[Ori
                 files = {
                     suffix: str(facts.get("file", "")) for suffix, facts in json.loads(row["media"] or "{}").items()
                 }
-                place = {"shard": shard.name, "place": row["place"], "caption": row["caption"]}
+                caption = row["caption"].replace("\n", " / ") if manifest.captions else row["caption"]
+                place = {"shard": shard.name, "place": row["place"], "caption": caption}
                 named = {"key": row["key"], "source": row["source"], "dataset": dataset.name}
                 yield Origin(**named, **place, media=files, embeddings=tuple(sidecars))
     rejects = dataset / REJECTS
@@ -114,5 +117,7 @@ def _origins(dataset: Path, manifest: Manifest, asked: pa.Array) -> Iterator[Ori
 def _places(path: Path, asked: pa.Array) -> pa.Array:
     """The rows of an index, or of the rejects, whose key or source is among those asked for."""
     table = read_table(path, ["key", "source"])
-    either = pc.or_(*(pc.is_in(table[name], value_set=asked) for name in ("key", "source")))
-    return pc.indices_nonzero(either)
+    rows = pc.split_pattern(table["source"], "\n").combine_chunks()  # a sample may be of several
+    of_rows = pc.list_parent_indices(rows).filter(pc.is_in(pc.list_flatten(rows), value_set=asked))
+    of_keys = pc.indices_nonzero(pc.is_in(table["key"], value_set=asked))
+    return pa.array(sorted({*of_rows.to_pylist(), *of_keys.to_pylist()}), pa.int64())

@@ -77,7 +77,7 @@ def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
     known = accounts(dataset)
     return _template().render(
         manifest=manifest,
-        rejected=manifest.rows - manifest.samples,
+        rejected=manifest.rows - manifest.taken,
         rejects=rejects,
         categories=len(known),
         advice={category: advice(account.example.reason) for category, account in known.items()},

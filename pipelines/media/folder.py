@@ -104,7 +104,7 @@ class _Loading:
         is_missing = result is None or str(result).startswith(_MISSING)
         if is_input and is_missing and part.caption and self._captions_stand_in:
             self._captions += 1
-            return part.caption
+            return "\n".join(part.captions)
         if result is None:
             return part
         if is_input:

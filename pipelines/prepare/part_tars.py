@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Source, part_path, staged_rows
-from pipelines.prepare.state import Outcome
+from pipelines.prepare.state import CAPTIONS, MOST, Outcome
 from pipelines.sample import Reject, Sample
 from pipelines.storage.files import atomic_path, is_local, read_json, read_rows, share_file, write_json, write_rows
 from pipelines.storage.shards import (
@@ -30,7 +30,7 @@ from pipelines.storage.shards import (
     members,
     shard_name,
 )
-from pipelines.views import sidecar_counts
+from pipelines.views import num_examples, sidecar_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +56,22 @@ def prepare_part(source: Source, part: int, fingerprint: str, retry_rejected: bo
 def write_part(source: Source, part: int, fingerprint: str, results: Iterable[Sample | Reject]) -> Outcome:
     """Writes samples as a part tar with its index, and last what became of the rows."""
     tar, kinds = part_path(source, part), [view.kind for view in source.entry.views.values()]
-    index, rejects, items = [], list[Reject](), Counter[str]()
+    index, rejects, items, captions = [], list[Reject](), Counter[str](), list[int]()
     with atomic_path(tar) as temporary, TarShardWriter(temporary) as writer:
         for result in results:
             if isinstance(result, Reject):
-                rejects.append(result)
+                rejects += [replace(result, source=row) for row in result.source.split("\n")]
                 continue
             index.append(_write_sample(writer, result))
             items.update(sidecar_counts(result, kinds))
+            captions.append(num_examples(result))
     write_rows(index_path(tar), index, INDEX_SCHEMA)
     outcome = Outcome(
         fingerprint=fingerprint,
         accepted=len(index),
         result=hash_strings([str(row["sha256"]) for row in index]),
         rejects=rejects,
-        items=dict(items),
+        items=dict(items) | ({CAPTIONS: sum(captions), MOST: max(captions)} if max(captions, default=1) > 1 else {}),
     )
     write_json(tar.with_suffix(".json"), asdict(outcome))
     return outcome
@@ -132,7 +133,7 @@ def _write_sample(writer: TarShardWriter, sample: Sample) -> dict[str, object]:
     return {
         "key": sample.key,
         "source": sample.source,
-        "caption": next((item.caption for item in sample.items() if item.caption), ""),
+        "caption": "\n".join(next((item.captions for item in sample.items() if item.caption), ())),
         "offset": offset,
         "length": length,
         "json_offset": json_offset,

@@ -18,7 +18,7 @@ from pipelines.metrics import count
 from pipelines.prepare.ledger import by_reason, check_rejected
 from pipelines.prepare.part_tars import Piece, assemble_shard, is_made, plan_shards, prepare_part
 from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows
-from pipelines.prepare.state import Outcome, State, StoredShard, finished
+from pipelines.prepare.state import CAPTIONS, MOST, Outcome, State, StoredShard, finished
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
 from pipelines.sample import Modality, Reject
@@ -72,11 +72,10 @@ def prepare(source: Source, max_rejected: float = 1.0, retry_rejected: bool = Fa
     outcomes, rows = _outcomes(source, staged, state, retry_rejected)
     rejects = [*staged.rejects, *(reject for outcome in outcomes for reject in outcome.rejects)]
     write_rows(source.directory / REJECTS, [asdict(reject) for reject in rejects], REJECT_SCHEMA)
-    total = len(staged.rejects) + sum(chunk.rows for chunk in staged.chunks)
-    check_rejected(source.entry.name, total, by_reason(rejects), max_rejected)
+    check_rejected(source.entry.name, staged.rows, by_reason(rejects), max_rejected)
     shards, made = _shards(source, staged, outcomes, state)
     state = _state(source, stamped, staged, outcomes, shards)
-    manifest = _finish(source, outcomes, rejects, shards, state)
+    manifest = _finish(source, staged.rows, outcomes, rejects, shards, state)
     written = sum(shards[name].shard.bytes for name in made)
     return Prepared(manifest=manifest, shards=len(made), rows=rows, bytes=written, seconds=time.monotonic() - started)
 
@@ -145,7 +144,8 @@ def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected:
     with track(f"{source.entry.name}: prepare", sum(staged.chunks[part].rows for part in parts), "rows") as bar:
         for row in map_rows(chunks, work):
             outcome = outcomes[row["part"]] = Outcome.from_fields(json.loads(row["outcome"]))
-            bar.advance(outcome.accepted + len(outcome.rejects), rejected=len(outcome.rejects))
+            samples = staged.chunks[row["part"]].rows
+            bar.advance(samples, rejected=samples - outcome.accepted)
     return outcomes
 
 
@@ -170,7 +170,12 @@ def _state(
 
 
 def _finish(
-    source: Source, outcomes: list[Outcome], rejects: list[Reject], shards: dict[str, StoredShard], state: State
+    source: Source,
+    rows: int,
+    outcomes: list[Outcome],
+    rejects: list[Reject],
+    shards: dict[str, StoredShard],
+    state: State,
 ) -> Manifest:
     """Clears away what is left of earlier runs, then writes the memory and, last, the manifest."""
     directory, items = source.directory, Counter[str]()
@@ -180,7 +185,7 @@ def _finish(
     samples = sum(shard.samples for shard in entries)
     manifest = Manifest(
         dataset=source.entry.name,
-        rows=samples + len(rejects),
+        rows=rows,
         samples=samples,
         samples_per_shard=source.samples_per_shard,
         rejected=by_reason(rejects),
@@ -193,6 +198,8 @@ def _finish(
         stages={name: view.stage for name, view in source.entry.views.items()},
         media_policy=source.policy.model_dump(mode="json"),
         rejects_sha256=hash_file(directory / REJECTS),
+        **_captions(outcomes),
+        one_caption=[name for name, view in source.entry.views.items() if view.captions == "one"],
     )
     remove_others(directory, set(shards))
     # A shard may be a part by another name: when the part goes, the stamp of both changes. Killed in between, the
@@ -202,6 +209,13 @@ def _finish(
     state.restamped(directory).write(directory)
     manifest.write(directory)
     return manifest
+
+
+def _captions(outcomes: list[Outcome]) -> dict[str, int]:
+    """How many captions there are, and the most of a medium; nothing where none has several."""
+    most = max((outcome.items.get(MOST, 1) for outcome in outcomes), default=1)
+    captions = sum(outcome.items.get(CAPTIONS, outcome.accepted) for outcome in outcomes)
+    return {"captions": captions, "most_captions": most} if most > 1 else {}
 
 
 def _has_media_rejects(source: Source) -> bool:

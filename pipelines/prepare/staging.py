@@ -5,18 +5,21 @@ The source is read once, in order, by one process; what is costly (media) is don
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
+from pipelines.prepare.known_rows import KnownRows
 from pipelines.prepare.media_names import with_found_names
 from pipelines.progress import Progress
-from pipelines.sample import Reject, Sample, turns_from_json, turns_to_json
+from pipelines.sample import Reject, Sample, Turn, turns_from_json, turns_to_json
 from pipelines.sources.entry import Entry
 from pipelines.sources.readers import READERS, Reader
+from pipelines.sources.rows import MAX_CAPTIONS
 from pipelines.storage.files import atomic_path, is_local, remove_tree, stamp, stamps_below
 from pipelines.storage.shards import hash_strings, shard_name
 from pipelines.tables.containers import SUFFIXES, is_inline
@@ -59,7 +62,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Rows laid out for preprocessing: how many, their fingerprint, and the files of their media with a hash of stamps.
+    """Samples laid out for preprocessing: how many, their fingerprint, and their media's files with a hash of stamps.
 
     The fingerprint covers the settings, the rows and the stamps of the media they name.
     """
@@ -72,10 +75,19 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A source laid out: its chunks, and the rejects found while reading."""
+    """A source laid out: its chunks, the rejects found while reading, and how many rows are further captions.
+
+    These are no samples of their own, but part of one that an earlier row began.
+    """
 
     chunks: list[Chunk]
     rejects: list[Reject]
+    merged: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows the source has."""
+        return len(self.rejects) + self.merged + sum(chunk.rows for chunk in self.chunks)
 
 
 @dataclass(kw_only=True)
@@ -116,30 +128,109 @@ def source_stamp(path: Path) -> str:
 
 
 def stage_rows(source: Source, progress: Progress | None = None, read: Reader | None = None) -> Staged:
-    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` rows.
+    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` samples.
 
-    `read` is the reader to take in place of the entry's.
+    Rows of pairs that name one medium are one sample with all their captions, wherever they stand. Those that come
+    after the medium's chunk was written are held in memory to the end, about 1 KB each, and their chunks are
+    written again. `read` is the reader to take in place of the entry's.
     """
     read = read or READERS[source.entry.reader]
-    chunks, rejects, seen, rows = list[Chunk](), list[Reject](), set[str](), list[Sample]()
-    stamps = Stamps(root=source.media)
     remove_tree(source.work / "rows")
+    stager = _Stager(source)
     for row in with_found_names(read(source.entry, source.path), source.media):
-        if isinstance(row, Sample) and row.key in seen:
-            row = Reject(source=row.source, key=row.key, stage="read", reason=f"duplicate key: {row.key}")
+        reject = row if isinstance(row, Reject) else stager.take(row)
+        if reject:
+            stager.rejects.append(reject)
         if progress:
-            progress.advance(1, rejected=int(isinstance(row, Reject)))
-        if isinstance(row, Reject):
-            rejects.append(row)
-            continue
-        seen.add(row.key)
-        rows.append(row)
-        if len(rows) == source.samples_per_shard:
-            chunks.append(_stage_chunk(source, len(chunks), rows, stamps))
-            rows = []
-    if rows:
-        chunks.append(_stage_chunk(source, len(chunks), rows, stamps))
-    return Staged(chunks=chunks, rejects=rejects)
+            progress.advance(1, rejected=int(reject is not None))
+    return stager.finish()
+
+
+class _Stager:
+    """Lays rows out as they come."""
+
+    def __init__(self, source: Source) -> None:
+        self.rejects: list[Reject] = []
+        self._source, self._size = source, source.samples_per_shard
+        self._known, self._stamps = KnownRows(), Stamps(root=source.media)
+        self._chunks: list[Chunk] = []
+        self._rows: list[Sample] = []
+        # By the number of a sample: its further rows, as long as its chunk is not written with them.
+        self._further: dict[int, list[Sample]] = {}
+        self._merged = Counter[int]()
+
+    def take(self, row: Sample) -> Reject | None:
+        """Takes a row in; returns why not where it is none of its own and adds nothing."""
+        if "\n" in row.source:  # of a file whose name has line breaks; a line of a sample's source is a row
+            row = replace(row, source=row.source.replace("\n", " "))
+        if self._known.is_duplicate(row):
+            return _rejected(row, f"duplicate key: {row.key}")
+        medium = _medium(row) if self._source.entry.modality else ""
+        number = self._known.sample_of(medium) if medium else None
+        if number is not None:
+            return self._add_captions(number, row, medium)
+        if len(self._rows) == self._size:
+            self._write_chunk()
+        number = len(self._chunks) * self._size + len(self._rows)
+        self._rows.append(self._known.add(row, number, medium))
+        return None
+
+    def finish(self) -> Staged:
+        """Writes what is left."""
+        if self._rows:
+            self._write_chunk()
+        for number in sorted({sample // self._size for sample in self._further}):
+            rows = self._with_captions(number, list(staged_rows(self._source, number)))
+            chunk = self._chunks[number]
+            fingerprint = _write_rows(self._source, number, rows, chunk.stamps)
+            self._chunks[number] = replace(chunk, fingerprint=fingerprint)
+        return Staged(chunks=self._chunks, rejects=self.rejects, merged=self._merged.total())
+
+    def _add_captions(self, number: int, row: Sample, medium: str) -> Reject | None:
+        if not is_inline(medium) and _outer(medium) != medium:
+            return _rejected(row, f"duplicate key: {row.key}: {medium} is there twice, and only the first can be read")
+        if self._merged[number] == MAX_CAPTIONS:
+            return _rejected(row, f"too many captions: {MAX_CAPTIONS} more rows than one name {medium}")
+        self._known.note(row, number)
+        self._merged[number] += 1
+        self._further.setdefault(number, []).append(row)
+        return None
+
+    def _write_chunk(self) -> None:
+        rows = self._with_captions(len(self._chunks), self._rows)
+        names = (item.name for row in rows for item in row.items())
+        media = list(dict.fromkeys(_outer(name) for name in names if name and not is_inline(name)))
+        stamps = self._stamps.of(media)
+        fingerprint = _write_rows(self._source, len(self._chunks), rows, stamps)
+        self._chunks.append(Chunk(rows=len(rows), fingerprint=fingerprint, media=media, stamps=stamps))
+        self._rows = []
+
+    def _with_captions(self, chunk: int, rows: list[Sample]) -> list[Sample]:
+        """The samples of a chunk with what further rows say of their media."""
+        start = chunk * self._size
+        return [_merged(row, self._further.pop(number, [])) for number, row in enumerate(rows, start)]
+
+
+def _medium(pair: Sample) -> str:
+    """The name of the one medium of a pair; empty where it has several."""
+    names = [item.name for item in pair.items()]
+    if len(names) != 1:
+        return ""
+    return names[0] if is_inline(names[0]) else str(PurePosixPath(names[0]))
+
+
+def _merged(row: Sample, further: Sequence[Sample]) -> Sample:
+    if not further:
+        return row
+    (item,) = row.items()
+    captions = (caption for other in further for one in other.items() for caption in one.captions)
+    told = Turn(role="user", parts=(replace(item, more_captions=(*item.more_captions, *captions)),))
+    source = "\n".join(one.source for one in (row, *further))
+    return replace(row, source=source, turns=(told, *row.turns[1:]))
+
+
+def _rejected(row: Sample, reason: str) -> Reject:
+    return Reject(source=row.source, key=row.key, stage="read", reason=reason)
 
 
 def staged_rows(source: Source, chunk: int) -> Iterator[Sample]:
@@ -155,17 +246,14 @@ def part_path(source: Source, part: int) -> Path:
     return source.work / "parts" / shard_name(part)
 
 
-def _stage_chunk(source: Source, chunk: int, rows: list[Sample], stamps: Stamps) -> Chunk:
+def _write_rows(source: Source, chunk: int, rows: Iterable[Sample], stamps: str) -> str:
+    """Writes the rows of a chunk; returns its fingerprint."""
     lines = [
         json.dumps([row.key, row.source, turns_to_json(row.turns), dict(row.meta)], ensure_ascii=False) for row in rows
     ]
     with atomic_path(_rows_path(source, chunk)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    names = (item.name for row in rows for item in row.items())
-    media = list(dict.fromkeys(_outer(name) for name in names if name and not is_inline(name)))
-    stamped = stamps.of(media)
-    fingerprint = hash_strings([source.content_settings, *lines, stamped])
-    return Chunk(rows=len(rows), fingerprint=fingerprint, media=media, stamps=stamped)
+    return hash_strings([source.content_settings, *lines, stamps])
 
 
 def _outer(name: str) -> str:

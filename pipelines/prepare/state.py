@@ -17,6 +17,8 @@ from pipelines.sample import Reject
 from pipelines.storage.files import read_metadata, read_rows, stamp, write_rows
 from pipelines.storage.shards import MANIFEST, REJECTS, STATE, Manifest, Shard, hash_file, index_path, is_whole
 
+# What an outcome counts beside items where a medium has several captions: all, and the most of one sample.
+CAPTIONS, MOST = "captions", "most_captions"
 _DETAILS = "state"
 _SCHEMA = pa.schema(
     [

@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pipelines.sample import Modality
 from pipelines.tables import archives
@@ -41,12 +50,22 @@ def _templates(values: list[str]) -> list[str]:
 
 
 class View(BaseModel):
-    """How one training stage sees a dataset."""
+    """How one training stage sees a dataset.
+
+    Where a medium has several captions, an epoch takes `all` of them, each with the medium, or `one`, another each
+    time.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: Literal[1, 2, 3]
     kind: Kind
+    captions: Literal["all", "one"] = "all"
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is usual, so that the hash of an entry's settings is what it was before there was a choice."""
+        return {name: value for name, value in serialize(self).items() if (name, value) != ("captions", "all")}
 
 
 class Entry(BaseModel):

@@ -1,4 +1,4 @@
-"""Caption pairs of any source: a medium with its caption, under the names of columns that are in use for them.
+"""Caption pairs of any source: a medium with its captions, under the names of columns that are in use for them.
 
 NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_name" | "audio_name"}]`.
 """
@@ -17,7 +17,7 @@ from pipelines.tables.raw import identifier
 from pipelines.tables.tars import MEMBERS
 
 OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of what its medium may be called
-_CAPTIONS = ("caption", "text", "txt")
+_CAPTIONS = ("caption", "text", "txt", "captions", "sentences", "raw")
 _IDS = ("id", "{}_id", "key", "__key__")
 _NAMES = ("{}_name", "{}", "{}_path", "{}_file", "file_name")
 # A clip of a YouTube video, in the columns of AudioCaps, MusicCaps and AudioSet, and what people call its file.
@@ -43,7 +43,7 @@ _COMMON = 8  # formats that clips are looked for in
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each pair as one exchange, user: the item with its caption, assistant: the caption.
+    """Yields each pair as one exchange, user: the item with its captions, assistant: the first of them.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
     that names no medium gets the entry's `media_name`, or a name that people give to clips of YouTube, and in its meta
@@ -64,10 +64,9 @@ def _key(entry: Entry, row: rows.Row, index: int) -> str:
 
 def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     assert entry.modality is not None
-    spellings = ("caption",) if "caption" in entry.fields else _CAPTIONS
-    value = rows.optional(row, *spellings)
-    caption = rows.caption(rows.field(row, "caption") if value is None else value)
-    items = tuple(Item(modality=entry.modality, name=name, caption=caption) for name in _names(entry, row))
+    caption, *more = rows.captions(row, *entry.fields.get("caption", _CAPTIONS))
+    said = partial(Item, modality=entry.modality, caption=caption, more_captions=tuple(more))
+    items = tuple(said(name=name) for name in _names(entry, row))
     return rows.Dialogue((Turn(role="user", parts=items), Turn(role="assistant", parts=(caption,))))
 
 

@@ -1,5 +1,6 @@
 """What every reader shares: the rows of a source, the checks of their fields, and rows that become samples."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,9 @@ ToDialogue = Callable[[Row], Dialogue]
 MAX_NAME_BYTES = 1024
 MAX_CAPTION_BYTES = 8 * 1024
 MAX_TEXT_BYTES = 32 * 1024
+MAX_CAPTIONS = 1000
 _REPLACEMENT = "\ufffd"
+_NUMBER = re.compile(r"[_. ]?(\d{1,4})")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -99,6 +102,23 @@ def caption(value: Any, what: str = "caption") -> str:
     return _sound(text, what, MAX_CAPTION_BYTES)
 
 
+def captions(row: Row, *spellings: str) -> list[str]:
+    """All captions of a row under the first spelling that is there, at least one.
+
+    They are one text; a list of texts or of objects (`{"caption"}`, `{"raw"}`), which a table without lists writes as
+    JSON; or several fields, `caption_1`, `caption_2`, ... Blank ones among several are left out.
+
+    Raises:
+        ValueError: `missing field: ...`, there are over 1000, or one is what `caption` refuses.
+    """
+    values = next(filter(None, (_captions(row, spelling) for spelling in spellings)), None)
+    if values is None:
+        raise ValueError("missing field: caption")
+    if len(values) > MAX_CAPTIONS:
+        raise ValueError(f"too many captions: {len(values)}, the limit is {MAX_CAPTIONS}")
+    return [caption(text) for text in map(_worded, values) if not _is_blank(text)] or [caption("")]
+
+
 def prose(value: Any, what: str) -> str:
     """A speaker's text: its lines and inner spaces stay, line ends become `\\n`; it may be empty.
 
@@ -107,6 +127,36 @@ def prose(value: Any, what: str) -> str:
     """
     text = _text(value, what).replace("\r\n", "\n").replace("\r", "\n").strip()
     return _sound(text, what, MAX_TEXT_BYTES)
+
+
+def _captions(row: Row, spelling: str) -> list[Any]:
+    """What stands under a spelling and its numbered ones, in order; empty where there is none."""
+    value = _unpacked(row.get(spelling))
+    values = value or [""] if isinstance(value, list) else [] if value is None else [value]
+    numbered = [name for name in row if name[-1:].isdecimal() and name.startswith(spelling)]
+    places = {int(m[1]): name for name in numbered if (m := _NUMBER.fullmatch(name.removeprefix(spelling)))}
+    further = (row[places[place]] for place in sorted(places))
+    return [*values, *(one for one in further if one is not None)]
+
+
+def _unpacked(value: Any) -> Any:
+    """A list of texts that a table without lists holds as JSON."""
+    if not isinstance(value, str) or not (value.startswith('["') and value.endswith('"]')):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if all(isinstance(text, str) for text in found) else value
+
+
+def _worded(value: Any) -> Any:
+    """A caption's text, of an object too."""
+    return optional(value, "caption", "raw", "text") if isinstance(value, dict) else value
+
+
+def _is_blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _text(value: Any, what: str) -> str:

@@ -61,6 +61,9 @@ class Shard:
 class Manifest:
     """What a dataset's folder holds; counts are rows, `rejected` is by reason.
 
+    Rows that caption one medium are one sample, so there may be more of them than `samples` and rejects. `captions`
+    counts those of all samples and `most_captions` those of the one with the most, where a medium has several; 0 and 1
+    where none has. Of the views in `one_caption` training takes one caption of each sample an epoch, of others all.
     `output_items` counts the items a sidecar of caption embeddings needs by modality, `input_items` those the
     sidecar of encoder features needs. `stages` says which training stage each view is for.
     """
@@ -79,6 +82,9 @@ class Manifest:
     stages: dict[str, int] = field(default_factory=dict)
     media_policy: dict[str, Any] = field(default_factory=dict)
     rejects_sha256: str = ""
+    captions: int = 0
+    most_captions: int = 1
+    one_caption: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -86,9 +92,22 @@ class Manifest:
         """A hash of all shards: the same data have the same wherever they were made."""
         return hash_strings([shard.sha256 for shard in self.shards])
 
+    @property
+    def taken(self) -> int:
+        """How many rows are in the samples."""
+        return self.rows - sum(self.rejected.values())
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples training finds: one a caption."""
+        return self.captions or self.samples
+
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`, the mark of a finished dataset."""
-        write_manifest(directory, asdict(self))
+        fields = asdict(self)
+        # So that manifests of datasets with single captions are the bytes that they were.
+        usual = {"captions": 0, "most_captions": 1, "one_caption": []}
+        write_manifest(directory, {name: value for name, value in fields.items() if value != usual.get(name, ...)})
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -159,7 +178,7 @@ def list_datasets(shards: Path) -> dict[str, Manifest]:
 
 
 def members(sample: Sample) -> dict[str, bytes]:
-    """A sample's tar members by suffix: its media, its text (`txt`) where it is a caption pair, and `json`."""
+    """A sample's tar members by suffix: its media, its captions (`txt`, a line each) if it is a pair, and `json`."""
     document = {
         "key": sample.key,
         "source": sample.source,
@@ -168,9 +187,9 @@ def members(sample: Sample) -> dict[str, bytes]:
         "meta": dict(sample.meta),
     }
     text = _JSON.encode(document)
-    captions = [item.caption for item in sample.items() if item.caption]
+    captioned = [item for item in sample.items() if item.caption]
     result = {name: medium.data for name, medium in sample.media.items()} | {"json": text.encode()}
-    return result | ({"txt": captions[0].encode()} if len(captions) == 1 else {})
+    return result | ({"txt": "\n".join(captioned[0].captions).encode()} if len(captioned) == 1 else {})
 
 
 def from_members(values: Mapping[str, bytes]) -> Sample:

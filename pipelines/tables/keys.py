@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from itertools import count
 from pathlib import PurePosixPath
 
 from pipelines.tables import columns
@@ -27,6 +29,19 @@ def make_key(raw: str) -> str:
 def row_key(index: int, stem: str = "") -> str:
     """The key of the row at `index` of its file, behind the stem of its medium where it has one."""
     return make_key(f"{stem}-{index:07d}" if stem else f"{index:07d}")
+
+
+def other_keys(key: str, source: str, name: str) -> Iterator[str]:
+    """Keys for a row whose own is taken, from where it stands: its medium's path, its file, its place in the file.
+
+    `source` says which row of which file it is (`00001.tar#3`), `name` is its medium's path, empty without one. They
+    never end, and none but the row's place decides which they are.
+    """
+    if make_key(stem_of(name)) == key:
+        yield make_key(name)
+    yield make_key(f"{source.rpartition('#')[0]}/{key}")
+    yield make_key(f"{source}/{key}")
+    yield from (make_key(f"{source}/{key}/{number}") for number in count(2))
 
 
 def stem_of(name: str) -> str:

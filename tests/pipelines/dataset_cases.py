@@ -30,7 +30,7 @@ from pipelines.storage.shards import (
     members,
     shard_name,
 )
-from pipelines.views import Kind, sidecar_items
+from pipelines.views import Kind, num_examples, sidecar_items
 
 PAIR_VIEWS: dict[str, Kind] = {"pictures_enc": "caption", "pictures_dec": "generate"}
 DIALOGUE_VIEWS: dict[str, Kind] = {"talks": "dialogue"}
@@ -41,8 +41,8 @@ def picture(shade: int, size: int = 8) -> Media:
     return encode(Image(pixels=np.full((size, size, 3), shade, np.uint8)))
 
 
-def pair(key: str, caption: str = "", shade: int = 0, **meta: Any) -> Sample:
-    item = Item(modality=Modality.IMAGE, name="png", caption=caption or f"caption of {key}")
+def pair(key: str, caption: str = "", shade: int = 0, more: Sequence[str] = (), **meta: Any) -> Sample:
+    item = Item(modality=Modality.IMAGE, name="png", caption=caption or f"caption of {key}", more_captions=tuple(more))
     turns = (Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(item.caption,)))
     return Sample(key=key, source=f"rows.json#{key}", turns=turns, media={"png": picture(shade)}, meta=meta)
 
@@ -84,7 +84,11 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
 
 
 def write_dataset(
-    directory: Path, samples: Sequence[Sample], samples_per_shard: int, views: dict[str, Kind] = PAIR_VIEWS
+    directory: Path,
+    samples: Sequence[Sample],
+    samples_per_shard: int,
+    views: dict[str, Kind] = PAIR_VIEWS,
+    one_caption: Sequence[str] = (),
 ) -> Manifest:
     directory.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(samples), samples_per_shard)
@@ -96,6 +100,8 @@ def write_dataset(
     def count(modality: Modality | None) -> int:
         return sum(len(sidecar_items(sample, views.values(), modality)) for sample in samples)
 
+    examples = [num_examples(sample) for sample in samples]
+    most = max(examples, default=1)
     outputs = {modality.value: count(modality) for modality in Modality if count(modality)}
     manifest = Manifest(
         dataset=directory.name,
@@ -108,6 +114,9 @@ def write_dataset(
         output_items=outputs,
         input_items=count(None),
         licence="",
+        captions=sum(examples) if most > 1 else 0,
+        most_captions=most,
+        one_caption=list(one_caption),
     )
     manifest.write(directory)
     return manifest

@@ -7,7 +7,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.sample import Item, Media, Modality, Part, Sample, Turn, turns_from_json, turns_to_json
-from pipelines.views import CAPTION_PROMPT, Kind, apply_view, input_items, output_items, sidecar_counts, sidecar_items
+from pipelines.views import (
+    CAPTION_PROMPT,
+    Kind,
+    apply_view,
+    example,
+    input_items,
+    num_examples,
+    output_items,
+    sidecar_counts,
+    sidecar_items,
+)
 
 IMAGE = Item(modality=Modality.IMAGE, name="jpg", caption="a red cube")
 PAIR = Sample(
@@ -17,6 +27,8 @@ PAIR = Sample(
     media={"jpg": Media(modality=Modality.IMAGE, data=b"1", format="jpg")},
     meta={"n": 1},
 )
+WORDED = replace(IMAGE, more_captions=("a cube", "red"))
+SEVERAL = replace(PAIR, turns=(Turn(role="user", parts=(WORDED,)), PAIR.turns[1]))
 SOUND = Item(modality=Modality.AUDIO, caption="rain")
 CLIP = Item(modality=Modality.VIDEO, name="mp4", caption="")
 DIALOGUE = Sample(
@@ -90,7 +102,8 @@ def test_latents_are_of_the_items_to_be_generated_that_have_a_medium() -> None:
 
 def turns() -> st.SearchStrategy[tuple[Turn, ...]]:
     text = st.text(max_size=10)
-    item = st.builds(Item, modality=st.sampled_from(Modality), name=text, caption=text)
+    more = st.lists(text, max_size=2).map(tuple)
+    item = st.builds(Item, modality=st.sampled_from(Modality), name=text, caption=text, more_captions=more)
     parts: st.SearchStrategy[Part] = text | item
     turn = st.builds(Turn, role=st.sampled_from(["user", "assistant"]), parts=st.lists(parts, max_size=3).map(tuple))
     return st.lists(turn, max_size=3).map(tuple)
@@ -111,6 +124,8 @@ def test_turns_survive_json(said: tuple[Turn, ...]) -> None:
         (PAIR, ["caption", "generate"]),
         (PAIR, ["generate", "caption"]),
         (DIALOGUE, ["dialogue"]),
+        (SEVERAL, ["caption"]),
+        (SEVERAL, ["caption", "generate"]),
     ],
 )
 def test_sidecar_counts_are_the_numbers_of_sidecar_items(sample: Sample, kinds: list[Kind]) -> None:
@@ -118,3 +133,32 @@ def test_sidecar_counts_are_the_numbers_of_sidecar_items(sample: Sample, kinds: 
     expected["input"] = len(sidecar_items(sample, kinds, None))
 
     assert sidecar_counts(sample, kinds) == {name: count for name, count in expected.items() if count}
+
+
+def test_a_medium_of_several_captions_is_an_example_with_each() -> None:
+    assert [num_examples(sample) for sample in (PAIR, SEVERAL, DIALOGUE)] == [1, 3, 1]
+    for number, caption in enumerate(("a red cube", "a cube", "red")):
+        item = Item(modality=Modality.IMAGE, name="jpg", caption=caption)
+        shown = example(SEVERAL, number)
+        assert shown == replace(
+            PAIR, turns=(Turn(role="user", parts=(item,)), Turn(role="assistant", parts=(caption,)))
+        )
+        assert apply_view("generate", shown).turns == (
+            Turn(role="user", parts=(caption,)),
+            Turn(role="assistant", parts=(caption, item)),
+        )
+    assert example(PAIR, 0) is PAIR
+
+
+def test_a_caption_sidecar_holds_each_of_several_captions_and_a_media_sidecar_the_medium_once() -> None:
+    found = sidecar_items(SEVERAL, ["caption", "generate"], Modality.IMAGE)
+    assert [(item.caption, item.more_captions) for item in found] == [("a red cube", ()), ("a cube", ()), ("red", ())]
+    assert len(sidecar_items(SEVERAL, ["generate"], Modality.IMAGE, of_media=True)) == 1
+    assert len(sidecar_items(SEVERAL, ["caption"], None)) == 1
+
+
+def test_a_single_caption_is_stored_as_it_was_before_there_could_be_several() -> None:
+    assert turns_to_json(PAIR.turns[:1]) == (
+        '[{"role":"user","parts":[{"modality":"image","name":"jpg","caption":"a red cube"}]}]'
+    )
+    assert turns_to_json(SEVERAL.turns[:1]).endswith('"caption":"a red cube","more_captions":["a cube","red"]}]}]')

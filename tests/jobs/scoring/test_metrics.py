@@ -73,3 +73,13 @@ def test_captions_are_scored_of_one() -> None:
     assert caption_scores(["a red circle"], ["a blue circle"])["rouge_l"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no texts"):
         caption_scores([], [])
+
+
+def test_a_text_is_as_near_as_the_nearest_of_its_references() -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    texts = ["a big red circle at the left", "the low mi on the flute"]
+    several = [["nothing of it", "a big red circle at the left", "nor this"], [texts[1]]]
+    assert caption_scores(texts, several) == pytest.approx({"bleu_4": 1, "chrf": 1, "rouge_l": 1})
+    alone = ["a red circle to the left", "a low mi"]
+    assert caption_scores(texts, [[text] for text in alone]) == caption_scores(texts, alone)

@@ -86,3 +86,9 @@ def test_a_file_without_good_rows_writes_nothing(tmp_path: Path) -> None:
     count, rejects = embed_captions(tmp_path / "cc3m.json", tmp_path / "out", task(), POOL)
     assert (count, len(rejects)) == (0, 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_medium_of_several_captions_has_no_one_array(tmp_path: Path) -> None:
+    (tmp_path / "cc3m.json").write_text('[{"caption": ["one", "two"], "image_name": "1.jpg"}]')
+    count, (reject,) = embed_captions(tmp_path / "cc3m.json", tmp_path / "out", task(), POOL)
+    assert (count, reject.reason) == (0, "several captions, and a file holds one's embedding: 1.jpg")

@@ -14,7 +14,14 @@ from dataset_cases import DIALOGUE_VIEWS, pair, talk, times, write_dataset
 from upath import UPath
 
 from pipelines.embed.embedding import Embedded, sidecar_work
-from pipelines.embed.legacy_embeddings import MAX_FILE_BYTES, find_file, import_embeddings, import_shard, read_array
+from pipelines.embed.legacy_embeddings import (
+    MAX_FILE_BYTES,
+    file_name,
+    find_file,
+    import_embeddings,
+    import_shard,
+    read_array,
+)
 from pipelines.handover.stage_samples import SampleReader, plan_view
 from pipelines.sample import Item, Modality, Sample, Turn
 from pipelines.storage.files import read_rows
@@ -160,3 +167,10 @@ def refused(action: Callable[[], Any]) -> str:
         action()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_medium_of_several_captions_has_no_one_file(tmp_path: Path) -> None:
+    item = Item(modality=Modality.IMAGE, name="jpg", caption="red", more_captions=("blue",))
+    sample = replace(named("a", "a.jpg"), turns=())
+    with pytest.raises(ValueError, match=r"^several captions: a file named after a medium holds the embedding of one"):
+        file_name(sample, item.each(), 0, "image")

@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.handover.mixture import Candidates, HeldOut, Mixture, Pair, Plan
+from pipelines.handover.survey import hash_key
 from pipelines.sample import Sample
 from pipelines.sources.catalog import load_catalog
 from pipelines.sources.readers import READERS
@@ -255,3 +257,94 @@ def test_real_captions_and_dialogues_are_padded_by_no_more_than_a_twentieth(shar
     assert mixture.epoch_samples > 1000
     assert mixture.padding() <= 0.05
     assert without_grouping(mixture, taken) > 0.4
+
+
+# --- Several captions of a medium ------------------------------------------------------------------------------------
+
+MOST = 5
+
+
+def worded(keys: Sequence[int], counts: Sequence[int], weight: float = 1.0) -> Candidates:
+    """A medium with so many captions for each key; caption c of sample s is s * 5 + c."""
+    numbers = [key * MOST + caption for key, count in zip(keys, counts, strict=True) for caption in range(count)]
+    hashes = np.array([hash_key(f"key {number // MOST}") for number in numbers], np.uint64)
+    lengths = np.array([1 + number % 7 for number in numbers], np.int32)
+    return Candidates(samples=np.array(numbers, np.int64), lengths=lengths, weight=weight, key_hashes=hashes)
+
+
+def one_caption(taken: Sequence[Candidates], epochs: int, seed: int = 0) -> Mixture:
+    return Mixture(taken, batch_size=4, micro_batch_size=2, window=2, seed=seed, epochs=epochs)
+
+
+def epoch_of(mixture: Mixture, epoch: int) -> list[Pair]:
+    steps = range(epoch * mixture.epoch_steps, (epoch + 1) * mixture.epoch_steps)
+    return [pair for step in steps for pair in batch(mixture, step)]
+
+
+@given(st.lists(st.integers(1, MOST), min_size=1, max_size=20), st.integers(0, 2**40))
+def test_an_epoch_takes_one_caption_of_each_medium_and_the_next_another(counts: list[int], seed: int) -> None:
+    keys = range(len(counts))
+    mixture = one_caption([worded(keys, counts)], 2 * MOST, seed)
+    epochs = [{sample // MOST: sample % MOST for _, sample in epoch_of(mixture, e)} for e in range(2 * MOST)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(keys)
+    for key, count in enumerate(counts):
+        said = [epoch[key] for epoch in epochs]
+        assert all(sorted(said[start : start + count]) == list(range(count)) for start in range(len(said) - count))
+
+
+def test_media_begin_with_captions_of_their_own_by_seed_and_key_whatever_else_there_is() -> None:
+    def first(keys: Sequence[int], seed: int) -> dict[int, int]:
+        mixture = one_caption([worded(keys, [MOST] * len(keys))], 1, seed)
+        return {sample // MOST: sample % MOST for _, sample in epoch_of(mixture, 0)}
+
+    whole = first(range(500), 0)
+    assert min(Counter(whole.values()).values()) > 60
+    assert first(range(0, 500, 3), 0) == {key: whole[key] for key in range(0, 500, 3)}
+    other = first(range(500), 1)
+    assert 60 < sum(whole[key] == other[key] for key in whole) < 140
+
+
+def test_a_weight_takes_other_captions_of_a_medium_in_the_same_epoch() -> None:
+    mixture = one_caption([worded(range(8), [4] * 8, weight=2.5)], 1)
+    said: dict[int, set[int]] = {}
+    for _, sample in epoch_of(mixture, 0):
+        said.setdefault(sample // MOST, set()).add(sample % MOST)
+    assert sorted(map(len, said.values())) == [2] * 4 + [3] * 4
+
+
+@given(st.lists(st.integers(1, MOST), min_size=1, max_size=9), st.integers(0, 9), st.data())
+def test_a_run_that_goes_on_takes_the_captions_it_would_have_taken(
+    counts: list[int], seed: int, data: st.DataObject
+) -> None:
+    taken = [candidates([3, 4, 5]), worded(range(len(counts)), counts, weight=1.5)]
+    mixture, fresh = one_caption(taken, 3, seed), one_caption(taken, 3, seed)
+    first = data.draw(st.integers(0, mixture.num_steps - 1))
+    whole = [mixture.micro_batches(step) for step in range(mixture.num_steps)]
+    assert [fresh.micro_batches(step) for step in range(first, mixture.num_steps)] == whole[first:]
+
+
+def test_a_view_with_single_captions_has_the_same_plan_whether_one_or_all_are_taken() -> None:
+    one = worded(range(20), [1] * 20, weight=1.5)
+    every = replace(one, key_hashes=None)
+    plans = [one_caption([taken], 3) for taken in (one, every)]
+    steps = range(plans[0].num_steps)
+    assert [plans[0].micro_batches(s) for s in steps] == [plans[1].micro_batches(s) for s in steps]
+
+
+def test_batches_are_by_the_length_of_the_caption_that_is_taken() -> None:
+    mixture = one_caption([worded(range(40), [MOST] * 40)], 2)
+    for step in range(mixture.num_steps):
+        lengths = [1 + sample % 7 for _, sample in batch(mixture, step)]
+        assert lengths == sorted(lengths)
+
+
+def test_of_each_medium_held_out_the_first_caption_is_taken() -> None:
+    plan = HeldOut([worded(range(6), [3] * 6)], limit=100, batch_size=4, micro_batch_size=2)
+    assert sorted(chain(*(batch(plan, step) for step in range(plan.num_steps)))) == [(0, 5 * key) for key in range(6)]
+
+
+def test_numbers_beyond_32_bits_are_kept() -> None:
+    far = Candidates(samples=np.array([3, 2**33]), lengths=np.ones(2, np.int32))
+    mixture = Mixture([far], batch_size=2, micro_batch_size=2, window=1, seed=0, epochs=1)
+    assert sorted(batch(mixture, 0)) == [(0, 3), (0, 2**33)]

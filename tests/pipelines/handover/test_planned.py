@@ -223,3 +223,43 @@ def test_a_dataset_without_any_media_to_denoise_has_latents_of_no_item(tmp_path:
     assert (embedded.manifest.items, embedded.manifest.shape) == (0, [])
     rows = rows_of(view(tmp_path / "talks", "dialogue", denoised=[Modality.IMAGE]))
     assert [len(from_npy(row["image_latents"])) for row in rows] == [0, 0, 0]
+
+
+WORDED = [
+    pair("a", "one of a", shade=1, more=["two of a", "three of a"]),
+    pair("b", "one of b", shade=2),
+    pair("c", "one of c", shade=3, more=["one of b"]),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_each_caption_of_a_medium_is_embedded_and_read_with_it(tmp_path: Path, dtype: str) -> None:
+    manifest = write_dataset(tmp_path / "worded", WORDED, 2)
+    assert (manifest.samples, manifest.captions, manifest.most_captions) == (3, 6, 3)
+    assert write_sidecar(tmp_path / "worded", task("image", dtype, encoder_id="image-0")).manifest.items == 6
+    assert write_sidecar(tmp_path / "worded", task(ENCODER, encoder_id="encoder-0")).manifest.items == 3
+    shows, draws = view(tmp_path / "worded", "caption"), view(tmp_path / "worded", "generate")
+    reader = SampleReader(views=[shows, draws])
+    for place, sample in enumerate(WORDED):
+        (item,) = sample.items()
+        for number, caption in enumerate(item.captions):
+            (shown, drawn) = reader.read_all([(index, shows.number(place, number)) for index in (0, 1)])
+            assert (shown["key"], drawn["key"]) == (f"worded_caption/{sample.key}", f"worded_generate/{sample.key}")
+            assert json.loads(shown["turns"])[1]["parts"] == [caption]
+            pixels = embedding_of(decode(sample.media["png"]))
+            np.testing.assert_array_equal(from_npy(shown[ENCODER]), pixels[None])
+            asked, answered = turns_from_json(drawn["turns"])
+            assert asked.parts == (caption,)
+            assert answered.parts == (caption, *next(sample.items()).each()[number : number + 1])
+            np.testing.assert_allclose(from_npy(drawn["image"]), embedding_of(caption)[None], atol=0.02)
+            assert drawn["image_lengths"] == [length_of(caption)]
+
+
+def test_latents_of_a_medium_are_those_of_each_of_its_captions(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "worded", WORDED, 2)
+    write_sidecar(tmp_path / "worded", task("image", encoder_id="image-0"))
+    write_sidecar(tmp_path / "worded", task("image_latents", encoder_id="image_latents-0"))
+    planned = view(tmp_path / "worded", "generate", denoised=[Modality.IMAGE])
+    reader = SampleReader(views=[planned])
+    found = [from_npy(reader.read(0, planned.number(0, number))["image_latents"]).tolist() for number in range(3)]
+    assert found == [[[1, 1, 1, 1]]] * 3

@@ -171,3 +171,25 @@ def test_what_is_held_out_stays_so_when_data_or_the_share_grow(
     before, after = held_out(hashes_of(keys), fraction), held_out(hashes_of(new + keys), fraction)
     np.testing.assert_array_equal(after[len(new) :], before)
     assert held_out(hashes_of(keys), fraction + more)[before].all()
+
+
+def test_each_caption_is_measured_and_all_of_a_medium_are_held_out_together(tmp_path: Path) -> None:
+    samples = [pair(f"k{number}", "a", more=["a b", "a b c"][: number % 3]) for number in range(40)]
+    write_dataset(tmp_path / "worded", samples, 7, {"all": "caption", "one": "caption"}, one_caption=["one"])
+    write_sidecar(tmp_path / "worded", task(ENCODER, encoder_id="encoder-0"))
+    views = [plan_view(name, "caption", tmp_path / "worded", 1.0, {}) for name in ("all", "one")]
+    numbers = [3 * number + caption for number in range(40) for caption in range(1 + number % 3)]
+    for attempt in (make_words, never):  # the second time from what was kept
+        every, one = survey_views(views, attempt, "words")
+        assert every.numbers.tolist() == one.numbers.tolist() == numbers
+        # A medium and three words that ask, and the caption, five in all.
+        assert every.lengths.tolist() == [5 for _ in numbers]
+        assert every.truncated == sum(number % 3 > 0 for number in numbers)
+    train, apart = every.split(1.0, 0.3)
+    assert train.key_hashes is None
+    assert {number // 3 for number in train.samples.tolist()} & {
+        number // 3 for number in apart.samples.tolist()
+    } == set()
+    assert sorted([*train.samples.tolist(), *apart.samples.tolist()]) == numbers
+    train, apart = one.split(1.0, 0.3)
+    assert (train.taken + apart.taken, len(train.samples) + len(apart.samples)) == (40, len(numbers))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import ray.data
@@ -18,15 +19,18 @@ from dataset_cases import picture, times, tree, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.inspect.census import take_census
+from pipelines.inspect.lineage import find
+from pipelines.inspect.verify import verify
 from pipelines.media.codecs import decode
 from pipelines.media.folder import Links, load_rows
 from pipelines.prepare import state
 from pipelines.prepare.ledger import TooManyRejected
-from pipelines.prepare.part_tars import plan_shards, prepare_part
-from pipelines.prepare.preprocess import prepare
+from pipelines.prepare.part_tars import assemble_shard, plan_shards, prepare_part
+from pipelines.prepare.preprocess import Prepared, prepare
 from pipelines.prepare.staging import Source, Stamps, stage_rows
 from pipelines.sample import Modality, Sample
-from pipelines.sources.entry import Entry
+from pipelines.sources.entry import Entry, View
 from pipelines.sources.readers import READERS
 from pipelines.storage.files import read_rows
 from pipelines.storage.shards import MANIFEST, REJECTS, STATE, Manifest, index_path, iterate_samples
@@ -370,6 +374,53 @@ def test_a_finished_dataset_follows_the_catalogs_views(tmp_path: Path) -> None:
     entry = ENTRY.model_copy(update={"views": {"pictures_enc": ENTRY.views["pictures_enc"]}})
     manifest = prepare(source(tmp_path, tmp_path / "pictures", entry=entry)).manifest
     assert list(manifest.views) == ["pictures_enc"]
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does what tasks would do in this process."""
+    monkeypatch.setattr("pipelines.prepare.preprocess._map", lambda rows, work: map(work, rows))
+    monkeypatch.setattr("pipelines.prepare.preprocess.count", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        "pipelines.prepare.preprocess.assemble_shards",
+        lambda source, plan: [assemble_shard(source, index, pieces) for index, pieces in plan.items()],
+    )
+
+
+def test_rows_of_one_medium_are_counted_as_rows_and_found_by_each(no_ray: None, tmp_path: Path) -> None:
+    rows = [{"image_name": f"{number}.png", "caption": f"{n} of {number}"} for n in range(5) for number in range(3)]
+    rows += [rows[4], {"image_name": "3.png", "caption": "missing"}, {"image_name": "3.png", "caption": "gone"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.png").write_bytes(picture(number).data)
+    views = {"pictures_dec": {"stage": 2, "kind": "generate", "captions": "one"}}
+    entry = Entry.model_validate(ENTRY.model_dump() | {"views": views})
+    work = source(tmp_path, tmp_path / "shards" / "pictures", samples_per_shard=2, entry=entry)
+    manifest = prepare(work).manifest
+    assert (manifest.rows, manifest.taken, manifest.samples) == (18, 15, 3)
+    assert (manifest.captions, manifest.most_captions) == (15, 5)
+    assert manifest.rejected == {"duplicate key": 1, "missing file": 2}
+    assert (manifest.output_items, manifest.one_caption) == ({"image": 15}, ["pictures_dec"])
+    assert prepare(work) == Prepared(manifest=manifest, shards=0, rows=0, bytes=0, seconds=ANY)
+    assert list(verify(work.directory)) == []
+    found = find(tmp_path / "shards", [f"rows.json#{number}" for number in range(18)])
+    assert [[origin.key for origin in found[f"rows.json#{number}"]] for number in range(18)] == [
+        *([str(number % 3)] for number in range(15)),
+        *(["1"], ["3"], ["3"]),
+    ]
+    assert found["rows.json#7"][0].caption == " / ".join(f"{n} of 1" for n in range(5))
+    lines = str(found["rows.json#7"][0]).splitlines()
+    assert lines[0].endswith("from rows.json#1, rows.json#4, rows.json#7, rows.json#10, rows.json#13")
+    census = take_census(work.directory, manifest)
+    assert (census.captions.seen, len(census.histograms["words"])) == (15, 15)
+
+
+def test_a_setting_that_is_usual_leaves_what_a_dataset_is_made_of_as_it_was(tmp_path: Path) -> None:
+    told = source(tmp_path, tmp_path, entry=ENTRY).entry.model_dump()["views"]["pictures_enc"]
+    assert told == {"stage": 1, "kind": "caption"}
+    views = {"pictures_enc": View(stage=1, kind="caption", captions="one")}
+    assert ENTRY.model_copy(update={"views": views}).model_dump()["views"]["pictures_enc"]["captions"] == "one"
 
 
 def keys_of(directory: Path) -> list[str]:

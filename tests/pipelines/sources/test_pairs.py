@@ -1,9 +1,12 @@
 """Caption pairs: three spellings, one form."""
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
 from pipelines.sample import Item, Modality, Reject, Sample, Turn
@@ -98,3 +101,74 @@ def test_half_a_surrogate_pair_never_reaches_a_sample(read: Read) -> None:
     (result,) = read("pairs", b'[{"caption": "x\\ud800", "id": "a", "image_name": "a.jpg"}]', "image")
     assert isinstance(result, Reject)
     assert result.reason == "damaged text: caption holds half of a surrogate pair"
+
+
+FIVE = ("a cat", "the cat", "one cat", "cat", "a black cat")
+
+
+@pytest.mark.parametrize(
+    ("fields", "captions"),
+    [
+        ({"caption": list(FIVE)}, FIVE),
+        ({"captions": list(FIVE)}, FIVE),
+        ({"caption": ["a cat"]}, FIVE[:1]),
+        ({"sentences": [{"raw": text, "tokens": text.split()} for text in FIVE]}, FIVE),
+        ({"captions": [{"caption": text, "id": number} for number, text in enumerate(FIVE)]}, FIVE),
+        ({f"caption_{number}": text for number, text in enumerate(FIVE, 1)}, FIVE),
+        ({f"caption_{number}": FIVE[number] for number in (4, 0, 2, 3, 1)}, FIVE),
+        ({f"text{number}": text for number, text in enumerate(FIVE)}, FIVE),
+        (
+            {f"caption_{number}": f"cat {number}" for number in range(20)},
+            tuple(f"cat {number}" for number in range(20)),
+        ),
+        ({"caption": "a cat", "caption_2": "the cat"}, FIVE[:2]),
+        ({"caption": json.dumps(FIVE)}, FIVE),
+        ({"caption": '["not a list"'}, ('["not a list"',)),
+        ({"caption_1": "a cat", "caption_2": None, "caption_3": " ", "caption_4": "the cat"}, FIVE[:2]),
+        ({"caption": ["a\tcat\n", None, "", "the  cat"]}, FIVE[:2]),
+        ({"caption": ["a cat", "a cat"]}, ("a cat", "a cat")),
+    ],
+)
+def test_several_captions_are_taken_as_a_list_or_as_fields(
+    read: Read, fields: dict[str, object], captions: tuple[str, ...]
+) -> None:
+    (sample,) = read("pairs", [{"id": "a", "image_name": "a.jpg"} | fields], "image")
+    assert isinstance(sample, Sample), sample
+    (item,) = sample.items()
+    assert item.captions == captions
+    assert sample.turns[1].parts == captions[:1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"caption": []}, "empty caption"),
+        ({"caption": [None, " "]}, "empty caption"),
+        ({"caption": ["a cat", 5]}, "bad field: caption must be a string"),
+        ({"caption": ["a cat", "x" * 9000]}, "too long caption: 9000 bytes, the limit is 8192"),
+        ({"caption": ["a cat"] * 1001}, "too many captions: 1001, the limit is 1000"),
+        ({"caption_of": "a cat", "caption_one": "a cat"}, "missing field: caption"),
+    ],
+)
+def test_a_bad_one_among_several_captions_rejects_the_row(read: Read, fields: dict[str, object], reason: str) -> None:
+    (reject,) = read("pairs", [{"id": "a", "image_name": "a.jpg"} | fields], "image")
+    assert reject.reason == reason
+
+
+def test_columns_of_captions_are_read_as_csv_and_pandas_write_them(tmp_path: Path, read_path: Read) -> None:
+    with (tmp_path / "clotho.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])
+        writer.writerow(["a, b.wav", *FIVE])
+    (sample,) = read_path("pairs", tmp_path / "clotho.csv", modality="audio")
+    assert next(sample.items()).captions == FIVE
+    pd.DataFrame({"image": ["a.jpg", "b.jpg"], "caption": [FIVE, FIVE[:2]]}).to_parquet(tmp_path / "flickr.parquet")
+    one, other = read_path("pairs", tmp_path / "flickr.parquet", modality="image")
+    assert (next(one.items()).captions, next(other.items()).captions) == (FIVE, FIVE[:2])
+
+
+def test_a_column_of_captions_may_have_any_name(read_path: Read, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"f": "a.jpg", "alt_1": "a cat", "alt_2": "the cat"}]))
+    fields = {"caption": "alt", "name": "f"}
+    (sample,) = read_path("pairs", tmp_path / "rows.json", modality="image", fields=fields)
+    assert next(sample.items()).captions == FIVE[:2]
