@@ -159,7 +159,8 @@ def test_any_spacing_from_any_first_time_stamp_is_kept(
         assert abs(time - delay - times[index]) < GRID + 0.02
     assert levels[-1] == len(times) - 1 or times[-1] - times[levels[-1]] < GRID
     assert stored.facts["seconds"] >= delay + times[-1] - GRID
-    assert once_stored_stays(stored)
+    # Its bytes; frames that were uneven may lie evenly on the grid now, at a rate instead of a mean.
+    assert store(stored.media, POLICY).media == stored.media
 
 
 def test_a_video_of_a_frame_in_ten_seconds_keeps_its_rate() -> None:

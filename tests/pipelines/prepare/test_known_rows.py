@@ -272,7 +272,7 @@ def test_a_tar_that_holds_a_name_twice_gives_no_picture_anothers_caption(tmp_pat
         tar.addfile(info, io.BytesIO(b"other"))
     samples, (reject,) = staged(source_of(tmp_path, root))
     assert captions_of(samples) == {"0.tar/0.png": ("one",), "0.tar/1.png": ("x",)}
-    assert reject.reason == "duplicate key: 0: 0.tar/0.png is there twice, and only the first can be read"
+    assert reject.reason == "duplicate member: 0.tar/0.png stands in the tar before, and that is taken"
 
 
 def test_one_medium_has_no_end_of_captions(tmp_path: Path) -> None:

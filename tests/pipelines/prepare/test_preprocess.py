@@ -379,7 +379,7 @@ def test_a_finished_dataset_follows_the_catalogs_views(tmp_path: Path) -> None:
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Does what tasks would do in this process."""
-    monkeypatch.setattr("pipelines.prepare.preprocess._map", lambda rows, work: map(work, rows))
+    monkeypatch.setattr("pipelines.prepare.preprocess.map_rows", lambda rows, work: map(work, rows))
     monkeypatch.setattr("pipelines.prepare.preprocess.count", lambda *args, **kwargs: None)
     monkeypatch.setattr(
         "pipelines.prepare.preprocess.assemble_shards",

@@ -29,7 +29,7 @@ ReadPath = Callable[..., list[Any]]
 WriteTar = Callable[..., Path]
 
 JPEG = b"\xff\xd8\xff\xe0"
-NO_IMAGE = "missing member: no image (.jpg, .jpeg, .png, .webp, .gif, .bmp)"
+NO_IMAGE = "missing member: no image (.jpg, .jpeg, .png, .webp, .gif, .bmp, ...)"
 
 
 def download(key: str, caption: str = "a cat", suffix: str = "jpg") -> dict[str, bytes]:
