@@ -95,7 +95,7 @@ def test_words_that_look_like_a_plan_or_another_turn_are_words(scheduler: openai
 
 
 def test_what_is_too_long_is_a_mistake_of_whoever_asks(scheduler: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="tokens of"):
+    with pytest.raises(openai.BadRequestError, match=r"takes \d+ tokens"):
         ask(scheduler, [{"role": "user", "content": "red " * 3000}])
 
 
