@@ -47,7 +47,8 @@ STAGE = (
 EXPECTED = {
     "prepare": r"\w+: \d+ in = \d+ out \+ 0 rejected|reports: ",
     # Ray's core, in the driver itself, on an actor of Ray Data's: nothing there lets us leave it out.
-    "embed": r"\w+: \d+ \w+ embeddings of |all: \d+ in = \d+ encoded \+ 0 failed$|note: untrained |\[.* core_worker\.cc:",
+    "embed": r"\w+: \d+ \w+ embeddings of |all: \d+ in = \d+ encoded \+ 0 failed$|note: untrained "
+    r"|\[.* core_worker\.cc:",
     **dict.fromkeys(("stage-1", "stage-2", "stage-3"), STAGE),
     "generate": r"reply: |  \S+/\d-\w+\.\w+$|note: untrained ",
 }
