@@ -218,3 +218,24 @@ def test_a_call_of_ray_train_that_took_too_long_is_no_news_but_one_that_failed_i
             failed = (type(error), error, None)
             record = logger.makeRecord(name, logging.ERROR, "", 0, "a call failed", (), failed)
             assert bool(logger.filter(record)) is is_told
+
+
+@pytest.mark.parametrize(
+    ("actor", "line", "is_shown"),
+    [
+        ("PlacementGroupCleaner", "Exception in thread PlacementGroupCleanerMonitor:", False),
+        (
+            "Trainer",
+            "x core_worker.cc:2465: Actor with class name: 'A' has constructor arguments in the object store",
+            False,
+        ),
+        ("Trainer", "Exception in thread Reader:", True),
+        (None, "stage 1 step 1/10", True),
+    ],
+)
+def test_what_a_worker_prints_is_shown_unless_nobody_can_act_on_it(
+    actor: str | None, line: str, is_shown: bool
+) -> None:
+    log = {"actor_name": actor, "lines": [line]}
+    cli._leave_out_what_is_none(log)
+    assert log["lines"] == ([line] if is_shown else [])
