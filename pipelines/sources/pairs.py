@@ -4,7 +4,7 @@ NExT-GPT's own files are `[{"caption", "id" | "audio_id", "image_name" | "video_
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from glob import escape
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +53,7 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
-    value = identifier(rows.optional(row, *_spelled(entry, _IDS)))
+    value = identifier(rows.optional(row, *_spelled(entry.modality, _IDS)))
     if value is None:
         stem = stem_of(_names(entry, row)[0])
         return make_key(stem) if stem else row_key(index)
@@ -65,8 +65,10 @@ def _key(entry: Entry, row: rows.Row, index: int) -> str:
 def _dialogue(entry: Entry, row: rows.Row) -> rows.Dialogue:
     assert entry.modality is not None
     caption, *more = rows.captions(row, *entry.fields.get("caption", _CAPTIONS))
-    said = partial(Item, modality=entry.modality, caption=caption, more_captions=tuple(more))
-    items = tuple(said(name=name) for name in _names(entry, row))
+    items = tuple(
+        Item(modality=entry.modality, name=name, caption=caption, more_captions=tuple(more))
+        for name in _names(entry, row)
+    )
     return rows.Dialogue((Turn(role="user", parts=items), Turn(role="assistant", parts=(caption,))))
 
 
@@ -88,6 +90,8 @@ def _possible_names(entry: Entry, row: rows.Row, spelled: Callable[[str], str] =
     """What the medium of a row that names none may be called: by the entry's `media_name`, or as a clip of YouTube."""
     assert entry.modality is not None
     clip = {column: rows.optional(row, *spellings) for column, spellings in _CLIP.items()}
+    if clip["youtube_id"] is None:  # as of nearly every row; all names of clips hold it
+        return filled(entry.media_name, row, spelled)
     names = (f"{name}.{SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
     return [*filled(entry.media_name, row, spelled), *filled(names, clip, spelled)]
 
@@ -96,7 +100,7 @@ def _names(entry: Entry, row: rows.Row) -> list[str]:
     """The media of a pair: one, but for the several of a sample in a tar, which its caption tells of together."""
     assert entry.modality is not None
     mapped = "name" in entry.fields
-    spellings = ("name",) if mapped else (*_spelled(entry, _NAMES), *SUFFIXES[entry.modality])
+    spellings = ("name",) if mapped else (*_spelled(entry.modality, _NAMES), *SUFFIXES[entry.modality])
     value = rows.optional(row, *spellings)
     if value is None:
         value = next(iter(_possible_names(entry, row)), None)
@@ -120,5 +124,6 @@ def _may_hold(name: str) -> Iterable[Modality]:
     return modalities_of(name) or Modality
 
 
-def _spelled(entry: Entry, spellings: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(spelling.format(entry.modality) for spelling in spellings)
+@cache
+def _spelled(modality: Modality | None, spellings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(spelling.format(modality) for spelling in spellings)
