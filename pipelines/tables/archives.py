@@ -12,14 +12,14 @@ from typing import BinaryIO, NamedTuple, cast
 import pyarrow as pa
 
 from pipelines.storage.files import read_at, read_range, stamp
+from pipelines.tables.decompression import COMPRESSIONS
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _BLOCK = 512
 _SKIP_BYTES = 1 << 20
 _DIGITS = re.compile(r"([0-9]+)")
-# What packed files begin with, whatever they are called.
-_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_OTHER_CODECS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+# Packings that are refused: their first bytes, and what people call them.
+_REFUSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 class Member(NamedTuple):
@@ -191,11 +191,11 @@ class _Cursor:
 @lru_cache(maxsize=64)
 def _codec(path: Path, _stamp: str) -> str | None:
     with path.open("rb") as file:
-        start = file.read(max(map(len, (*_CODECS, *_OTHER_CODECS))))
-    for magic, name in _OTHER_CODECS.items():
+        start = file.read(max(map(len, (*COMPRESSIONS, *_REFUSED))))
+    for magic, name in _REFUSED.items():
         if start.startswith(magic):
             raise ValueError(f"unreadable: {path.name} is packed with {name}; unpack it, or use gzip or zstandard")
-    return next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
+    return next((codec for magic, codec in COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 _BLOCK_BYTES = 1 << 16
 # What compressed files begin with, and what Arrow calls them.
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2")
 _MARKS = {
     b"\xef\xbb\xbf": "utf-8",
@@ -32,7 +32,7 @@ def open_decompressed(path: Path) -> BinaryIO:
     file = path.open("rb")
     start = file.read(4)
     file.seek(0)
-    for magic, compression in _COMPRESSIONS.items():
+    for magic, compression in COMPRESSIONS.items():
         if start.startswith(magic):
             return cast(BinaryIO, io.BufferedReader(_Decompressed(file, compression), _BLOCK_BYTES))
     return cast(BinaryIO, file)
