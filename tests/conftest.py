@@ -9,10 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 
 import jobs.common.cli  # Sets what Ray reads from the environment when it is first imported.
@@ -80,6 +82,26 @@ class Cluster:
         """Runs a command of `jobs/` from the checkout as a driver of this cluster."""
         return _python(command, self.driver_environment, timeout)
 
+    @contextmanager
+    def node(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Another node, as a process on this machine; it ends, with all that runs there, at the latest when left."""
+        command = [str(BIN / "ray"), "start", "--block", f"--address={self.environment['TEST_RAY_ADDRESS']}"]
+        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats", *options]
+        # Ports of its own: an agent that finds its port taken ends, and the node with it.
+        ports = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
+        command += [f"--{name}={free_port()}" for name in ports]
+        with tempfile.NamedTemporaryFile() as log:
+            node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            try:
+                deadline = time.monotonic() + 120
+                while b"Ray runtime started" not in Path(log.name).read_bytes():
+                    if node.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"the node did not start: {Path(log.name).read_text()}")
+                    time.sleep(0.1)
+                yield node
+            finally:
+                end(node)
+
     @property
     def driver_environment(self) -> dict[str, str]:
         """What a driver of this cluster finds it by."""
@@ -92,6 +114,13 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
+    """A head with two cores, for all tests of the session."""
+    with running_cluster(num_cpus=2) as cluster:
+        yield cluster
+
+
+@contextmanager
+def running_cluster(num_cpus: int) -> Iterator[Cluster]:
     """Starts a head with a job server on ports and in a folder of its own, tokens on; ends it by its process id."""
     port, dashboard, agent, metrics = (free_port() for _ in range(4))
     # A short path: Ray's sockets live below it, and the length of a socket's path is limited.
@@ -105,7 +134,7 @@ def cluster() -> Iterator[Cluster]:
         }
         environment.pop("RAY_ADDRESS", None)
         command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
-        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--temp-dir={folder}", "--disable-usage-stats"]
         with (Path(folder) / "head.log").open("w") as log:
@@ -119,7 +148,7 @@ def cluster() -> Iterator[Cluster]:
                 metrics=f"http://127.0.0.1:{metrics}/metrics",
             )
         finally:
-            _end(head)
+            end(head)
 
 
 def _python(
@@ -140,7 +169,16 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("the Ray head did not open its job server")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def raylet_of(node: subprocess.Popen[bytes]) -> psutil.Process:
+    """The process that is a node to Ray: with it all that runs there ends. LookupError where there is none."""
+    for process in psutil.Process(node.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name() == "raylet":
+                return process
+    raise LookupError("the node has no raylet")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, kind)

@@ -1,9 +1,7 @@
 """SIGKILL of the driver, of a worker or of a node: nothing broken under a final name, and a rerun makes up for it."""
 
 import json
-import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +9,9 @@ import sys
 import tarfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +23,7 @@ from pipelines.media.codecs import encode
 from pipelines.sample import Audio, Image
 from pipelines.storage.files import is_sound
 from pipelines.storage.shards import STATE, hash_file
-from tests.benchmarks import free_port
-from tests.conftest import BIN, ROOT, Cluster
+from tests.conftest import ROOT, Cluster, raylet_of
 
 ROWS = 240
 Whole = tuple[dict[str, str], float]
@@ -95,24 +93,30 @@ def assert_readable(out: Path) -> None:
                 json.loads(path.read_text())
 
 
-def kill_driver(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
-    driver.kill()
+@dataclass(frozen=True)
+class Running:
+    """A command at work, on a cluster that may have a second node."""
+
+    driver: subprocess.Popen[str]
+    cluster: Cluster
+    second: subprocess.Popen[bytes] | None
 
 
-def kill_worker(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
+def kill_driver(running: Running, choice: random.Random) -> None:
+    running.driver.kill()
+
+
+def kill_worker(running: Running, choice: random.Random) -> None:
     """A worker at work; Ray's own agents, whose end ends a node, are named alike."""
-    processes = psutil.Process(cluster.head).children(recursive=True)
+    processes = psutil.Process(running.cluster.head).children(recursive=True)
     workers = [p for p in processes if name_of(p).startswith("ray::") and "Agent" not in name_of(p)]
     if workers:
         choice.choice(workers).send_signal(signal.SIGKILL)
 
 
-def kill_node(driver: subprocess.Popen[str], cluster: Cluster, choice: random.Random) -> None:
-    """The raylet of a second node, and with it all that runs there."""
-    raylets = [p for p in psutil.process_iter() if is_second_raylet(p, cluster)]
-    for process in raylets:
-        process.send_signal(signal.SIGKILL)
-    assert raylets, "the second node was there"
+def kill_node(running: Running, choice: random.Random) -> None:
+    assert running.second is not None
+    raylet_of(running.second).kill()
 
 
 def name_of(process: psutil.Process) -> str:
@@ -122,48 +126,7 @@ def name_of(process: psutil.Process) -> str:
         return ""
 
 
-def is_second_raylet(process: psutil.Process, cluster: Cluster) -> bool:
-    line = name_of(process)
-    port = cluster.environment["TEST_RAY_ADDRESS"].rpartition(":")[2]  # Ray puts the machine's own address before it
-    try:
-        below_head = any(parent.pid == cluster.head for parent in process.parents())
-    except psutil.Error:
-        return False
-    return (
-        "raylet/raylet" in line.partition(" ")[0]
-        and re.search(rf"--gcs-address=\S+:{port}\b", line) is not None
-        and not below_head
-    )
-
-
-@contextmanager
-def second_node(cluster: Cluster, wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    line = [str(BIN / "ray"), "start", "--block", f"--address={cluster.environment['TEST_RAY_ADDRESS']}"]
-    line += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
-    # Ports of its own: an agent that finds its port taken ends, and the node with it.
-    ports = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
-    line += [f"--{name}={free_port()}" for name in ports]
-    node = subprocess.Popen(
-        line, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any(is_second_raylet(p, cluster) for p in psutil.process_iter()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        yield
-    finally:
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(node.pid, kind)
-                node.wait(15)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-
-
-Kill = Callable[[subprocess.Popen[str], Cluster, random.Random], None]
+Kill = Callable[[Running, random.Random], None]
 KILLS: list[Kill] = [kill_driver, kill_worker, kill_node]
 POINTS = [pytest.param(number, KILLS[number % 3], id=f"{number}-{KILLS[number % 3].__name__}") for number in range(20)]
 
@@ -172,13 +135,13 @@ def killed_and_run_again(
     cluster: Cluster, data: Path, out: Path, seconds: float, number: int, kill: Kill
 ) -> tuple[int, int]:
     choice = random.Random(number)
-    with second_node(cluster, kill is kill_node):
+    with cluster.node("--num-cpus=2") if kill is kill_node else nullcontext() as second:
         driver = start(cluster, data, out)
         try:
             # The first third is Python's and Ray's start, in which nothing is written.
             driver.wait(choice.uniform(0.3, 1.0) * seconds)
         except subprocess.TimeoutExpired:
-            kill(driver, cluster, choice)
+            kill(Running(driver, cluster, second), choice)
         first = driver.wait(200)
     assert_readable(out)
     return first, start(cluster, data, out).wait(200)

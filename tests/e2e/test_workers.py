@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 PROGRAM = """
 import sys
 import ray
-from jobs import cli, embed, prepare
+from jobs import embed, prepare
+from jobs.common import cli
 data, out, workers = sys.argv[1:]
 ray.init(num_cpus=int(workers))
 cli.configure_ray_data()
