@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 
 from jobs.replies.respond import ReplySettings, respond_batch
-from model.inference.query import Query
+from model.inference.query import Query, Response
 from pipelines.embed.embedding import Pool, plan_pool
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
@@ -30,7 +30,7 @@ from pipelines.storage.files import atomic_path, read_json, remove_tree, write_j
 from pipelines.storage.shards import hash_strings
 
 if TYPE_CHECKING:
-    from model.inference.responder import Responder, Response
+    from model.inference.responder import Responder
 
 ROWS_AT_ONCE = 16  # per chunk: answered in one batch, and repeated together after an interruption
 REPLIES = "replies.jsonl"
@@ -173,7 +173,7 @@ class Answerer:
         return names
 
 
-def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
+def _message(response: Response[Any], names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
     """A reply as a turn of a chat; media with a note carry it."""
     left = iter(zip(names, notes, strict=True))
 

@@ -1,26 +1,19 @@
 """One reply, made on a worker: input media are decoded, the model answers, and its media are encoded."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import ray
 
 from jobs.replies.respond import ReplySettings, stream
+from model.inference.query import Response
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.sample import Item, Media, Turn
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """A whole reply as files: its text, its media in order, and the untrained parts that took part in it."""
-
-    text: str
-    media: tuple[Media, ...]
-    untrained: tuple[str, ...]
-
-
-def answer(settings: ReplySettings, prompt: str, inputs: Sequence[Media], say: Callable[[str], None]) -> Result:
+def answer(
+    settings: ReplySettings, prompt: str, inputs: Sequence[Media], say: Callable[[str], None]
+) -> Response[Media]:
     """Answers a prompt with its input media on a worker; `say` receives the text in pieces as they come."""
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     on_worker = ray.remote(num_gpus=gpus, num_cpus=1, num_returns="streaming")(respond)
@@ -28,11 +21,11 @@ def answer(settings: ReplySettings, prompt: str, inputs: Sequence[Media], say: C
         part = ray.get(reference)
         if isinstance(part, str):
             say(part)
-    assert isinstance(part, Result)
+    assert isinstance(part, Response)
     return part
 
 
-def respond(settings: ReplySettings, prompt: str, inputs: Sequence[Media]) -> Iterator[str | Result]:
+def respond(settings: ReplySettings, prompt: str, inputs: Sequence[Media]) -> Iterator[str | Response[Media]]:
     """Yields the reply's text in pieces, and the whole reply last."""
     responder = settings.load()
     items = [Item(modality=medium.modality, name=str(place)) for place, medium in enumerate(inputs)]
@@ -42,5 +35,12 @@ def respond(settings: ReplySettings, prompt: str, inputs: Sequence[Media]) -> It
         if isinstance(part, str):
             yield part
         elif not isinstance(part, Item):
-            encoded = tuple(codecs.encode(medium) for medium in part.media)
-            yield Result(text=part.text, media=encoded, untrained=part.untrained)
+            yield Response(
+                parts=part.parts,
+                media=tuple(codecs.encode(medium) for medium in part.media),
+                prompt_tokens=part.prompt_tokens,
+                tokens=part.tokens,
+                was_cut=part.was_cut,
+                plan=part.plan,
+                untrained=part.untrained,
+            )

@@ -11,14 +11,14 @@ from typing import Any
 import gradio as gr
 
 from jobs.replies import options
-from jobs.replies.events import Finished, Full, Lost, Made
+from jobs.replies.events import Full, Lost, Made
 from jobs.serving.cases import CASES, drawn
 from jobs.serving.requests import uploads
 from jobs.serving.requests.openai_format import MAX_TEXT, alternating
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.service import Service
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
-from model.inference.query import Query
+from model.inference.query import Query, Response
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Part, Turn
 
@@ -145,7 +145,7 @@ class PageEvents:
         async with aclosing(self._service.answer(query)) as events:
             async for event in events:
                 growing.take(event, session)
-                if isinstance(event, Finished):
+                if isinstance(event, Response):
                     session.turns.append(Turn(role="assistant", parts=tuple(growing.parts)))
                     session.plan = growing.plan
                 elif isinstance(event, Made) or time.monotonic() - updated > _MIN_REFRESH:

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jobs.replies.events import Begun, Event, Finished, Full, Made, Planned, Said
+from jobs.replies.events import Begun, Event, Full, Made, Planned, Said
 from jobs.replies.options import Architecture
 from jobs.replies.scheduler import Asks, Prepared
 from jobs.serving.deployments import About
 from jobs.serving.handles import Handles
 from model.inference.generation import Reply
-from model.inference.query import Query
+from model.inference.query import Query, Response
 from model.inference.responder import wishes
 from pipelines.sample import Item, Media
 
@@ -76,7 +76,7 @@ async def answer(handles: Handles, asks: Asks) -> AsyncGenerator[Event, None]:
             if isinstance(event, Made):
                 media[event.number] = event.media
             yield event
-    yield Finished(
+    yield Response(
         parts=prepared.parts(reply.parts),
         media=tuple(media[place] for place in sorted(media)),
         prompt_tokens=prepared.prompt_tokens + reply.prompt_tokens,

@@ -27,7 +27,7 @@ def query(*shown: str, text: str = "Show me both.", **fields: Any) -> Query:
 
 
 def reply(text: str) -> Reply:
-    return Reply(text=text, parts=(text,), conditions=[], prompt_tokens=10, tokens=1, was_cut=False)
+    return Reply(parts=(text,), conditions=[], prompt_tokens=10, tokens=1, was_cut=False)
 
 
 def carried_out(asked: Query, *rounds: Sequence[str]) -> tuple[Prepared, list[list[Query]]]:
