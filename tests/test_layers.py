@@ -82,6 +82,16 @@ def test_no_folder_has_more_modules_than_one_takes_in_at_a_glance() -> None:
     assert {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
+def test_the_name_of_a_public_class_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in files(package):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(module_of(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("path", files("pipelines"), ids=str)
 def test_only_the_steps_on_ray_import_ray(path: Path) -> None:
     if path.stem not in RAY_STEPS:

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from jobs.replies.events import ItemProgress, Lost, Made
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
-from model.inference.painter import Step
+from model.inference.painter import RenderStep
 from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
@@ -61,7 +61,11 @@ class Handles:
         handle, decoder = self.renderers[wish.modality], f"{wish.modality} decoder"
         async with aclosing(_stream(lambda: handle.make.remote(wish), decoder, can_repeat=True)) as events:
             async for event in events:
-                yield ItemProgress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
+                yield (
+                    ItemProgress(number, event.done, event.total)
+                    if isinstance(event, RenderStep)
+                    else Made(number, event)
+                )
 
 
 class Making:

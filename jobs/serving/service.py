@@ -8,7 +8,7 @@ from functools import partial
 
 from jobs.replies.events import Begun, Event, Full, Made, Planned, Said
 from jobs.replies.options import Architecture
-from jobs.replies.scheduler import Asks, Prepared
+from jobs.replies.scheduler import Asks, Preparation
 from jobs.serving.deployments import About
 from jobs.serving.handles import Handles
 from model.inference.generation import Reply
@@ -16,7 +16,7 @@ from model.inference.query import Query, Response
 from model.inference.responder import wishes
 from pipelines.sample import Item, Media
 
-Answer = Callable[[Query], AsyncGenerator[Event, None]]
+AnswerAll = Callable[[Query], AsyncGenerator[Event, None]]
 _LEAST_WAIT = 1
 
 
@@ -28,7 +28,7 @@ class Service:
     """
 
     about: About
-    answer_all: Answer
+    answer_all: AnswerAll
     places: int
     architecture: Architecture = "joint"
     taken: int = 0
@@ -86,14 +86,14 @@ async def answer(handles: Handles, asks: Asks) -> AsyncGenerator[Event, None]:
     )
 
 
-async def _prepared(handles: Handles, asks: Asks) -> Prepared:
+async def _prepared(handles: Handles, asks: Asks) -> Preparation:
     """Drives what an architecture asks before the reply itself."""
     go_on: Callable[[], Sequence[Query]] = partial(next, asks)
     while True:
         try:
             queries = go_on()
         except StopIteration as stop:
-            prepared: Prepared = stop.value
+            prepared: Preparation = stop.value
             return prepared
         try:
             replies: list[Reply] = await asyncio.gather(*(handles.reply(one) for one in queries))

@@ -13,7 +13,7 @@ from model.checkpoints.description import latest_checkpoint
 from model.parts.sources import LLM, decoder_key, find_parts
 from model.runs.run_state import best_checkpoint, first_step
 from model.training.train_settings import TrainSettings
-from pipelines.handover.mixture import HeldOut, Mixture
+from pipelines.handover.mixture import HeldOutPlan, Mixture
 from pipelines.handover.stage_samples import PlannedView, plan_view
 from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import arrow_filesystem, is_local, read_json
@@ -37,7 +37,7 @@ class Order:
     """Which samples are used at which step, and which are held out."""
 
     mixture: Mixture
-    held_out: HeldOut
+    held_out: HeldOutPlan
     notes: list[str]
 
     @property
@@ -121,7 +121,7 @@ def order_samples(plan: StagePlan) -> Order:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    held_out = HeldOut([held for _, held in splits], **sizes, limit=settings.validation.samples)
+    held_out = HeldOutPlan([held for _, held in splits], **sizes, limit=settings.validation.samples)
     return Order(mixture=mixture, held_out=held_out, notes=notes)
 
 

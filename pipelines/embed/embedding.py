@@ -19,7 +19,7 @@ import ray.data
 
 from pipelines import metrics
 from pipelines.embed.identities import EncoderIdentity, learn, recall
-from pipelines.embed.shard_embedder import EmbedTask, Piece, ShardEmbedder, count_units, shard_items
+from pipelines.embed.shard_embedder import EmbedTask, ShardEmbedder, ShardPiece, count_units, shard_items
 from pipelines.embed.sidecar_shards import (
     WORK,
     Places,
@@ -248,7 +248,7 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         dataset, work = self._sidecars[row["sidecar"]]
-        piece = Piece(plan=ShardPlan.from_row(row), number=row["number"], count=row["count"])
+        piece = ShardPiece(plan=ShardPlan.from_row(row), number=row["number"], count=row["count"])
         for pack, ranks in self._embedder(work, piece):
             metrics.count(dataset, items=len(ranks))
             name = f"{pack.path.parent.name}/{pack.path.name}"

@@ -21,10 +21,10 @@ from jobs.serving.handles import Handles
 from jobs.serving.service import Service, answer
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
-from model.inference.painter import Step
+from model.inference.painter import RenderStep
 from model.inference.query import Query, Response, Sampling
 from pipelines.sample import Item, Media, Modality, Part, Turn
-from pipelines.scheduling.tool_plans import Step as Tool
+from pipelines.scheduling.tool_plans import RenderStep as Tool
 from pipelines.scheduling.tool_plans import to_json
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
@@ -141,7 +141,7 @@ class Parts:
 
     async def _make(self, wish: Wish) -> AsyncGenerator[Any, None]:
         self.wishes.append(wish)
-        yield Step(1, 2)
+        yield RenderStep(1, 2)
         yield PICTURE
 
     async def events(self, architecture: Architecture) -> list[Event]:
