@@ -1,6 +1,5 @@
 """One page of what trained runs can do: scores, conversations, failures and learning curves, with nothing to load."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +13,7 @@ from pipelines.inspect.exhibits import playable
 from pipelines.inspect.report import duration, number
 from pipelines.inspect.run_examples import RunExample, choose, read_examples
 from pipelines.inspect.verdicts import verdict
-from pipelines.storage.files import atomic_path, read_json
+from pipelines.storage.files import read_json, read_json_lines, write_text
 
 BUDGET = 5 * 10**6  # characters of media in a page
 MOST_RIGHT, MOST_WRONG = 13, 9  # conversations in a page
@@ -43,14 +42,12 @@ def write_gallery(runs: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: the runs hold none of these, or a file is not what it should be.
     """
-    page = render([read_run(run) for run in runs])
-    with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(out, render([read_run(run) for run in runs]))
 
 
 def read_run(folder: Path) -> ShownRun:
     """Reads what there is of a run."""
-    rows = _read_log(folder / "log.jsonl")
+    rows = read_json_lines(folder / "log.jsonl")
     scores = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else {}
     effective = read_json(folder / "settings.json") if (folder / "settings.json").is_file() else {}
     if not rows and not scores:
@@ -127,9 +124,3 @@ class Display:
                 self.budget -= cost
                 placed.append((example, turns))
         return placed
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without a last line that was torn."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]

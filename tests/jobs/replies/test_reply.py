@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.replies.reply import respond
+from jobs.replies.batch_replies import respond
 from jobs.replies.respond import ReplySettings
 from model.checkpoints.checkpoint import save_pretrained
 from model.checkpoints.description import SHIPPED, as_path
