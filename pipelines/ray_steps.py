@@ -1,4 +1,4 @@
-"""Steps of Ray Data over rows, whose errors come out as they were raised, and what they count.
+"""Runs steps over rows on Ray Data, re-raising their errors unchanged; counters for dashboards.
 
 Ray Data logs an error of a step at length and puts words of its own into it. What a person is to be told, such as that
 a disk is full, therefore comes out of a step as a row, and is raised where the rows are taken.
@@ -25,7 +25,7 @@ _COUNTERS = {
 
 
 def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
-    """A step on every row, a task a row, in any order.
+    """Runs a step on every row, one task per row, in any order.
 
     Raises:
         OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
@@ -48,7 +48,7 @@ def stream_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> It
 
 
 def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """A step, or the class of an actor, whose errors are rows."""
+    """A step, or an actor's class, that returns its errors as rows."""
     if not isinstance(step, type):
         return partial(call, step)
 

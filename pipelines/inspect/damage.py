@@ -1,4 +1,4 @@
-"""Damage of single files: whether a manifest, an index or a tar is as it was written, and which sample is not.
+"""Checks single files: whether a manifest, an index or a tar is as it was written, and which sample is damaged.
 
 An index has the hash of every sample, so that damaged content is named by its key. Damage in a tar's headers or padding
 is found by writing the sample again, which gives the same bytes, and comparing.
@@ -27,7 +27,7 @@ _BAD_TAR = (tarfile.TarError, ValueError, OSError, EOFError, OverflowError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong with a file, and with which of its samples where it is one of them."""
+    """What is wrong with a file, and the key of the sample it concerns, if any."""
 
     file: Path
     what: str
@@ -38,7 +38,7 @@ class Problem:
 
 
 class Extent(NamedTuple):
-    """Where a sample's members stand in a tar: first byte and number of bytes; with its row of the index."""
+    """The byte range of a sample's members in a tar, and its row in the index."""
 
     row: Row
     offset: int
@@ -90,14 +90,14 @@ def read_index(path: Path, sha256: str, samples: int | None, schema: pa.Schema) 
 
 
 def repeated_keys(path: Path, rows: Iterable[Row]) -> Iterator[Problem]:
-    """The keys that stand more than once in the index at `path`."""
+    """Reports keys that occur more than once in the index at `path`."""
     for key, count in Counter(row["key"] for row in rows).items():
         if count > 1:
             yield Problem(file=path, key=key, what=f"stands {count} times in one index")
 
 
 def check_tar(tar: Path, shard: Shard, extents: list[Extent], check: Check, *, indexed: bool) -> Iterator[Problem]:
-    """Reads a tar once from its first byte to its last, and a second time where its hash is not the manifest's.
+    """Reads a tar once, hashing it and checking each sample; again only if its hash differs from the manifest's.
 
     `indexed` says whether its index is sound; one sample is held in memory.
     """
@@ -134,7 +134,7 @@ def check_tar(tar: Path, shard: Shard, extents: list[Extent], check: Check, *, i
 
 
 def strays(folder: Path, shards: Iterable[Shard], others: set[str]) -> Iterator[Problem]:
-    """Whatever lies in a folder and is neither one of the shards, nor an index of one, nor named among the others."""
+    """Reports files in a folder that are neither shards, nor their indexes, nor among `others`."""
     tars = [folder / shard.name for shard in shards]
     expected = others | {path.name for tar in tars for path in (tar, index_path(tar))}
     for path in sorted(folder.iterdir()):
@@ -144,7 +144,7 @@ def strays(folder: Path, shards: Iterable[Shard], others: set[str]) -> Iterator[
 
 
 def first_difference(left: bytes, right: bytes) -> int | None:
-    """The first place where two strings of bytes differ; the end of the shorter counts."""
+    """The first position at which two byte strings differ, possibly the end of the shorter one."""
     if left == right:
         return None
     pairs = enumerate(zip(left, right, strict=False))
@@ -152,7 +152,7 @@ def first_difference(left: bytes, right: bytes) -> int | None:
 
 
 def _check_members(row: Row, offset: int, data: bytes, check: Check) -> str:
-    """What is wrong with one sample's bytes in a tar: its members, their names, or their content."""
+    """Checks one sample's bytes in a tar: its members, their names and their content."""
     try:
         members = _members(data)
     except _BAD_TAR as error:

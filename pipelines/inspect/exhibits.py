@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
-    """One medium to look at or to listen to.
+    """A preview of one medium.
 
     `pictures` are one thumbnail of an image, several frames of a video, none of a sound. `sound` is the URI of the
     first seconds, `peaks` its loudness from 0 to 1 over time, `cut` whether there is more.
@@ -73,7 +73,7 @@ class Exhibit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bubble:
-    """A turn of a dialogue: texts and exhibits in the order they stand."""
+    """A turn of a dialogue: texts and exhibits in order."""
 
     role: str
     parts: tuple[str | Exhibit, ...]
@@ -81,7 +81,7 @@ class Bubble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownDialogue:
-    """A dialogue to read; `left` turns more are not shown."""
+    """A dialogue to display; `left` further turns are not shown."""
 
     key: str
     source: str
@@ -130,7 +130,7 @@ class Showcase:
         return self._index[1][place]
 
     def exhibits(self, places: Iterable[tuple[int, int, str]]) -> list[Exhibit]:
-        """The media at these places (shard, sample, tar suffix), as far as the budget goes."""
+        """Exhibits of the media at these places (shard, sample, tar suffix), within the budget."""
         result = []
         for shard, place, suffix in places:
             sample = self.sample(shard, place)
@@ -141,7 +141,7 @@ class Showcase:
         return result
 
     def dialogue(self, sample: Sample) -> ShownDialogue:
-        """A dialogue with its items placed."""
+        """A dialogue with exhibits in place of its items."""
         turns = tuple(
             Bubble(
                 role=turn.role,
@@ -197,7 +197,7 @@ def _shown(exhibit: Exhibit, medium: Media, seconds: float) -> Exhibit:
 
 
 def shortened(text: str) -> str:
-    """A text, cut where it is too long for a page."""
+    """A text, truncated if it is too long for a page."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
 
 
@@ -255,7 +255,7 @@ def playable(medium: GivenMedium) -> Playable:
 
 
 def _spectrogram_uri(audio: Audio) -> str:
-    """One ink on nothing, so that it can be seen on light and on dark."""
+    """A single colour on a transparent ground, visible on light and dark pages."""
     strength = spectrogram(audio)
     pixels = np.empty((*strength.shape, 4), np.uint8)
     pixels[..., :3], pixels[..., 3] = _SPECTRUM, np.round(255 * strength)

@@ -1,4 +1,4 @@
-"""One page of what trained runs can do: scores, conversations, failures and learning curves, with nothing to load."""
+"""A self-contained page about trained runs: scores, conversations, failures and learning curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MOST_RIGHT, MOST_WRONG = 13, 9  # conversations in a page
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownRun:
-    """A training as its files tell it; `scores` and `settings` are empty where there are none."""
+    """A training run, read from its files; `scores` and `settings` are empty if missing."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ def write_gallery(runs: Sequence[Path], out: Path) -> None:
 
 
 def read_run(folder: Path) -> ShownRun:
-    """Reads what there is of a run."""
+    """Reads the files of a run, as far as they exist."""
     rows = read_json_lines(folder / "log.jsonl")
     scores = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else {}
     effective = read_json(folder / "settings.json") if (folder / "settings.json").is_file() else {}
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> ShownRun:
 
 
 def percent(share: float) -> str:
-    """97.5 %, or 100 % without a point."""
+    """A share in per cent: 97.5 %, or 100 % without a decimal."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 

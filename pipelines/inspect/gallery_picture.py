@@ -1,4 +1,4 @@
-"""A picture of a run's best conversations, for a README: what was given at the left, what came back at the right."""
+"""Draws a run's best conversations for a README: prompts on the left, replies on the right."""
 
 import io
 import math
@@ -25,7 +25,7 @@ _SIZE, _LEADING, _PADDING, _ROUND = 17, 23, 12, 12
 
 @dataclass(kw_only=True)
 class _Block:
-    """A medium, or nothing, under the words that stand before it."""
+    """A medium, if any, below the text that precedes it."""
 
     words: list[str]
     picture: PIL.Image.Image | None = None
@@ -33,7 +33,7 @@ class _Block:
 
     @property
     def width(self) -> int:
-        """As wide as the medium, but at least so wide that words can be read."""
+        """The medium's width, but at least a readable width for text."""
         return max(self.picture.width if self.picture else 0, 210)
 
 
@@ -52,7 +52,7 @@ def write_picture(runs: Sequence[Path], out: Path) -> None:
 
 
 def _few(examples: Sequence[RunExample]) -> list[RunExample]:
-    """Those that together have no more exchanges than are drawn; the first in any case."""
+    """Examples that together have at most `EXCHANGES` exchanges, in order; always the first."""
     kept, left = list(examples[:1]), EXCHANGES - len(examples[0].turns) // 2
     for example in examples[1:]:
         if len(example.turns) // 2 <= left:
@@ -62,7 +62,7 @@ def _few(examples: Sequence[RunExample]) -> list[RunExample]:
 
 
 def _fitting(examples: list[RunExample]) -> bytes:
-    """As many of them as fit into the size that is allowed."""
+    """Encodes as many examples as fit into `MOST_BYTES`."""
     while True:
         buffer = io.BytesIO()
         # 256 colours tell all of ours apart, and take a third of the bytes.
@@ -83,7 +83,7 @@ def _drawn(examples: Sequence[RunExample]) -> PIL.Image.Image:
 
 
 def _card(example: RunExample) -> PIL.Image.Image:
-    """A conversation, each exchange a row."""
+    """A conversation with one row per exchange."""
     font = load_default(_SIZE)
     assert isinstance(font, FreeTypeFont)
     asked, answered = example.turns[::2], example.turns[1::2]

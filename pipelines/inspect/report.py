@@ -1,4 +1,4 @@
-"""A report on one prepared dataset: a single HTML file that needs nothing else, neither scripts nor a network."""
+"""A report on one prepared dataset: a self-contained HTML file without scripts."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ SHOWN_CATEGORIES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
-    """What the run that made a dataset did: rows read, seconds taken, bytes of shards written."""
+    """Figures of the run that made a dataset: rows read, seconds taken, bytes of shards written."""
 
     rows: int
     seconds: float
@@ -107,7 +107,7 @@ def _template() -> Template:
 
 
 def number(value: float) -> str:
-    """1,234 or 0.5: at most three digits behind the point."""
+    """A number such as 1,234 or 0.5, with at most three decimals."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
 
 
@@ -128,7 +128,7 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part in per cent; a small one is not called 0 %, nor a large one 100 %."""
+    """A part in per cent; a small one is not rounded to 0 %, nor a large one to 100 %."""
     if not whole or part in (0, whole):
         return "100 %" if whole and part else "0 %"
     percent = 100 * part / whole
@@ -165,7 +165,7 @@ def _dialogues(showcase: Showcase, census: Census) -> list[Any]:
 
 
 def _charts(census: Census, talks: Talks | None) -> list[Chart]:
-    """Every histogram that has values, in the order a reader wants them."""
+    """Charts of all histograms with values, in display order."""
     titles = {"words": ("Words of a caption", ""), "characters": ("Characters of a caption", "")}
     for modality, noun in ((Modality.IMAGE, "Image"), (Modality.VIDEO, "Video")):
         titles[f"{modality} shorter side"] = (f"{noun}: shorter side", "px")

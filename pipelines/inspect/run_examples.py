@@ -1,4 +1,4 @@
-"""The examples that a scored run holds: conversations with what was given, what was answered, and how it was graded."""
+"""The examples of a scored run: conversations with their prompts, replies and grades."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ class GivenMedium:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleTurn:
-    """A turn: texts and media in the order they stand."""
+    """A turn: texts and media in order."""
 
     role: str
     parts: tuple[str | GivenMedium, ...]
@@ -56,7 +56,7 @@ class RunExample:
 
 
 def read_examples(run: Path) -> list[RunExample]:
-    """The examples of a run, none where it was not scored.
+    """The examples of a run; empty if it was not scored.
 
     Raises:
         ValueError: a file lies outside of the run's examples, or is not what it is said to be.

@@ -1,4 +1,4 @@
-"""A medium in the form a policy stores it in: decoded whole once, changed only where that gains something.
+"""Converts a medium to the form that a policy prescribes: decoded once in full, re-encoded only if that helps.
 
 Equal bytes and an equal policy give equal bytes. Nothing holds a whole decoded video or sound.
 """
@@ -29,14 +29,14 @@ _FULL_SCALE = 2**23
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A medium as it is stored, and what is known of it: width, height / seconds, fps, sample_rate as they apply."""
+    """A stored medium and its facts: width, height, seconds, fps, sample_rate as they apply."""
 
     media: Media
     facts: Facts
 
 
 def store(media: Media, policy: MediaPolicy) -> Stored:
-    """Decodes a medium whole and gives it the policy's form; where its bytes stay as they are, the same object.
+    """Decodes a whole medium and converts it to the policy's form; returns the same object if nothing changes.
 
     Raises:
         Refused: it is empty, unreadable, too large or too long, or has no stream of its modality.
@@ -93,7 +93,7 @@ def _store_audio(media: Media, policy: MediaPolicy) -> Stored:
 
 
 def _long_enough(sound: SoundStream, policy: AudioPolicy) -> Iterator[Block]:
-    """The blocks of a sound, refused at its end where they were too few."""
+    """Yields the blocks of a sound; at its end, raises Refused if it was too short."""
     samples = 0
     for block in sound.blocks:
         samples += len(block)
@@ -115,7 +115,7 @@ def _flac(sound: SoundStream, rate: int) -> tuple[bytes, int]:
 
 
 def _resampled(sound: SoundStream, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The mean of the channels at another rate, in pieces."""
+    """The mean of the channels, resampled in blocks."""
     mono = (block.mean(axis=1, dtype=np.float32) for block in sound.blocks)
     if sound.sample_rate == rate:
         yield from mono

@@ -1,4 +1,4 @@
-"""Encoded bytes opened as a sound that is read piece by piece, so that little is held at a time.
+"""Opens encoded bytes as a sound that is read block by block, to limit memory.
 
 What a header claims of sizes is checked before memory is taken. What it claims of a sound's length is not trusted: the
 decoded length counts, while the pieces come.
@@ -39,7 +39,7 @@ class SoundStream:
 
 @contextmanager
 def open_sound(data: bytes, limits: Limits) -> Iterator[SoundStream]:
-    """Opens a sound file, or the first sound of any container."""
+    """Opens a sound file, or the first audio stream of any container."""
     file = _open_file(_with_true_length(data))
     if file:
         with file:
@@ -140,7 +140,7 @@ def _are_chunks(data: bytes, start: int) -> bool:
 
 
 def _chunks(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
-    """Where each chunk of a RIFF file begins, its name, and the size that it claims."""
+    """Yields each chunk of a RIFF file: its offset, name and claimed size."""
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
         yield position, name, size
@@ -148,5 +148,5 @@ def _chunks(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 def open_container(data: bytes) -> av.container.InputContainer:
-    """Opens a film or a sound in any container that carries its media itself."""
+    """Opens a video or sound in any self-contained container."""
     return av.open(io.BytesIO(data), options={"format_whitelist": _DEMUXERS})

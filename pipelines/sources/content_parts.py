@@ -74,7 +74,7 @@ def _text(part: Mapping[str, Any]) -> str:
 
 
 def _source(part: Mapping[str, Any], modality: Modality) -> tuple[str, str]:
-    """Where a part's medium is, and its bytes in base64: at once, or one level deeper."""
+    """The location of a part's medium and its bytes in base64, at the top or one level down."""
     place, data = _first(part, *(spelling.format(modality) for spelling in _SPELLINGS)), part.get("data")
     if isinstance(place, dict):
         place, data = _first(place, *_INNER), place.get("data")

@@ -32,7 +32,7 @@ def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
 
 def read_prompts(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each chat as `read_chats` does, but of those that end in a user's turn: they wait for their answer."""
+    """Yields each chat as `read_chats` does, but chats that end in a user's turn and are still to be answered."""
     return rows.read(entry, path, lambda row, index: row_key(index), _prompt)
 
 

@@ -1,4 +1,4 @@
-"""Who speaks in a conversation: the names speakers go by, the order of their turns, and where system messages go."""
+"""Speakers of a conversation: their names, the order of their turns, and the place of system messages."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -60,7 +60,7 @@ def check_order(speakers: Sequence[Speaker], is_prompt: bool = False) -> None:
 
 
 def role_of(value: Any) -> Speaker:
-    """Who speaks, under any of the usual names, in any case.
+    """The speaker, under any of the usual names, in any case.
 
     Raises:
         ValueError: it is no name of a user, an assistant or the system.

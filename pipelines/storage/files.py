@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a local disk or in any object store that fsspec knows.
+"""Atomic files on a local disk or in any object store that fsspec supports.
 
 A path is a `pathlib.Path`, or for a URL (`s3://`, `gs://`, `memory://` ...) a `upath.UPath`, which is used in the same
 way and passes for one here. What a local disk alone can do (renaming, links, change times) is hidden in this module.
@@ -83,7 +83,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _move(temporary: Path, path: Path) -> None:
-    """Puts a finished local file in the place of `path`."""
+    """Moves a finished local file to `path`."""
     if is_local(path):
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -151,7 +151,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a file that is no JSON is a ValueError naming it."""
+    """Reads JSON; raises ValueError naming the file if it is invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -171,7 +171,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
 
 
 def share_file(path: Path, target: Path) -> None:
-    """Puts a file at a second place too, atomically: by a hard link where the disk has them, else by a copy."""
+    """Adds a file at a second path, atomically: as a hard link if possible, otherwise as a copy."""
     temporary = target.with_name(f".{target.name}.link")
     try:
         temporary.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ def share_file(path: Path, target: Path) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a Parquet file is there and all of its pages have the checksums they were written with."""
+    """Whether a Parquet file exists and the checksums of all its pages match."""
     try:
         with path.open("rb") as file:
             pq.read_table(file, page_checksum_verification=True, **_ONE_THREAD)
@@ -223,7 +223,7 @@ def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder if it is there."""
+    """Removes a folder if it exists."""
     if not path.exists():
         return
     if is_local(path):

@@ -56,7 +56,7 @@ class Conversation:
 
 
 def converse(kind: str, seed: int, index: int, *, held_out: bool = False) -> Conversation:
-    """Draws one conversation of a kind; it depends on the arguments alone.
+    """Draws one conversation of a kind; it depends only on the arguments.
 
     No subject in it, shown, made or only spoken of, is a held-out combination; with `held_out` the first one is, and
     the others are not. `change` and `remember` take the modalities by turns of `index`. One in eight `describe_*` and
@@ -79,7 +79,7 @@ def converse_by_turns(kinds: Sequence[str], seed: int, number: int, *, held_out:
 
 
 class _Talk:
-    """A conversation on its way."""
+    """A conversation under construction."""
 
     def __init__(self, rng: np.random.Generator, index: int, held_out: bool) -> None:
         self.rng = rng
@@ -95,7 +95,7 @@ class _Talk:
         return values[int(self.rng.integers(len(values)))]
 
     def about(self, subject: S) -> S:
-        """Notes that a subject came up."""
+        """Records that a subject was mentioned."""
         self.subjects.append(subject)
         return subject
 
@@ -110,7 +110,7 @@ class _Talk:
         return subject
 
     def motion(self, scene: Scene) -> Motion:
-        """How a still shape could move."""
+        """Draws a motion for a still shape."""
         direction = self.pick(ATTRIBUTES[Modality.VIDEO]["direction"])
         return self.about(Motion(colour=scene.colour, shape=scene.shape, direction=direction))
 

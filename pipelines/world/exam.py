@@ -1,6 +1,6 @@
-"""The exam on the synthetic world: which conversations a model holds, what is right in them, and what guessing gets.
+"""The exam on the synthetic world: its conversations, their grading, and the scores of guessing.
 
-Whoever runs a model hands in its responses; they are graded by what is seen, heard and read in them.
+The caller runs the model; its attempts are graded by what oracles see, hear and read in them.
 """
 
 from collections import Counter
@@ -101,7 +101,7 @@ ROWS: Mapping[str, ExamRow] = {row.name: row for row in _rows()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A conversation that a model is to hold: the `number`-th of its row."""
+    """A conversation of the exam: the `number`-th of its row."""
 
     key: str
     number: int
@@ -111,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A model's answer: texts and items in the order they stand, and the medium of each item, if it was rendered."""
+    """A model's answer: texts and items in order, and the medium of each item, if it was rendered."""
 
     parts: tuple[Part, ...]
     media: tuple[Decoded | None, ...]
@@ -119,12 +119,12 @@ class Attempt:
 
     @property
     def text(self) -> str:
-        """The words of it."""
+        """The texts, joined by spaces."""
         return " ".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What its items are."""
+        """The modalities of its items, in order."""
         return tuple(part.modality for part in self.parts if isinstance(part, Item))
 
 
@@ -154,7 +154,7 @@ def shown(case: Case) -> dict[str, Media]:
 
 
 def grade(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> Grades:
-    """Says what is right; of things that several answers have, whether it is right in all of them."""
+    """Grades each attribute; one that occurs in several answers must be right in all of them."""
     grades: Grades = {}
     for number, (answer, response) in enumerate(zip(conversation.answers, responses, strict=True)):
         match row.grading:
@@ -171,7 +171,7 @@ def grade(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]
 
 
 def is_lost(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> bool:
-    """Whether a conversation counts for nothing whatever its media hold."""
+    """Whether a conversation scores 0 whatever its media show."""
     if row.grading != "whole":
         return False
     pairs = zip(conversation.answers, responses, strict=True)
@@ -179,12 +179,12 @@ def is_lost(row: ExamRow, conversation: Conversation, responses: Sequence[Attemp
 
 
 def score(row: ExamRow, grades: Grades) -> float:
-    """What a conversation counts for, of 1."""
+    """The score of a conversation, from 0 to 1."""
     return float(all(grades.values())) if row.grading == "whole" else sum(grades.values()) / len(grades)
 
 
 def chance(row: ExamRow, conversation: Conversation) -> float | None:
-    """What a conversation counts for in the mean if each value is guessed, all V values of an attribute alike.
+    """The expected score of a conversation if each value is guessed, uniformly among the V values of an attribute.
 
     * `attributes`: the mean over attributes of 1 / V, and of 1 / V^2 where it is asked of two objects. Speed and melody
       have two values.
@@ -253,7 +253,7 @@ def _grade_medium(wanted: Subject, medium: Decoded | None) -> Grades:
 
 
 def _grade_words(wanted: Subject, text: str) -> Grades:
-    """Of two objects the words name the first, `and`, the second."""
+    """Texts about two objects name the first, `and`, the second."""
     objects = _objects(wanted)
     said = [read_text(part) for part in (text.split(" and ") if len(objects) > 1 else [text])]
     grades = {

@@ -1,4 +1,4 @@
-"""Reads a subject of the synthetic world back from what is seen, heard or said, not from how it was made.
+"""Recognises subjects of the synthetic world in media and text, independently of how they were rendered.
 
 Tolerant of what small decoders do (blur, hiss, uneven colours), and silent about noise.
 """

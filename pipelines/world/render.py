@@ -1,4 +1,4 @@
-"""Makes a subject of the synthetic world visible or audible, each time a little differently."""
+"""Renders subjects of the synthetic world as media, with slight variations."""
 
 from collections.abc import Callable, Sequence
 
@@ -117,5 +117,5 @@ def tone(frequencies: Sequence[float], amplitudes: Sequence[float], rng: np.rand
 
 
 def _envelope(time: Floats, release: float) -> Floats:
-    """Fades in at once and out over `release` seconds, so that nothing clicks."""
+    """Fades in quickly and out over `release` seconds, to avoid clicks."""
     return np.minimum(time / _RAMP, (SECONDS - time) / release).clip(0, 1)

@@ -112,12 +112,12 @@ _TYPES: Mapping[type, Modality] = {Scene: Modality.IMAGE, Motion: Modality.VIDEO
 
 
 def modality_of(subject: Subject) -> Modality:
-    """Where a subject can be seen or heard."""
+    """The modality of a subject."""
     return _TYPES[type(subject)]
 
 
 def attributes(subject: Subject) -> dict[str, str]:
-    """The values of the subject's attributes, by the names of `ATTRIBUTES`."""
+    """The subject's attributes by name, as in `ATTRIBUTES`."""
     return {name: getattr(subject, name) for name in ATTRIBUTES[modality_of(subject)]}
 
 

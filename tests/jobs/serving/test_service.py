@@ -24,7 +24,7 @@ from model.inference.generation import Reply
 from model.inference.painter import RenderStep
 from model.inference.query import Query, Response, Sampling
 from pipelines.sample import Item, Media, Modality, Part, Turn
-from pipelines.scheduling.tool_plans import RenderStep as Tool
+from pipelines.scheduling.tool_plans import Step as Tool
 from pipelines.scheduling.tool_plans import to_json
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
