@@ -11,7 +11,7 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal.
+    """Counts finished work, with counters such as rejected rows; shows a bar, or lines without a terminal.
 
     Without a total, which only the end of a source tells, there is no estimate. With `announce` the first line of a log
     comes at once: what is to be done may take minutes before any of it is done.

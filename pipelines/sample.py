@@ -23,7 +23,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A place in a turn where one medium stands; in an assistant turn it is to be generated.
+    """The place of one medium in a turn; in an assistant turn the medium is to be generated.
 
     `name` is the medium's path below the dataset's media folder as a reader yields it, and the tar member's
     suffix (`jpg`, or `0.jpg` where a sample holds several) once prepared; it is empty where no medium exists.
@@ -50,7 +50,7 @@ Part = str | Item
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one speaker says: text and items in the order they stand."""
+    """What one speaker says: text and items in order."""
 
     role: Role
     parts: tuple[Part, ...]

@@ -63,7 +63,7 @@ def sidecar_items(
 ) -> list[Item]:
     """The items a sidecar holds an embedding for, taken from the first of the views' kinds in which there are any.
 
-    An item of several captions is embedded by each of them, and stands there as often.
+    An item with several captions is embedded once per caption, and occurs as often.
 
     With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder), or
     `of_media` those with a medium (encoded by the decoder's VAE); with None, the input items with a medium (embedded by

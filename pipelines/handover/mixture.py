@@ -45,7 +45,7 @@ class Candidates:
         return round(len(self.starts) * self.weight)
 
     def first(self) -> "Candidates":
-        """The same where the first stands for all."""
+        """The same candidates with only the first of each group."""
         starts = self.starts
         return Candidates(samples=self.samples[starts], lengths=self.lengths[starts], weight=self.weight)
 
@@ -56,7 +56,7 @@ def run_starts(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 class _Turns:
-    """Whose turn it is among candidates that stand for one another: by seed, epoch and key, whatever else there is."""
+    """Rotates among interchangeable candidates: which one is used depends only on seed, epoch and key."""
 
     def __init__(self, view: Candidates, key_hashes: npt.NDArray[np.uint64], seed: int) -> None:
         self._starts = view.starts

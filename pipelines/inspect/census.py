@@ -1,6 +1,6 @@
 """What a dataset holds, counted from its indexes: lengths of captions, sizes of pictures, seconds of clips and sounds.
 
-Indexes are read one at a time and no media are opened, so that a dataset of a million samples takes seconds.
+Indexes are read one at a time and no media are opened: a dataset of a million samples takes seconds.
 """
 
 import json

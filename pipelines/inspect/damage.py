@@ -1,6 +1,6 @@
 """Checks single files: whether a manifest, an index or a tar is as it was written, and which sample is damaged.
 
-An index has the hash of every sample, so that damaged content is named by its key. Damage in a tar's headers or padding
+An index has the hash of every sample, so that damaged samples are named by key. Damage in a tar's headers or padding
 is found by writing the sample again, which gives the same bytes, and comparing.
 """
 
@@ -50,7 +50,7 @@ Check = Callable[[Row, dict[str, bytes]], str]
 
 
 def read_checked(path: Path, read: Callable[[Path], Read]) -> tuple[Read | None, list[Problem]]:
-    """Reads the manifest at `path` with `read`, which is given its folder; None and the problem where it is damaged."""
+    """Reads the manifest at `path` with `read`, which gets its folder; None and the problem if it is damaged."""
 
     def refused(what: str) -> tuple[None, list[Problem]]:
         return None, [Problem(file=path, what=what)]
@@ -72,7 +72,7 @@ def read_checked(path: Path, read: Callable[[Path], Read]) -> tuple[Read | None,
 
 
 def read_index(path: Path, sha256: str, samples: int | None, schema: pa.Schema) -> tuple[list[Row], list[Problem]]:
-    """The rows of a Parquet file of so many samples with this hash; none, and the problem, where it is damaged."""
+    """The rows of a Parquet file with this hash and number of samples; empty, with the problem, if it is damaged."""
     problem = ""
     rows: list[Row] = []
     if not path.is_file():
@@ -93,13 +93,13 @@ def repeated_keys(path: Path, rows: Iterable[Row]) -> Iterator[Problem]:
     """Reports keys that occur more than once in the index at `path`."""
     for key, count in Counter(row["key"] for row in rows).items():
         if count > 1:
-            yield Problem(file=path, key=key, what=f"stands {count} times in one index")
+            yield Problem(file=path, key=key, what=f"occurs {count} times in one index")
 
 
 def check_tar(tar: Path, shard: Shard, extents: list[Extent], check: Check, *, indexed: bool) -> Iterator[Problem]:
     """Reads a tar once, hashing it and checking each sample; again only if its hash differs from the manifest's.
 
-    `indexed` says whether its index is sound; one sample is held in memory.
+    `indexed` says whether its index is intact; one sample is in memory at a time.
     """
     if not tar.is_file():
         yield Problem(file=tar, what=f"missing, and {shard.samples} samples with it")
@@ -160,7 +160,7 @@ def _check_members(row: Row, offset: int, data: bytes, check: Check) -> str:
     prefix = f"{row['key']}."
     strangers = [name for name in members if not name.startswith(prefix)]
     if strangers:
-        return f"mismatched key: {strangers[0]!r} stands in its place"
+        return f"mismatched key: {strangers[0]!r} is in its place"
     what = check(row, {name.removeprefix(prefix): value for name, value in members.items()})
     if not what and "json_offset" in row:
         start = row["json_offset"] - offset
@@ -175,7 +175,7 @@ def _members(data: bytes) -> dict[str, bytes]:
         for member in tar:
             file = tar.extractfile(member)
             if file is None:
-                raise ValueError(f"{member.name!r} is no plain file")
+                raise ValueError(f"{member.name!r} is not a regular file")
             result[member.name] = file.read()
     return result
 

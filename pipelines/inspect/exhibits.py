@@ -284,7 +284,7 @@ def _scaled(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _film(frames: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
-    """Frames beside each other, between the holes that a film has."""
+    """Frames side by side, with the perforation of a film."""
     edge, between = 11, 3
     width, height = frames[0].size
     strip = PIL.Image.new("RGB", (len(frames) * (width + between) + between, height + 2 * edge), _FILM)

@@ -104,7 +104,7 @@ def _card(example: RunExample) -> PIL.Image.Image:
 
 
 def _bubble(turn: ExampleTurn, width: int, colour: tuple[int, int, int], font: FreeTypeFont) -> PIL.Image.Image:
-    """What one said, no wider than `width`: blocks beside each other, in as many lines as they take."""
+    """A turn, at most `width` wide: blocks side by side, wrapped into lines."""
     inner = width - 2 * _PADDING
     lines: list[list[_Block]] = [[]]
     for block in _blocks(turn):

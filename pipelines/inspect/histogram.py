@@ -50,7 +50,7 @@ class Histogram:
         return values[reached][0] * self.step
 
     def bars(self) -> list[Bar]:
-        """At most `MAX_BARS` bars of equal, round width over the values, without gaps; none where there are none."""
+        """At most `MAX_BARS` adjacent bars of equal, round width that cover the values; empty without values."""
         if not self._counts:
             return []
         first, last = round(self.quantile(0) / self.step), round(self.quantile(SHOWN) / self.step)
@@ -70,7 +70,7 @@ class Histogram:
 
 
 class Spread(Generic[Value]):
-    """Chooses at most `quota` of any number of values, evenly spaced in the order they come; no chance is involved."""
+    """Chooses at most `quota` of any number of values, evenly spaced in arrival order; deterministic."""
 
     def __init__(self, quota: int) -> None:
         self._quota, self._stride = quota, 1

@@ -1,6 +1,6 @@
 """Lineage: from which row of a source a sample was made, and what became of a row.
 
-Only the columns asked for are read of each index, several indexes at a time, all questions in one pass.
+Only the needed columns of each index are read, several indexes at a time, in one pass for all questions.
 """
 
 import json
@@ -82,7 +82,7 @@ def print_origins(shards: Path, questions: Sequence[str]) -> int:
 
 
 def _wordings(question: str, names: set[str]) -> list[str]:
-    """A question as it stands, and without the name of the dataset or of one of its views before it."""
+    """A question as given, and without a leading name of the dataset or of one of its views."""
     name, _, rest = question.partition("/")
     return [question, rest] if name in names and rest else [question]
 

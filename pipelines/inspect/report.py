@@ -36,7 +36,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A histogram to draw: `bars` are height (0 to 1) and the words for it; none where all values are the same."""
+    """A histogram to draw: `bars` are heights (0 to 1) with labels; empty if all values are equal."""
 
     title: str
     note: str

@@ -1,4 +1,4 @@
-"""The process that decodes media nobody vouches for: requests come in, stored media go out, nothing else is open to it.
+"""The process that decodes untrusted media: it reads requests and writes stored media, and has no other access.
 
     python -P -m pipelines.media.child
 

@@ -53,7 +53,7 @@ def load_rows(
 ) -> Iterator[Sample | Reject]:
     """Loads the media each row names, checks them whole and gives them the policy's form; one result a row, in order.
 
-    A result's items bear the names of tar members, and meta["media"] says of each what it was called and what it is.
+    Items in the results are named by tar member; meta["media"] has the original name and the facts of each.
     An output item needs its caption alone: where its medium is missing or broken the sample stays, without it, and
     meta["missing_media"] names it. With `captions_stand_in`, an input item whose medium is missing becomes its caption
     as text, and meta["captions_as_text"] counts them. Anything else that cannot be read makes a Reject.

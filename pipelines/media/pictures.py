@@ -54,7 +54,7 @@ _TURNS = {
 # TIFF's tags of bits a sample, and of whether 0 is white.
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# What a PNG holds beside its pixels, some of it compressed.
+# The contents of a PNG apart from its pixels, partly compressed.
 _PNG_ASIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MAX_ASIDE = 1 << 20  # What Pillow takes of one.
 _SAME = 2  # Steps of 255 that a profile may move a colour and still be called sRGB: it is rounding.

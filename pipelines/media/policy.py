@@ -36,7 +36,7 @@ class ImagePolicy(_Settings):
 class AudioPolicy(_Settings):
     """Sounds: mono FLAC of 24 bits (16 move quiet mel bins by more than 1e-3); what is FLAC, mono and so low stays.
 
-    What lasts less than `min_seconds` is refused as `too short`: a few samples are no sound that a caption is about.
+    Sounds below `min_seconds` are refused as `too short`: no caption describes a few samples.
     """
 
     sample_rate: Annotated[int, Field(ge=1000, le=192_000)] = 16_000  # What ImageBind hears and AudioLDM makes.

@@ -175,7 +175,7 @@ def _answer(media: Media, header: dict[str, Any], data: bytes) -> Stored | Refus
         return Refused(str(header["refused"]))
     format, facts = str(header["format"]), {str(name): round(value, 3) for name, value in header["facts"].items()}
     if not re.fullmatch(r"[a-z0-9]{1,8}", format):
-        raise ValueError(f"{format!r} is no format")
+        raise ValueError(f"{format!r} is not a format")
     data = media.data if header["unchanged"] else data
     return Stored(media=Media(modality=media.modality, data=data, format=format), facts=facts)
 

@@ -54,7 +54,7 @@ def _store_image(media: Media, policy: MediaPolicy) -> Stored:
         return _image(media, media.data, suffix, size, turn)
     scale = policy.image.short_side / min(size)
     plain = scale >= 1 and is_plain(picture)
-    # What follows the end of a JPEG is no picture: it is not carried along.
+    # Data after the end of a JPEG are not part of the picture, and are dropped.
     if plain and picture.format == "JPEG" and media.data.endswith(_JPEG_END):
         picture.draft(picture.mode, (1, 1))  # Reads every coefficient, computes an eighth of the lines.
         picture.load()

@@ -99,7 +99,7 @@ def _stream_blocks(container: av.container.InputContainer, stream: av.AudioStrea
 
 
 def _with_true_length(data: bytes) -> bytes:
-    """A WAV whose header says how many bytes of samples follow; the same object where it does, or is no WAV.
+    """A WAV with the true number of bytes in its header; the same object if it is correct or not a WAV.
 
     libsndfile reads a cut WAV as a shorter one without a word, and one that claims nothing as empty.
 

@@ -12,7 +12,7 @@ PLACEHOLDER = re.compile(r"<(image|video|audio)>", re.IGNORECASE)
 
 
 class MediaPool:
-    """The media a row names beside its text, taken in order, modality by modality.
+    """The media that a row names apart from its text, taken in order by modality.
 
     With `repeat` a placeholder is given the last item again when no more are left: all turns may show one and the same
     image. With `video_as_image` it is given a video when the row has no image left for `<image>`.

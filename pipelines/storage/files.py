@@ -61,7 +61,7 @@ def arrow_filesystem(path: Path) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a local temporary path; on success it takes the place of `path` at once, on error it is removed.
 
-    On a local disk it lies beside `path`, is synced and renamed; an object store shows an upload once it is whole.
+    On a local disk it is in the same folder, and is synced and renamed; in an object store an upload is atomic.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; it names `path`.
@@ -108,7 +108,7 @@ def _naming(path: Path, only: Container[int | None] | None = None) -> Iterator[N
 
 
 def stamp(path: Path) -> str:
-    """What changes when a file's content does, without opening it; `missing` where it is no file.
+    """A value that changes with a file's content, without opening it; `missing` if it is not a file.
 
     Locally its size, and the times of its content and of its inode (the second cannot be set back); in an object store
     its size and tag.
@@ -155,11 +155,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); mend or delete it and run the job again") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); fix or delete it and run the job again") from error
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a JSON-lines file without an incomplete last line; none where there is no such file."""
+    """The values of a JSON-lines file, without an incomplete last line; empty if there is no such file."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
 

@@ -65,7 +65,7 @@ def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
     stored = np.zeros(len(embeddings), record_type("int8", embeddings.shape[1:]))
     scale = (np.abs(embeddings).max(-1) / INT8_MAX).astype(np.float32)
     stored["scale"] = scale
-    # A vector of zeros, or of numbers so small that their scale is no float32 above zero, is kept as zeros.
+    # A vector of zeros, or of values whose scale underflows in float32, is stored as zeros.
     with np.errstate(invalid="ignore"):
         steps = np.divide(embeddings, scale[..., None], out=np.zeros_like(embeddings), where=scale[..., None] > 0)
         stored["values"] = np.clip(np.rint(steps), -INT8_MAX, INT8_MAX)

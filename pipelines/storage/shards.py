@@ -159,7 +159,7 @@ def shard_name(index: int) -> str:
 
 
 def index_path(tar: Path) -> Path:
-    """The index beside a tar."""
+    """The path of a tar's index."""
     return tar.with_suffix(".parquet")
 
 
@@ -231,7 +231,7 @@ class TarShardWriter:
 
 
 def json_range(values: Mapping[str, bytes], offset: int) -> tuple[int, int]:
-    """Where the `json` member's content stands in a tar when the sample's members begin at `offset`."""
+    """The range of the `json` member's content in a tar, for a sample that begins at `offset`."""
     for name in sorted(values):
         if name == "json":
             return offset + tarfile.BLOCKSIZE, len(values[name])

@@ -35,7 +35,7 @@ _FIRST_VARIANT = 10_000_000  # likewise of what is drawn
 Grades = dict[str, bool]
 Grading = Literal["attributes", "whole", "modalities", "well_formed"]
 _NUM_VALUES = {name: len(values) for of_one in ATTRIBUTES.values() for name, values in of_one.items()}
-# What a harder subject has beside its attributes, and the values that it can have.
+# The additional attributes of harder subjects, and their values.
 _HARDER = {"speed": tuple(filter(None, SPEEDS)), "melody": tuple(filter(None, MELODIES))}
 
 

@@ -1,6 +1,6 @@
 """Plans about the synthetic world: prompts for an LLM that schedules tools, and the right answers.
 
-They are texts alone, one exchange each: a plan, a mended plan, the words of a step, or the reply.
+Each is one exchange of text: a plan, a repaired plan, the text of a step, or the reply.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _WORDINGS = 90
 
 
 def converse_in_plans(seed: int, number: int) -> Conversation:
-    """The `number`-th exchange; it depends on the arguments alone, and holds no held-out combination."""
+    """The `number`-th exchange; it depends only on the arguments, and contains no held-out combination."""
     task, index = _TASKS[number % len(_TASKS)], number // len(_TASKS) * len(_TASKS)
     while True:
         rng = np.random.default_rng([seed, index, number])

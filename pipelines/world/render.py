@@ -45,7 +45,7 @@ _INSIDE: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
 def render(subject: Subject, variant: int | None = None) -> Decoded:
     """Renders an image (32, 32, 3), a video (8, 32, 32, 3) at 8 fps, or audio (1, 20480) at 16 kHz.
 
-    Each `variant` differs a little in position, size, shade or loudness; None is the plain one. Equal arguments give
+    Variants differ slightly in position, size, shade or loudness; None is the plain one. Equal arguments give
     equal samples.
     """
     rng = None if variant is None else np.random.default_rng([variant, 7])

@@ -132,7 +132,7 @@ def is_held_out(subject: Subject) -> bool:
 
 
 def draw(seed: int, index: int, *, held_out: bool = False, hard: bool | None = None) -> Subjects:
-    """Draws a subject of each modality; they depend on the arguments alone, not on how many are drawn.
+    """Draws a subject of each modality; they depend only on the arguments, not on the number drawn.
 
     All are of training combinations, or all are `held_out`. `hard` subjects come once in eight unless it is given.
     """

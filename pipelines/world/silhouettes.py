@@ -46,7 +46,7 @@ class _Silhouette:
 
 
 def find_objects(pixels: npt.NDArray[np.uint8]) -> list[Object]:
-    """The shapes in a picture (H, W, 3), uint8; none where it holds anything else, or the ground is uneven."""
+    """The shapes in a picture (H, W, 3), uint8; empty if it contains anything else or the background is uneven."""
     objects = [_recognise(silhouette) for silhouette in _silhouettes(_smoothed(pixels.astype(float)))]
     return [found for found in objects if found] if all(objects) else []
 
@@ -112,7 +112,7 @@ def _distance_to_mixture(seen: _Silhouette, colour: Floats) -> float:
 
 
 def _silhouettes(picture: Floats) -> list[_Silhouette]:
-    """What stands out from the ground, piece by piece; none where the ground is uneven or hardly there."""
+    """The connected parts of the foreground; empty if the background is uneven or hardly visible."""
     border = np.ones(picture.shape[:2], bool)
     border[2:-2, 2:-2] = False
     ground = np.median(picture[border], axis=0)
