@@ -1,4 +1,4 @@
-"""Progress a person can read: a bar on a terminal, a line every few seconds in a log."""
+"""Progress for people: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts what is done, with counters such as rows rejected; shows a bar, or lines where there is no terminal.
+    """Counts finished work, with counters such as rejected rows; shows a bar, or lines without a terminal.
 
     Without a total, which only the end of a source tells, there is no estimate. With `announce` the first line of a log
     comes at once: what is to be done may take minutes before any of it is done.
@@ -27,7 +27,7 @@ class Progress:
             print(f"{title}: {f'0 of {total} ' if total else ''}{unit}", file=sys.stderr, flush=True)
 
     def advance(self, amount: int = 1, **counts: int) -> None:
-        """Moves on by `amount`, and adds to the named counters."""
+        """Advances by `amount`, and adds to the named counters."""
         self._done += amount
         for name, count in counts.items():
             if count:
@@ -38,7 +38,7 @@ class Progress:
             self._print_line()
 
     def close(self) -> None:
-        """Removes the bar; what it showed is in the command's summary."""
+        """Removes the bar; the command's summary repeats what it showed."""
         self._bar.close()
 
     def _print_line(self) -> None:
@@ -52,7 +52,7 @@ class Progress:
 
 @contextmanager
 def track(title: str, total: int | None, unit: str, announce: bool = False) -> Iterator[Progress]:
-    """Progress with rate and estimate on standard error."""
+    """Shows progress with rate and remaining time on standard error."""
     progress = Progress(title, total, unit, announce)
     try:
         yield progress

@@ -1,4 +1,4 @@
-"""The record that flows everywhere: a dialogue whose parts are text or media items."""
+"""The record that all steps exchange: a dialogue whose parts are text or media items."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Modality(StrEnum):
-    """The three media that go in and out beside text."""
+    """The three kinds of media besides text, as inputs and outputs."""
 
     IMAGE = "image"
     VIDEO = "video"
@@ -23,7 +23,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A place in a turn where one medium stands; in an assistant turn it is to be generated.
+    """The place of one medium in a turn; in an assistant turn the medium is to be generated.
 
     `name` is the medium's path below the dataset's media folder as a reader yields it, and the tar member's
     suffix (`jpg`, or `0.jpg` where a sample holds several) once prepared; it is empty where no medium exists.
@@ -37,11 +37,11 @@ class Item:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All its captions; none where it has none."""
+        """All captions of the item, possibly none."""
         return (self.caption, *self.more_captions) if self.caption else ()
 
     def each(self) -> "list[Item]":
-        """The item once for each of its captions, with that one alone; none where it has none."""
+        """One copy of the item per caption, each with only that caption; empty without captions."""
         return [replace(self, caption=caption, more_captions=()) for caption in self.captions]
 
 
@@ -50,7 +50,7 @@ Part = str | Item
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one speaker says: text and items in the order they stand."""
+    """What one speaker says: text and items in order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -79,7 +79,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """Decoded frames: uint8 (T, H, W, 3), RGB; `fps` in frames per second."""
+    """Decoded frames: uint8 (T, H, W, 3), RGB; `fps` is in frames per second."""
 
     frames: npt.NDArray[np.uint8]
     fps: float
@@ -110,7 +110,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def items(self, role: Role | None = None) -> Iterator[Item]:
-        """Yields the items of all turns, or of one role's turns, in the order they stand."""
+        """Yields the items of all turns, or of one role's turns, in order."""
         for turn in self.turns:
             if role is None or turn.role == role:
                 yield from (part for part in turn.parts if isinstance(part, Item))
@@ -127,7 +127,7 @@ class Reject:
 
 
 def turns_document(turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
-    """Turns as JSON can hold them."""
+    """Turns as values that JSON can represent."""
 
     def part(value: Part) -> str | dict[str, Any]:
         if isinstance(value, str):
@@ -144,7 +144,7 @@ def turns_to_json(turns: tuple[Turn, ...]) -> str:
 
 
 def turns_from_json(text: str | bytes) -> tuple[Turn, ...]:
-    """Reads what `turns_to_json` wrote."""
+    """Parses the output of `turns_to_json`."""
 
     def part(value: str | dict[str, Any]) -> Part:
         if isinstance(value, str):

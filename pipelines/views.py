@@ -12,7 +12,7 @@ CAPTION_PROMPT = "generate a caption"
 
 
 def apply_view(kind: Kind, sample: Sample) -> Sample:
-    """The sample as a view of this kind shows it; only its turns change.
+    """The sample as a view of this kind presents it; only its turns change.
 
     A caption pair is stored as one exchange, user: item, assistant: caption; a caption may tell of several items.
     `caption` asks for the caption of the items, `generate` asks with the caption for caption and items, `dialogue`
@@ -35,13 +35,13 @@ def apply_view(kind: Kind, sample: Sample) -> Sample:
 
 
 def num_examples(sample: Sample) -> int:
-    """How many examples training makes of a sample: one for each caption of a pair's medium, one of all else."""
+    """The number of training examples in a sample: one per caption of a pair's medium, otherwise one."""
     pair = _as_pair(sample)
     return max(1, len(pair[0][0].captions)) if pair else 1
 
 
 def example(sample: Sample, number: int) -> Sample:
-    """The sample as its `number`-th example: a pair with that caption alone, all else as it is."""
+    """The sample's `number`-th example: a pair with only that caption; other samples are unchanged."""
     if num_examples(sample) == 1:
         return sample
     items = tuple(item.each()[number] for item in sample.items())
@@ -49,12 +49,12 @@ def example(sample: Sample, number: int) -> Sample:
 
 
 def input_items(sample: Sample) -> list[Item]:
-    """The items of the user's turns, in the order they stand."""
+    """The items of the user's turns, in order."""
     return list(sample.items("user"))
 
 
 def output_items(sample: Sample) -> list[Item]:
-    """The items of the assistant's turns, in the order they stand: those to be generated."""
+    """The items of the assistant's turns, which are to be generated, in order."""
     return list(sample.items("assistant"))
 
 
@@ -63,7 +63,7 @@ def sidecar_items(
 ) -> list[Item]:
     """The items a sidecar holds an embedding for, taken from the first of the views' kinds in which there are any.
 
-    An item of several captions is embedded by each of them, and stands there as often.
+    An item with several captions is embedded once per caption, and occurs as often.
 
     With a modality, these are the output items of it with a caption (embedded by the decoder's text encoder), or
     `of_media` those with a medium (encoded by the decoder's VAE); with None, the input items with a medium (embedded by
@@ -84,7 +84,7 @@ def sidecar_items(
 
 
 def sidecar_counts(sample: Sample, kinds: Iterable[Kind]) -> dict[str, int]:
-    """How many `sidecar_items` a sample has: by modality of output items, and `input`; no zeros."""
+    """The number of `sidecar_items` of a sample, by modality of output items and for `input`; zeros are left out."""
     counts: dict[str, int] = {}
     for kind in kinds:
         found: dict[str, int] = {}

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jobs.common.cli import UsageError
 from model.parts.config import ModelConfig, is_file, load_preset, preset_layers
@@ -21,6 +21,7 @@ from pipelines.sample import Modality
 from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import read_json
 
+S = TypeVar("S", bound=BaseModel)
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENGINES = CONFIGS / "deepspeed"
 _PRESET = "model.preset"
@@ -54,13 +55,7 @@ def load_settings(
     mistakes += [f"{text}: is set by --{text.partition('=')[0].rpartition('.')[2]}" for text in own]
     values, faults = override(values, [text for text in overrides if text not in own])
     mistakes += [*faults, *_unknown_names(values, own_views)]
-    try:
-        settings = TrainSettings.model_validate(values)
-    except ValidationError as error:
-        mistakes += explain(error)
-    if mistakes:
-        raise UsageError("\n".join(mistakes))
-    return settings
+    return _validated(TrainSettings, values, mistakes)
 
 
 def load_model(preset: str, overrides: Sequence[str] = (), needed: Collection[str] | None = None) -> ModelConfig:
@@ -128,13 +123,18 @@ def load_media_policy(path: Path | None, overrides: Sequence[str] = ()) -> Media
     if not isinstance(values, dict):
         raise UsageError(f"--media-policy {path}: must map image, video, audio ... to their settings")
     values, mistakes = override(values, overrides)
+    return _validated(MediaPolicy, values, mistakes)
+
+
+def _validated(kind: type[S], values: Mapping[str, Any], mistakes: list[str]) -> S:
+    """Settings of a kind; raises UsageError with the earlier mistakes and all of its own."""
     try:
-        policy = MediaPolicy.model_validate(values)
+        settings = kind.model_validate(values)
     except ValidationError as error:
-        mistakes += explain(error)
+        mistakes = [*mistakes, *explain(error)]
     if mistakes:
         raise UsageError("\n".join(mistakes))
-    return policy
+    return settings
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

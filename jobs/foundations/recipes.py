@@ -66,6 +66,14 @@ def _text_encoder(modality: Modality, pipe: Any, pairs: Pairs, out: Path, steps:
     pipe.text_encoder.requires_grad_(False)
 
 
+def _train(
+    modality: Modality, pipe: Any, latents: Tensor, captions: Any, steps: int, state: Path, batch_size: int = 64
+) -> None:
+    train_pipeline(
+        modality, pipe, latents, captions, steps=steps, batch_size=batch_size, learning_rate=1.5e-3, state=state
+    )
+
+
 def image_decoder(out: Path, scale: float) -> None:
     """Stable Diffusion."""
     torch.manual_seed(0)
@@ -74,16 +82,7 @@ def image_decoder(out: Path, scale: float) -> None:
     pictures = bank(Modality.IMAGE, 8000)
     latents = to_latents(pipe.vae, _pixels(pictures))
     _text_encoder(Modality.IMAGE, pipe, _pairs(pictures, latents), out, _steps(800, scale))
-    train_pipeline(
-        Modality.IMAGE,
-        pipe,
-        latents,
-        pictures.captions,
-        steps=_steps(2600, scale),
-        batch_size=64,
-        learning_rate=1.5e-3,
-        state=out / "state" / "image.pt",
-    )
+    _train(Modality.IMAGE, pipe, latents, pictures.captions, _steps(2600, scale), out / "state" / "image.pt")
     pipe.to(torch.float16).save_pretrained(out / "image_decoder")
 
 
@@ -101,28 +100,13 @@ def video_decoder(out: Path, scale: float) -> None:
     over_time = [module for module in pipe.unet.modules() if isinstance(module, TemporalConvLayer)]
     for module in over_time:
         module.requires_grad_(False)
-    train_pipeline(
-        Modality.VIDEO,
-        pipe,
-        flat[:, :, None],
-        [captions for captions in videos.captions for _ in range(frames.shape[1])],
-        steps=_steps(1500, scale),
-        batch_size=64,
-        learning_rate=1.5e-3,
-        state=out / "state" / "video-frames.pt",
-    )
+    of_frames = [captions for captions in videos.captions for _ in range(frames.shape[1])]
+    state = out / "state"
+    _train(Modality.VIDEO, pipe, flat[:, :, None], of_frames, _steps(1500, scale), state / "video-frames.pt")
     for module in over_time:
         module.requires_grad_(True)
-    train_pipeline(
-        Modality.VIDEO,
-        pipe,
-        by_clip.transpose(1, 2).contiguous(),
-        videos.captions,
-        steps=_steps(2200, scale),
-        batch_size=16,
-        learning_rate=1.5e-3,
-        state=out / "state" / "video.pt",
-    )
+    by_clip = by_clip.transpose(1, 2).contiguous()
+    _train(Modality.VIDEO, pipe, by_clip, videos.captions, _steps(2200, scale), state / "video.pt", batch_size=16)
     pipe.to(torch.float16).save_pretrained(out / "video_decoder")
 
 
@@ -143,16 +127,8 @@ def audio_decoder(out: Path, scale: float) -> None:
     more = _sounds(3000)
     spectrograms = spectrogram(torch.from_numpy(more.media).float())
     _text_encoder(Modality.AUDIO, pipe, _pairs(more, spectrograms), out, _steps(600, scale))
-    train_pipeline(
-        Modality.AUDIO,
-        pipe,
-        to_latents(pipe.vae, spectrograms[:, None]),
-        more.captions,
-        steps=_steps(2600, scale),
-        batch_size=64,
-        learning_rate=1.5e-3,
-        state=state / "audio.pt",
-    )
+    latents = to_latents(pipe.vae, spectrograms[:, None])
+    _train(Modality.AUDIO, pipe, latents, more.captions, _steps(2600, scale), state / "audio.pt")
     pipe.to(torch.float16).save_pretrained(out / "audio_decoder")
 
 

@@ -1,4 +1,4 @@
-"""Hands the planned samples to the training workers: Ray Data reads, each rank gets its own dataset, in plan order.
+"""Feeds the planned samples to the training workers: Ray Data reads, each rank gets its own dataset in plan order.
 
 `streaming_split` would drop rows and change their order, so a `DataConfig` of our own gives every rank a dataset
 of the steps it has to do. A row is one sample: its turns and the embeddings of its items from the sidecars.
@@ -24,14 +24,14 @@ BREATH = 0.02  # seconds
 
 
 def step_dataset(first: int, last: int) -> ray.data.Dataset:
-    """The dataset handed to the trainer: the numbers of the steps to do, in order."""
+    """The dataset passed to the trainer: the numbers of the steps to run, in order."""
     # Items in the object store, not `ray.data.range`: its read tasks want whole cores, which the workers hold.
     blocks = min(MAX_BLOCKS, -(-(last - first) // STEPS_PER_BLOCK))
     return ray.data.from_items([{"id": step} for step in range(first, last)], override_num_blocks=max(1, blocks))
 
 
 class PlannedDataConfig(ray.train.DataConfig):
-    """Gives each rank the samples planned for it, in the plan's order; `plans` are by the dataset's name."""
+    """Gives each rank its planned samples in the plan's order; `plans` are by dataset name."""
 
     def __init__(self, plans: Mapping[str, Plan], views: list[PlannedView]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PlannedDataConfig(ray.train.DataConfig):
     def configure(
         self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """One iterator a rank for each dataset of step numbers."""
+        """One iterator per rank for each dataset of step numbers."""
         # A plan of millions of samples is put into Ray's store once, and readers on a node share it.
         plans = {name: ray.put(self._plans[name]) for name in datasets}
         return [
@@ -66,19 +66,19 @@ class PlannedDataConfig(ray.train.DataConfig):
 
 
 class Breather(ExecutionCallback):
-    """Lets Ray Data's loop rest, which runs as a thread of the worker.
+    """Throttles Ray Data's loop, which runs in a thread of the worker.
 
     While rows are ready and nobody wants them yet, it would go round without a pause, and take half of the worker's
     time from the training.
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called each time round."""
+        """Called in each iteration of the loop."""
         time.sleep(BREATH)
 
 
 class _Reader(ReadSteps):
-    """The actor of a rank: takes the plan out of Ray's store."""
+    """The actor of a rank: fetches the plan from Ray's object store."""
 
     def __init__(self, plan: Any, views: list[PlannedView], rank: int, world_size: int) -> None:
         super().__init__(ray.get(plan), views, rank, world_size)

@@ -1,7 +1,7 @@
 """Which samples, at which step, in which micro-batch: a pure function of samples, weights, seed and step.
 
 A global batch holds samples of like length and is cut into micro-batches before it is shared out, so that neither
-depends on how many ranks there are. `Mixture` plans training, `HeldOut` validation.
+depends on how many ranks there are. `Mixture` plans training, `HeldOutPlan` validation.
 
 What is numbered here as a sample is an example: where a medium has several captions, it is one with each of them.
 """
@@ -36,27 +36,27 @@ class Candidates:
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """Where those begin that stand for one another."""
+        """The start indices of groups of interchangeable candidates."""
         return np.arange(len(self.samples)) if self.key_hashes is None else run_starts(self.key_hashes)
 
     @property
     def taken(self) -> int:
-        """How many samples an epoch takes."""
+        """The number of samples in an epoch."""
         return round(len(self.starts) * self.weight)
 
     def first(self) -> "Candidates":
-        """The same where the first stands for all."""
+        """The same candidates with only the first of each group."""
         starts = self.starts
         return Candidates(samples=self.samples[starts], lengths=self.lengths[starts], weight=self.weight)
 
 
 def run_starts(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Where runs of equal values begin."""
+    """The start indices of runs of equal values."""
     return np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]]))
 
 
 class _Turns:
-    """Whose turn it is among candidates that stand for one another: by seed, epoch and key, whatever else there is."""
+    """Rotates among interchangeable candidates: which one is used depends only on seed, epoch and key."""
 
     def __init__(self, view: Candidates, key_hashes: npt.NDArray[np.uint64], seed: int) -> None:
         self._starts = view.starts
@@ -85,7 +85,7 @@ class Plan(ABC):
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """How many global batches the plan has."""
+        """The number of global batches in the plan."""
 
     @abstractmethod
     def _batch(self, step: int) -> _Rows:
@@ -104,7 +104,7 @@ class Plan(ABC):
         return [(number, *pair) for number, pairs in micro_batches[rank::world_size] for pair in pairs]
 
     def padding(self, num_steps: int | None = None) -> float:
-        """Which share of the tokens in the micro-batches of the first steps, of all by default, is padding."""
+        """The share of padding among the tokens of the first steps' micro-batches, by default of all steps."""
         padded = held = 0
         for step in range(self.num_steps if num_steps is None else min(num_steps, self.num_steps)):
             lengths = self._lengths[self._batch(step)]
@@ -153,12 +153,12 @@ class Mixture(Plan):
 
     @property
     def epoch_steps(self) -> int:
-        """How many global batches an epoch has."""
+        """The number of global batches in an epoch."""
         return -(-self.epoch_samples // self.batch_size)
 
     @property
     def num_steps(self) -> int:
-        """How many global batches the whole plan has."""
+        """The number of global batches in the whole plan."""
         return self.max_steps or self.epoch_steps * self.epochs
 
     def _batch(self, step: int) -> _Rows:
@@ -171,7 +171,7 @@ class Mixture(Plan):
         return by_length[number * self.batch_size : (number + 1) * self.batch_size]
 
     def _epoch(self, epoch: int) -> tuple[_Rows, _Rows]:
-        """An epoch's rows, shuffled, and the order of its batches; the last epoch asked for is kept."""
+        """An epoch's shuffled rows and the order of its batches; the last requested epoch is cached."""
         if self._kept is None or self._kept[0] != epoch:
             generator = np.random.default_rng([self.seed, epoch])
             rows = np.concatenate([self._take(view, epoch, generator) for view in range(len(self._taken))])
@@ -192,7 +192,7 @@ class Mixture(Plan):
         return taken + self._starts[view].astype(np.int32)
 
 
-class HeldOut(Plan):
+class HeldOutPlan(Plan):
     """A plan of validation: at most `limit` samples by length, the views' shares as in training, each once."""
 
     def __init__(self, candidates: Sequence[Candidates], *, limit: int, batch_size: int, micro_batch_size: int) -> None:
@@ -212,7 +212,7 @@ class HeldOut(Plan):
 
     @property
     def num_steps(self) -> int:
-        """How many global batches hold all samples."""
+        """The number of global batches that hold all samples."""
         return -(-len(self._rows) // self.batch_size)
 
     def _batch(self, step: int) -> _Rows:

@@ -1,6 +1,6 @@
 """Prepared datasets as a training stage sees them: single samples with the embeddings of their items.
 
-Plain reading of byte ranges: no media are decoded and no encoder runs.
+It only reads byte ranges: no media are decoded, and no encoder runs.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.handover.mixture import Plan
 from pipelines.sample import Modality, turns_to_json
-from pipelines.storage.random_access import Entry, Indexes, Ranges
+from pipelines.storage.random_access import IndexEntry, Indexes, Ranges
 from pipelines.storage.shards import Manifest, from_members
 from pipelines.storage.sidecars import (
     ENCODER,
@@ -61,7 +61,7 @@ class PlannedView:
     weight: float = 1.0
 
     def number(self, sample: int, caption: int = 0) -> int:
-        """What an example is called."""
+        """The number of an example."""
         return sample * self.manifest.most_captions + caption
 
 
@@ -73,7 +73,7 @@ def plan_view(
     wanted: Mapping[str, str],
     denoised: Collection[Modality] = (),
 ) -> PlannedView:
-    """Finds the sidecars a view needs.
+    """Finds the sidecars that a view needs.
 
     `wanted` names the encoder id to use by sidecar kind, where it is not the only one. Of the `denoised` modalities,
     the latents are read as well.
@@ -140,8 +140,8 @@ class SampleReader:
             for (view, _), (_, caption), found in zip(pairs, places, entries, strict=True)
         ]
 
-    def _entries(self, view: int, sample: int) -> dict[str, Entry]:
-        """Where the sample's document (`json`) and its embeddings (by kind) stand."""
+    def _entries(self, view: int, sample: int) -> dict[str, IndexEntry]:
+        """The index entries of the sample's document (`json`) and of its embeddings, by kind."""
         shard, place = divmod(sample, self._views[view].manifest.samples_per_shard)
         document = self._samples.entry(self._tars[view][shard], place)
         found = {"json": document}
@@ -157,7 +157,9 @@ class SampleReader:
         return found
 
 
-def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes], caption: int) -> dict[str, Any]:
+def _row(
+    view: PlannedView, entries: Mapping[str, IndexEntry], data: Mapping[str, bytes], caption: int
+) -> dict[str, Any]:
     document = from_members({"json": data["json"]})
     sample = apply_view(view.kind, example(document, caption))
     row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}
@@ -181,7 +183,7 @@ class ReadSteps:
         self._world_size = world_size
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        """Yields one table a step; a step at which this rank has no sample gives none."""
+        """Yields one table per step, and none for a step without samples for this rank."""
         for step in batch["id"]:
             places = self._plan.rank_batch(int(step), self._rank, self._world_size)
             found = self._reader.read_all([(view, number) for _, view, number in places])

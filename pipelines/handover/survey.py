@@ -83,7 +83,7 @@ class Survey:
 
 
 def held_out(key_hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which samples are held out of training: a pure function of the key, so the same ones in every view and stage."""
+    """Which samples are held out: a pure function of the key, so the same in every view and stage."""
     return key_hashes * 2.0**-64 < fraction
 
 
@@ -119,7 +119,7 @@ def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
 
 
 def measure_shard(view: PlannedView, shard: int, measure: Measure) -> pa.Table:
-    """The rows of a shard's examples, in their order."""
+    """The rows of a shard's examples, in order."""
     tar = view.directory / view.manifest.shards[shard].name
     examples = (example(found, number) for found in _documents(tar) for number in range(num_examples(found)))
     return pa.Table.from_pylist([_row(view, found, measure) for found in examples], schema=SCHEMA)
@@ -142,7 +142,7 @@ def _row(view: PlannedView, document: Sample, measure: Measure) -> dict[str, Any
 
 
 class _Actor:
-    """The actor: measures a shard a row."""
+    """The actor: measures one shard per row."""
 
     def __init__(self, views: Sequence[PlannedView], measure: Callable[[], Measure]) -> None:
         self._views, self._measure = views, measure()
@@ -156,7 +156,7 @@ class _Actor:
 
 
 def _measured(views: Sequence[PlannedView], measure: Callable[[], Measure]) -> list[pa.Table]:
-    """The rows of each view's samples, measured now."""
+    """Measures each view's samples; returns their rows."""
     rows = [
         {"view": number, "shard": shard}
         for number, view in enumerate(views)
@@ -190,7 +190,7 @@ def _cache(view: PlannedView, measure_id: str) -> Path:
 
 
 def _read(path: Path, samples: int) -> pa.Table | None:
-    """What was measured before; None where there is none, or it is damaged."""
+    """Reads an earlier measurement; None if there is none or it is damaged."""
     if not is_sound(path):
         return None
     table = read_table(path)
@@ -225,7 +225,7 @@ def _survey(view: PlannedView, table: pa.Table, failed: Mapping[int, tuple[str, 
 
 
 def _numbers(key_hashes: npt.NDArray[np.uint64], most_captions: int) -> npt.NDArray[np.int64]:
-    """The numbers of examples that stand sample by sample."""
+    """The numbers of examples that are grouped by sample."""
     every = np.arange(len(key_hashes))
     if most_captions == 1:
         return every

@@ -1,6 +1,6 @@
 """What a dataset holds, counted from its indexes: lengths of captions, sizes of pictures, seconds of clips and sounds.
 
-Indexes are read one at a time and no media are opened, so that a dataset of a million samples takes seconds.
+Indexes are read one at a time and no media are opened: a dataset of a million samples takes seconds.
 """
 
 import json
@@ -47,7 +47,7 @@ class Census:
 
 
 def take_census(dataset: Path, manifest: Manifest) -> Census:
-    """Counts one finished dataset."""
+    """Counts a finished dataset."""
     census = Census()
     for number, shard in enumerate(manifest.shards):
         table = read_table(index_path(dataset / shard.name), ["key", "source", "caption", "media"])
@@ -60,7 +60,7 @@ def take_census(dataset: Path, manifest: Manifest) -> Census:
 
 
 def count_rejects(dataset: Path) -> dict[str, Spread[Reject]]:
-    """The rejected rows by the category of their reason, with a few examples of each."""
+    """The rejected rows by category of reason, with a few examples of each."""
     found: dict[str, Spread[Reject]] = {}
     for batch in read_table(dataset / REJECTS).to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
@@ -70,7 +70,7 @@ def count_rejects(dataset: Path) -> dict[str, Spread[Reject]]:
 
 
 def modality_of(facts: dict[str, Any]) -> Modality | None:
-    """The modality that the facts of a medium are of; None where they do not tell."""
+    """The modality of a medium according to its facts; None if they do not say."""
     if "fps" in facts:
         return Modality.VIDEO
     if "sample_rate" in facts:

@@ -1,4 +1,4 @@
-"""Learning curves of a run's log, laid out to be drawn: places are fractions of a panel, from its lower left corner."""
+"""Layout of the learning curves of a run's log: coordinates are fractions of a panel, from its lower left corner."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Figures that share their axes. `mean_predictor` is where 1 lies, if it is to be marked."""
+    """Curves that share their axes. `mean_predictor` is the coordinate of 1, if it is marked."""
 
     title: str
     note: str
@@ -66,7 +66,7 @@ _KINDS = (
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """The panels that a log has figures for."""
+    """The panels for which a log has values."""
     steps = max((row["step"] for row in rows), default=0)
     return [panel for kind in _KINDS if (panel := _panel(kind, rows, steps)) is not None]
 
@@ -105,12 +105,12 @@ def _panel(kind: _Kind, rows: Sequence[Row], steps: int) -> Panel | None:
 
 
 def _series(rows: Sequence[Row], name: str) -> Points:
-    """A figure by step; what was no number is not there."""
+    """A figure's values by step, without missing ones."""
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
 def _means(points: Points) -> Points:
-    """Means of as many neighbours as it takes to have few points, each at its last step."""
+    """Averages neighbouring points until few are left, each at the last of its steps."""
     size = math.ceil(len(points) / NUM_POINTS) or 1
     parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]

@@ -1,6 +1,6 @@
-"""Damage of single files: whether a manifest, an index or a tar is as it was written, and which sample is not.
+"""Checks single files: whether a manifest, an index or a tar is as it was written, and which sample is damaged.
 
-An index has the hash of every sample, so that damaged content is named by its key. Damage in a tar's headers or padding
+An index has the hash of every sample, so that damaged samples are named by key. Damage in a tar's headers or padding
 is found by writing the sample again, which gives the same bytes, and comparing.
 """
 
@@ -27,7 +27,7 @@ _BAD_TAR = (tarfile.TarError, ValueError, OSError, EOFError, OverflowError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong with a file, and with which of its samples where it is one of them."""
+    """What is wrong with a file, and the key of the sample it concerns, if any."""
 
     file: Path
     what: str
@@ -38,7 +38,7 @@ class Problem:
 
 
 class Extent(NamedTuple):
-    """Where a sample's members stand in a tar: first byte and number of bytes; with its row of the index."""
+    """The byte range of a sample's members in a tar, and its row in the index."""
 
     row: Row
     offset: int
@@ -50,7 +50,7 @@ Check = Callable[[Row, dict[str, bytes]], str]
 
 
 def read_checked(path: Path, read: Callable[[Path], Read]) -> tuple[Read | None, list[Problem]]:
-    """Reads the manifest at `path` with `read`, which is given its folder; None and the problem where it is damaged."""
+    """Reads the manifest at `path` with `read`, which gets its folder; None and the problem if it is damaged."""
 
     def refused(what: str) -> tuple[None, list[Problem]]:
         return None, [Problem(file=path, what=what)]
@@ -72,7 +72,7 @@ def read_checked(path: Path, read: Callable[[Path], Read]) -> tuple[Read | None,
 
 
 def read_index(path: Path, sha256: str, samples: int | None, schema: pa.Schema) -> tuple[list[Row], list[Problem]]:
-    """The rows of a Parquet file of so many samples with this hash; none, and the problem, where it is damaged."""
+    """The rows of a Parquet file with this hash and number of samples; empty, with the problem, if it is damaged."""
     problem = ""
     rows: list[Row] = []
     if not path.is_file():
@@ -90,16 +90,16 @@ def read_index(path: Path, sha256: str, samples: int | None, schema: pa.Schema) 
 
 
 def repeated_keys(path: Path, rows: Iterable[Row]) -> Iterator[Problem]:
-    """The keys that stand more than once in the index at `path`."""
+    """Reports keys that occur more than once in the index at `path`."""
     for key, count in Counter(row["key"] for row in rows).items():
         if count > 1:
-            yield Problem(file=path, key=key, what=f"stands {count} times in one index")
+            yield Problem(file=path, key=key, what=f"occurs {count} times in one index")
 
 
 def check_tar(tar: Path, shard: Shard, extents: list[Extent], check: Check, *, indexed: bool) -> Iterator[Problem]:
-    """Reads a tar once from its first byte to its last, and a second time where its hash is not the manifest's.
+    """Reads a tar once, hashing it and checking each sample; again only if its hash differs from the manifest's.
 
-    `indexed` says whether its index is sound; one sample is held in memory.
+    `indexed` says whether its index is intact; one sample is in memory at a time.
     """
     if not tar.is_file():
         yield Problem(file=tar, what=f"missing, and {shard.samples} samples with it")
@@ -134,7 +134,7 @@ def check_tar(tar: Path, shard: Shard, extents: list[Extent], check: Check, *, i
 
 
 def strays(folder: Path, shards: Iterable[Shard], others: set[str]) -> Iterator[Problem]:
-    """Whatever lies in a folder and is neither one of the shards, nor an index of one, nor named among the others."""
+    """Reports files in a folder that are neither shards, nor their indexes, nor among `others`."""
     tars = [folder / shard.name for shard in shards]
     expected = others | {path.name for tar in tars for path in (tar, index_path(tar))}
     for path in sorted(folder.iterdir()):
@@ -144,7 +144,7 @@ def strays(folder: Path, shards: Iterable[Shard], others: set[str]) -> Iterator[
 
 
 def first_difference(left: bytes, right: bytes) -> int | None:
-    """The first place where two strings of bytes differ; the end of the shorter counts."""
+    """The first position at which two byte strings differ, possibly the end of the shorter one."""
     if left == right:
         return None
     pairs = enumerate(zip(left, right, strict=False))
@@ -152,7 +152,7 @@ def first_difference(left: bytes, right: bytes) -> int | None:
 
 
 def _check_members(row: Row, offset: int, data: bytes, check: Check) -> str:
-    """What is wrong with one sample's bytes in a tar: its members, their names, or their content."""
+    """Checks one sample's bytes in a tar: its members, their names and their content."""
     try:
         members = _members(data)
     except _BAD_TAR as error:
@@ -160,7 +160,7 @@ def _check_members(row: Row, offset: int, data: bytes, check: Check) -> str:
     prefix = f"{row['key']}."
     strangers = [name for name in members if not name.startswith(prefix)]
     if strangers:
-        return f"mismatched key: {strangers[0]!r} stands in its place"
+        return f"mismatched key: {strangers[0]!r} is in its place"
     what = check(row, {name.removeprefix(prefix): value for name, value in members.items()})
     if not what and "json_offset" in row:
         start = row["json_offset"] - offset
@@ -175,7 +175,7 @@ def _members(data: bytes) -> dict[str, bytes]:
         for member in tar:
             file = tar.extractfile(member)
             if file is None:
-                raise ValueError(f"{member.name!r} is no plain file")
+                raise ValueError(f"{member.name!r} is not a regular file")
             result[member.name] = file.read()
     return result
 

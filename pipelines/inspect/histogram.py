@@ -1,4 +1,4 @@
-"""Histograms and choices made in one pass over any number of values, in bounded memory."""
+"""Histograms and evenly spaced selections of any number of values, in one pass and bounded memory."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ class Histogram:
         self._counts: Counter[int] = Counter()
 
     def add(self, value: float, count: int = 1) -> None:
-        """Counts a value so many times."""
+        """Counts a value `count` times."""
         self._counts[round(value / self.step)] += count
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Histogram:
 
     @property
     def sum(self) -> float:
-        """All values together."""
+        """The sum of all values."""
         return sum(value * count for value, count in self._counts.items()) * self.step
 
     def quantile(self, share: float) -> float:
@@ -50,7 +50,7 @@ class Histogram:
         return values[reached][0] * self.step
 
     def bars(self) -> list[Bar]:
-        """At most `MAX_BARS` bars of equal, round width over the values, without gaps; none where there are none."""
+        """At most `MAX_BARS` adjacent bars of equal, round width that cover the values; empty without values."""
         if not self._counts:
             return []
         first, last = round(self.quantile(0) / self.step), round(self.quantile(SHOWN) / self.step)
@@ -70,7 +70,7 @@ class Histogram:
 
 
 class Spread(Generic[Value]):
-    """Chooses at most `quota` of any number of values, evenly spaced in the order they come; no chance is involved."""
+    """Chooses at most `quota` of any number of values, evenly spaced in arrival order; deterministic."""
 
     def __init__(self, quota: int) -> None:
         self._quota, self._stride = quota, 1
@@ -78,7 +78,7 @@ class Spread(Generic[Value]):
         self.seen = 0
 
     def offer(self, value: Value) -> None:
-        """Shows the next value."""
+        """Offers the next value."""
         if self.seen % self._stride == 0:
             self._kept.append(value)
         if len(self._kept) > 8 * self._quota:
@@ -87,7 +87,7 @@ class Spread(Generic[Value]):
         self.seen += 1
 
     def chosen(self) -> list[Value]:
-        """The choice among all that was offered so far."""
+        """The values chosen from all offered so far."""
         count = len(self._kept)
         if count <= self._quota:
             return list(self._kept)

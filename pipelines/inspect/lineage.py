@@ -1,6 +1,6 @@
-"""Lineage: which row of a source a sample was, and what became of a row.
+"""Lineage: from which row of a source a sample was made, and what became of a row.
 
-Only the columns asked for are read of each index, several indexes at a time, all questions in one pass.
+Only the needed columns of each index are read, several indexes at a time, in one pass for all questions.
 """
 
 import json
@@ -21,7 +21,7 @@ READERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a sample came from and stands, or why its row was rejected.
+    """A sample's source and location, or why its row was rejected.
 
     `media` is by tar suffix the original file's name; `embeddings` are the encoder ids of the sidecars that hold the
     sample. A rejected row has a `stage` and a `reason`, and no shard.
@@ -71,7 +71,7 @@ def find(shards: Path, questions: Sequence[str]) -> dict[str, list[Origin]]:
 
 
 def print_origins(shards: Path, questions: Sequence[str]) -> int:
-    """Prints the answer to each question; returns how many have none."""
+    """Prints the answer to each question; returns the number of questions without one."""
     answers = find(shards, questions)
     for question, origins in answers.items():
         for origin in origins:
@@ -82,7 +82,7 @@ def print_origins(shards: Path, questions: Sequence[str]) -> int:
 
 
 def _wordings(question: str, names: set[str]) -> list[str]:
-    """A question as it stands, and without the name of the dataset or of one of its views before it."""
+    """A question as given, and without a leading name of the dataset or of one of its views."""
     name, _, rest = question.partition("/")
     return [question, rest] if name in names and rest else [question]
 

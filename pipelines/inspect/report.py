@@ -1,4 +1,4 @@
-"""A report on one prepared dataset: a single HTML file that needs nothing else, neither scripts nor a network."""
+"""A report on one prepared dataset: a self-contained HTML file without scripts."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from pipelines.inspect.exhibits import Showcase, shortened
 from pipelines.inspect.histogram import Histogram, Spread
 from pipelines.prepare.ledger import accounts, advice
 from pipelines.sample import Modality
-from pipelines.storage.files import atomic_path
+from pipelines.storage.files import write_text
 from pipelines.storage.shards import MANIFEST, Manifest, Shard
 from pipelines.storage.sidecars import SidecarManifest
 
@@ -27,7 +27,7 @@ SHOWN_CATEGORIES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
-    """What the run that made a dataset did: rows read, seconds taken, bytes of shards written."""
+    """Figures of the run that made a dataset: rows read, seconds taken, bytes of shards written."""
 
     rows: int
     seconds: float
@@ -36,7 +36,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A histogram to draw: `bars` are height (0 to 1) and the words for it; none where all values are the same."""
+    """A histogram to draw: `bars` are heights (0 to 1) with labels; empty if all values are equal."""
 
     title: str
     note: str
@@ -62,8 +62,7 @@ def write_report(dataset: Path, out: Path, run: RunFigures | None = None) -> Non
         FileNotFoundError: the dataset is not finished.
     """
     manifest = Manifest.read(dataset)
-    with atomic_path(out) as temporary:
-        temporary.write_text(render(dataset, manifest, run), encoding="utf-8")
+    write_text(out, render(dataset, manifest, run))
 
 
 def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
@@ -108,7 +107,7 @@ def _template() -> Template:
 
 
 def number(value: float) -> str:
-    """1,234 or 0.5: at most three digits behind the point."""
+    """A number such as 1,234 or 0.5, with at most three decimals."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
 
 
@@ -129,7 +128,7 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part in per cent; a small one is not called 0 %, nor a large one 100 %."""
+    """A part in per cent; a small one is not rounded to 0 %, nor a large one to 100 %."""
     if not whole or part in (0, whole):
         return "100 %" if whole and part else "0 %"
     percent = 100 * part / whole
@@ -166,7 +165,7 @@ def _dialogues(showcase: Showcase, census: Census) -> list[Any]:
 
 
 def _charts(census: Census, talks: Talks | None) -> list[Chart]:
-    """Every histogram that has values, in the order a reader wants them."""
+    """Charts of all histograms with values, in display order."""
     titles = {"words": ("Words of a caption", ""), "characters": ("Characters of a caption", "")}
     for modality, noun in ((Modality.IMAGE, "Image"), (Modality.VIDEO, "Video")):
         titles[f"{modality} shorter side"] = (f"{noun}: shorter side", "px")

@@ -1,4 +1,4 @@
-"""Whether a row of scores is what it should be: one rule for the table in the terminal and for the page."""
+"""Whether a row of scores meets its target: one rule for the table in the terminal and for the page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ ALLOWANCE = 0.05  # how far making may stay under the decoder that is fed with t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a row of the scores is what it should be: `met`, `missed`, or `reported` where it has no target."""
+    """The verdict on a row of scores: `met`, `missed`, or `reported` if it has no target."""
 
     kind: str
     words: str
@@ -28,5 +28,5 @@ def verdict(row: dict[str, Any]) -> Verdict:
 
 
 def points(share: float) -> str:
-    """A difference of shares, in the points it is of a hundred."""
+    """A difference of shares, in percentage points."""
     return f"{100 * share:.1f} points"

@@ -1,6 +1,6 @@
-"""Verification: reads every byte of a prepared dataset and says what is not as it was written, and in which sample.
+"""Verification: reads every byte of a prepared dataset, and names what is damaged, down to the sample.
 
-The manifest has a checksum of itself and the hash of every other file, so that no flipped byte escapes.
+The manifest has a checksum of itself and the hash of every other file, so every flipped byte is found.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ _SIGNS = (MANIFEST, REJECTS, EMBEDDINGS, ".work", shard_name(0))
 
 
 def verify(dataset: Path) -> Iterator[Problem]:
-    """Reads all of one prepared dataset, its sidecars too; memory holds one sample and one index.
+    """Reads a whole prepared dataset with its sidecars; one sample and one index are in memory at a time.
 
-    A manifest that is damaged is the only problem reported: nothing else could be held against it.
+    If the manifest is damaged, that is the only problem reported: there is nothing to compare the rest with.
     """
     manifest, problems = read_checked(dataset / MANIFEST, Manifest.read)
     yield from problems
@@ -65,7 +65,7 @@ def verify_all(shards: Path) -> Iterator[Problem]:
 
 
 def print_problems(shards: Path) -> int:
-    """Verifies all below a folder of shards; prints each problem, and a line a dataset. Returns how many problems."""
+    """Verifies all datasets in a folder; prints each problem and a line per dataset. Returns the number of problems."""
     total = 0
     for dataset in dataset_folders(shards):
         count = 0
@@ -78,7 +78,7 @@ def print_problems(shards: Path) -> int:
 
 
 def dataset_folders(shards: Path) -> list[Path]:
-    """The folders below a folder of shards that are a dataset, or were to become one.
+    """The folders below a folder of shards that hold a finished or unfinished dataset.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no dataset.
@@ -149,7 +149,7 @@ def _check_sample(row: Row, values: dict[str, bytes]) -> str:
 
 
 def _check_sidecar(dataset: Path, manifest: Manifest, folder: Path) -> Iterator[Problem]:
-    """One folder of embeddings against the dataset it lies beside: same shards, same keys, same order."""
+    """Checks a folder of embeddings against its dataset: same shards, same keys, same order."""
     sidecar, problems = read_checked(folder / MANIFEST, SidecarManifest.read)
     yield from problems
     if sidecar is None:
@@ -217,6 +217,6 @@ def _check_arrays(row: Row, values: dict[str, bytes]) -> str:
 
 
 def _extent(row: Row) -> Extent:
-    """A sidecar's index has where the array stands: behind one block of header, and padded to whole blocks."""
+    """The range of a sidecar's member: its index has the array's, which follows a header block and is padded."""
     padded = row["length"] + -row["length"] % tarfile.BLOCKSIZE
     return Extent(row, row["offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + padded)

@@ -1,4 +1,4 @@
-"""The process that decodes media nobody vouches for: requests come in, stored media go out, nothing else is open to it.
+"""The process that decodes untrusted media: it reads requests and writes stored media, and has no other access.
 
     python -P -m pipelines.media.child
 
@@ -37,7 +37,7 @@ _PATIENCE = 10
 
 
 def write_message(stream: BinaryIO, header: Any, data: bytes = b"") -> None:
-    """Writes one message whole."""
+    """Writes one whole message."""
     text = json.dumps(header).encode()
     stream.write(_LENGTHS.pack(len(text), len(data)) + text)
     stream.write(data)
@@ -53,7 +53,7 @@ def read_message(stream: BinaryIO) -> tuple[Any, bytes]:
 
 
 def main() -> None:
-    """Answers requests until there are none."""
+    """Answers requests until the input ends."""
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     _import_all()
@@ -95,7 +95,7 @@ def _policy(text: str) -> MediaPolicy:
 
 
 def _import_all() -> None:
-    """What Pillow and PyAV import when they first need it, they could not open later."""
+    """Imports everything that Pillow and PyAV import lazily, since files cannot be opened later."""
     PIL.Image.preinit()
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
@@ -103,7 +103,7 @@ def _import_all() -> None:
 
 
 def _lock_up() -> None:
-    """Gives up what decoding does not need; the two pipes stay."""
+    """Drops all rights that decoding does not need; the two pipes stay open."""
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
@@ -122,7 +122,7 @@ def _limit(limits: Limits, memory: int) -> None:
 
 
 def _set_timers(seconds: float) -> None:
-    """Both signals end the process, even inside C code."""
+    """Sets timers whose signals end the process, even inside C code."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE * seconds)
 

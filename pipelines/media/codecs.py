@@ -31,7 +31,7 @@ _PRESET = "veryfast"  # As small as `medium` on small frames, in a third of the 
 
 
 def load(path: Path, modality: Modality, limits: Limits = DEFAULT_LIMITS) -> Media:
-    """Reads a file whole, after its size was checked; its content says what format it is, or else its suffix.
+    """Reads a whole file after checking its size; the format is detected by content, or else by suffix.
 
     Raises ValueError where it is missing, not a regular file, empty, too large, or of no known format.
     """
@@ -66,7 +66,7 @@ def decode(media: Media, limits: Limits = DEFAULT_LIMITS, fps: float | None = No
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turns whatever a codec raises at hostile bytes into Refused; each of it means the same to us."""
+    """Converts whatever a codec raises on malformed or malicious bytes to Refused."""
     try:
         yield
     except Refused:
@@ -78,7 +78,7 @@ def refusals() -> Iterator[None]:
 
 
 def encode(decoded: Decoded) -> Media:
-    """Encodes an image as PNG, a video as MP4 (H.264, even sizes), audio as 16-bit WAV; equal arrays, equal bytes."""
+    """Encodes an image as PNG, a video as MP4 (H.264, even sizes), audio as 16-bit WAV; deterministic."""
     modality, suffix, encoder = _ENCODERS[type(decoded)]
     buffer = io.BytesIO()
     encoder(decoded, buffer)
@@ -89,7 +89,7 @@ def encode(decoded: Decoded) -> Media:
 def write_mp4(
     frames: Iterable[tuple[int, Frame]], fps: float, crf: int, buffer: io.BytesIO, end: int | None = None
 ) -> None:
-    """Writes frames, each with its place in time counted in 1/fps seconds, as H.264; equal frames, equal bytes.
+    """Writes frames as H.264, each at its time in units of 1/fps seconds; equal frames give equal bytes.
 
     Where some places are empty, `end` is the place at which the last frame ends.
     """

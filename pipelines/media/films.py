@@ -84,7 +84,7 @@ class Film:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its pixels are square and stand upright as they are coded."""
+        """Whether the coded pixels are square and upright."""
         return self.turn == _UPRIGHT and self.aspect == 1
 
     def grid(self, fps: float | None = None) -> float:
@@ -125,7 +125,7 @@ class Film:
         yield kept[0], finished(latest if not self.timing.is_even and ends > kept[0] + 1 else kept[1])
 
     def _timed(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yields every frame and the seconds at which it is shown. Raises Refused where the end is missing."""
+        """Yields every frame and the time in seconds at which it is shown. Raises Refused if the end is missing."""
         count, time, frame, clock = 0, 0.0, None, _Clock(self.container)
         for count, frame in enumerate(_decoded(self.container, self.stream), start=1):
             if count > self.limits.max_frames:
@@ -144,7 +144,7 @@ class Film:
 
 @contextmanager
 def open_video(data: bytes, limits: Limits) -> Iterator[Film]:
-    """Opens the first video stream that is no cover picture."""
+    """Opens the first video stream that is not a cover picture."""
     with open_container(data) as container:
         stream = _first_video(container, limits)
         if "mp4" in container.format.name:
@@ -232,7 +232,7 @@ def _first_frame(packet: "av.Packet[av.VideoStream]") -> av.VideoFrame | None:
 
 
 def _timing(stamps: list[_Stamp], stream: av.VideoStream, delays: bool) -> Timing:
-    """When frames are shown, by the sorted time stamps of their packets, of which there is at least one."""
+    """The timing of frames, from the sorted time stamps of their packets (at least one)."""
     times = np.array([stamp.time for stamp in stamps])
     start = 0.0 if delays else float(times[0])
     times -= start
@@ -252,7 +252,7 @@ def _timing(stamps: list[_Stamp], stream: av.VideoStream, delays: bool) -> Timin
 
 
 def _is_even(times: npt.NDArray[np.float64], rate: float) -> bool:
-    """Whether times from 0 on are those of a steady rate, but for rounding."""
+    """Whether times, starting at 0, follow a constant rate up to rounding."""
     off = np.abs(times - np.arange(len(times)) / rate)
     return bool(off.max() < min(_JITTER, 0.4 / rate))
 
@@ -269,7 +269,7 @@ def _turn(frame: av.VideoFrame) -> Turn:
 
 
 def _turned(pixels: npt.NDArray[Any], turn: Turn) -> Frame:
-    """Pixels (H, W, 3) as `turn` shows them, which may swap height and width."""
+    """Pixels (H, W, 3) transformed by `turn`, which may swap height and width."""
     a, b, c, d = turn
     if b:
         pixels = pixels.transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""The folder a dataset's media lie in: finds, loads and stores what rows name, and reads nothing outside of it."""
+"""A dataset's media folder: finds, loads and stores the media that rows name, and reads nothing outside it."""
 
 import re
 from collections import deque
@@ -53,7 +53,7 @@ def load_rows(
 ) -> Iterator[Sample | Reject]:
     """Loads the media each row names, checks them whole and gives them the policy's form; one result a row, in order.
 
-    A result's items bear the names of tar members, and meta["media"] says of each what it was called and what it is.
+    Items in the results are named by tar member; meta["media"] has the original name and the facts of each.
     An output item needs its caption alone: where its medium is missing or broken the sample stays, without it, and
     meta["missing_media"] names it. With `captions_stand_in`, an input item whose medium is missing becomes its caption
     as text, and meta["captions_as_text"] counts them. Anything else that cannot be read makes a Reject.
@@ -75,7 +75,7 @@ def load_rows(
 
 
 class _Loading:
-    """Puts the media of one row in their places."""
+    """Attaches the media of one row."""
 
     def __init__(self, found: Mapping[Key, Stored | Refused], captions_stand_in: bool) -> None:
         self._found, self._captions_stand_in = found, captions_stand_in
@@ -86,7 +86,7 @@ class _Loading:
         self._captions = 0
 
     def sample(self, row: Sample) -> Sample:
-        """The row with its media and what is to be said of them; raises Refused where one is missing."""
+        """The row with its media and facts about them; raises Refused if one is missing."""
         turns = tuple(
             Turn(role=turn.role, parts=tuple(self._part(turn, part) for part in turn.parts)) for turn in row.turns
         )
@@ -123,7 +123,7 @@ class _Loading:
 
 
 def _wanted(row: Sample) -> list[Key]:
-    """The media a row names, each once."""
+    """The distinct media that a row names."""
     return list(dict.fromkeys((item.name, item.modality) for item in row.items() if item.name))
 
 
@@ -170,7 +170,7 @@ def _read(root: Path | None, links: Links, name: str, modality: Modality, limits
 
 
 def _naming(refused: Refused, name: str) -> Refused:
-    """The reason with the medium it is about."""
+    """The reason, together with the medium's name."""
     reason, shown = str(refused), _shown(short_name(name))
     if shown in reason:
         return refused
@@ -178,7 +178,7 @@ def _naming(refused: Refused, name: str) -> Refused:
 
 
 def _shown(name: str) -> str:
-    """A name as a reason may hold it: short, on one line, encodable."""
+    """A name in a form that fits into a reason: short, on one line, encodable."""
     return " ".join(name.encode("utf-8", "replace").decode().split())[:_MAX_SHOWN]
 
 
@@ -200,7 +200,7 @@ def _inside(root: Path | None, links: Links, name: str) -> tuple[Path, str]:
 
 
 def _below(root: Path | None, name: str) -> str:
-    """A name that is the absolute path of something in the media folder, from there on; any other as it is."""
+    """Makes a name that is an absolute path in the media folder relative to it; others are returned unchanged."""
     path = PurePosixPath(name)
     if root is None or not is_local(root) or not path.is_absolute():
         return name
@@ -209,7 +209,7 @@ def _below(root: Path | None, name: str) -> str:
 
 
 def _check_link(root: Path, links: Links, target: Path, shown: str) -> None:
-    """Raises Refused unless a name leads to `target` inside the media folder, or by a link that is followed."""
+    """Raises Refused unless `target` is inside the media folder, or reached by a permitted link."""
     folder = _resolved(root)
     if target.is_relative_to(folder):
         return

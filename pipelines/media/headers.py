@@ -1,4 +1,4 @@
-"""What the headers of a container say that FFmpeg does not tell: claimed lengths, empty edits, where a file was cut."""
+"""Information in container headers that FFmpeg does not expose: claimed durations, empty edits, truncation."""
 
 import struct
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def claimed_seconds(data: bytes) -> float:
 
 
 def begins_with_empty_edit(data: bytes, track: int) -> bool:
-    """Whether an mp4 shows nothing at first in a track, named by its id."""
+    """Whether a track of an mp4, given by id, begins with an empty edit."""
     here = False
     for name, body in _mp4_boxes(data):
         wide = body[:1] == b"\1"
@@ -27,7 +27,7 @@ def begins_with_empty_edit(data: bytes, track: int) -> bool:
 
 
 def is_cut(data: bytes, container: str) -> bool:
-    """Whether a file of FFmpeg's format `container` ends before the container does."""
+    """Whether a file in FFmpeg's format `container` is truncated."""
     if "matroska" in container:
         return _ends_inside_segment(data)
     if container == "avi":  # What was not finished says 0.
@@ -46,7 +46,7 @@ def is_cut(data: bytes, container: str) -> bool:
 
 
 def _mp4_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the small boxes of an mp4's movie, in their order; nothing for another container."""
+    """Yields the small boxes of an mp4's movie box, in order; nothing for other containers."""
     spans = [(0, len(data))]
     while spans:
         start, end = spans.pop()
@@ -65,7 +65,7 @@ def _mp4_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _duration(header: bytes) -> float:
-    """Seconds in an `mvhd` box; 0 where it says that it does not know."""
+    """The duration in seconds in an `mvhd` box; 0 if unknown."""
     wide = header[:1] == b"\1"
     scale = _number(header, ">I", 20 if wide else 12)
     duration = _number(header, ">Q" if wide else ">I", 24 if wide else 16)
@@ -74,7 +74,7 @@ def _duration(header: bytes) -> float:
 
 
 def _number(box: bytes, layout: str, offset: int) -> int:
-    """A number at its place in a box; 0 where the box ends before."""
+    """A number at an offset in a box; 0 if the box is too short."""
     if len(box) < offset + struct.calcsize(layout):
         return 0
     [number] = struct.unpack_from(layout, box, offset)

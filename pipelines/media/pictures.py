@@ -1,4 +1,4 @@
-"""A picture as a viewer shows it: upright, in sRGB, over white; what viewers would not agree on is refused."""
+"""Decodes a picture as viewers show it: upright, in sRGB, over white; ambiguous pictures are refused."""
 
 import importlib
 import io
@@ -54,7 +54,7 @@ _TURNS = {
 # TIFF's tags of bits a sample, and of whether 0 is white.
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# What a PNG holds beside its pixels, some of it compressed.
+# The contents of a PNG apart from its pixels, partly compressed.
 _PNG_ASIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MAX_ASIDE = 1 << 20  # What Pillow takes of one.
 _SAME = 2  # Steps of 255 that a profile may move a colour and still be called sRGB: it is rounding.
@@ -62,7 +62,7 @@ _PROFILE_SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def load_plugins() -> None:
-    """Makes Pillow read what the installed plugins read."""
+    """Registers the installed Pillow plugins."""
     for module, register, _ in _PLUGINS.values():
         with suppress(ImportError):
             plugin = importlib.import_module(module)
@@ -76,7 +76,7 @@ load_plugins()
 
 
 def open_image(data: bytes, limits: Limits) -> PIL.Image.Image:
-    """Reads a picture's header; its pixels come with `load`. Raises Refused when it claims too many."""
+    """Reads a picture's header; `load` reads the pixels. Raises Refused if the header claims too many."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
@@ -106,7 +106,7 @@ def without_long_asides(data: bytes) -> bytes:
 
 
 def orientation(picture: PIL.Image.Image) -> int:
-    """How EXIF says a picture is to be turned: 1 (not at all) to 8; damaged EXIF says nothing."""
+    """The EXIF orientation, 1 (upright) to 8; damaged EXIF is ignored."""
     if picture.format == "TIFF":  # Pillow turns these itself.
         return 1
     try:
@@ -158,7 +158,7 @@ def _is_readable(known: str) -> bool:
 
 
 def _is_long(name: bytes, body: bytes) -> bool:
-    """Whether a PNG's chunk is longer, or unpacks to more, than Pillow takes."""
+    """Whether a PNG chunk is longer, or decompresses to more, than Pillow accepts."""
     if len(body) > _MAX_ASIDE or name == b"tEXt":
         return len(body) > _MAX_ASIDE
     packed = body.partition(b"\0")[2]  # behind the keyword
@@ -174,7 +174,7 @@ def _is_long(name: bytes, body: bytes) -> bool:
 
 
 def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture of any mode as L, RGB, RGBA or CMYK.
+    """Converts a picture of any mode to L, RGB, RGBA or CMYK.
 
     Raises:
         Refused: its numbers do not say what is black and what is white.
@@ -191,7 +191,7 @@ def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _grey_of_16_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The upper 8 of its bits, which Pillow would clip to white instead."""
+    """The upper 8 of 16 bits; Pillow would clip them to white."""
     values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
     bits: int = tags.get(_BITS, (16,))[0]
     grey = (values >> max(0, bits - 8)).astype(np.uint8)
@@ -269,7 +269,7 @@ def _to_srgb(profile: bytes) -> PIL.ImageCms.ImageCmsTransform | None:
 
 
 def _colours(mode: str) -> PIL.Image.Image:
-    """A picture of colours from all over a mode's space."""
+    """A test picture with colours from the whole space of a mode."""
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     if mode == "L":
         return PIL.Image.fromarray(steps[None])

@@ -1,4 +1,4 @@
-"""In which form media are stored, and what one medium may cost; a reason to refuse it."""
+"""How media are stored, and the limits of one medium."""
 
 from typing import Annotated
 
@@ -9,11 +9,11 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Refused(ValueError):
-    """Why a medium is not taken: one line that begins with a category a ledger can count."""
+    """Why a medium is refused: one line that begins with a category, which the ledger counts."""
 
 
 class OutOfMemory(Refused):
-    """Decoding takes more memory than there is."""
+    """Decoding needs more memory than is available."""
 
     def __init__(self) -> None:
         super().__init__("too large: not enough memory to decode it")
@@ -36,14 +36,14 @@ class ImagePolicy(_Settings):
 class AudioPolicy(_Settings):
     """Sounds: mono FLAC of 24 bits (16 move quiet mel bins by more than 1e-3); what is FLAC, mono and so low stays.
 
-    What lasts less than `min_seconds` is refused as `too short`: a few samples are no sound that a caption is about.
+    Sounds below `min_seconds` are refused as `too short`: no caption describes a few samples.
     """
 
     sample_rate: Annotated[int, Field(ge=1000, le=192_000)] = 16_000  # What ImageBind hears and AudioLDM makes.
     min_seconds: Rate = 0.1  # ImageBind's spectrogram needs 0.025 of them.
 
     def check_seconds(self, seconds: float) -> None:
-        """Raises Refused for a sound that is too short to be stored."""
+        """Raises Refused if a sound is too short."""
         if seconds < self.min_seconds:
             raise Refused(f"too short: {seconds:.4g} s, the limit is {self.min_seconds:g} s")
 
@@ -62,7 +62,7 @@ class VideoPolicy(_Settings):
 
 
 class Limits(_Settings):
-    """What one medium may cost; what costs more is refused.
+    """Limits for one medium; a medium that exceeds them is refused.
 
     `max_bytes` is its encoded size, `max_pixels` of a frame, `max_decoded_bytes` what a whole medium may take as
     arrays. The child process that decodes may take `max_memory` bytes, and `max_decode_seconds` of processor time for
@@ -78,30 +78,30 @@ class Limits(_Settings):
     max_decode_seconds: Rate = 120.0
 
     def check_bytes(self, size: int) -> None:
-        """Raises Refused for an empty or too large file of `size` bytes."""
+        """Raises Refused if a file of `size` bytes is empty or too large."""
         if size == 0:
             raise Refused("empty file")
         if size > self.max_bytes:
             raise Refused(f"too large: {size} bytes, the limit is {self.max_bytes}")
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Raises Refused when a frame of this size holds too many pixels."""
+        """Raises Refused if a frame of this size has too many pixels."""
         if width * height > self.max_pixels:
             raise Refused(f"too large: {width}x{height} pixels, the limit is {self.max_pixels}")
 
     def check_seconds(self, seconds: float) -> None:
-        """Raises Refused when the medium lasts too long."""
+        """Raises Refused if the medium is too long."""
         if seconds > self.max_seconds:
             raise Refused(f"too long: {seconds:.0f} s, the limit is {self.max_seconds:g} s")
 
     def check_decoded(self, size: int) -> None:
-        """Raises Refused when `size` decoded bytes are more than may be held."""
+        """Raises Refused if `size` decoded bytes exceed the limit."""
         if size > self.max_decoded_bytes:
             raise Refused(f"too large: {size} decoded bytes, the limit is {self.max_decoded_bytes}")
 
 
 class MediaPolicy(_Settings):
-    """How a dataset's media are stored; part of what its shards are made from.
+    """How a dataset's media are stored; the shards depend on it.
 
     `keep_originals` stores every medium's bytes as they came; they are still decoded whole, and refused where broken.
     """

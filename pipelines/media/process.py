@@ -1,4 +1,4 @@
-"""Decoding outside of this process: a crash, a hang or a bomb takes its own medium with it and nothing else.
+"""Decodes in a separate process: a crash, a hang or a decompression bomb costs its own medium only.
 
 Several media are on their way at a time, so that this process reads and writes files while the other decodes.
 """
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class MediaProcess:
-    """A child that decodes and stores media in order; one that dies is replaced."""
+    """A child process that decodes and stores media in order; if it dies, it is replaced."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -44,7 +44,7 @@ class MediaProcess:
         self._start()
 
     def store(self, elements: Iterable[T | Media], policy: MediaPolicy) -> Iterator[T | Stored | Refused]:
-        """Stores the media among `elements`, or says why not; everything else passes through, in its place."""
+        """Stores the media among `elements`, or returns the reason; other elements pass through in place."""
         waiting: deque[T | Media] = deque()
         for element in elements:
             if isinstance(element, Media):
@@ -58,13 +58,13 @@ class MediaProcess:
             yield self._next(waiting)
 
     def close(self) -> None:
-        """Ends the child, whatever it is doing."""
+        """Kills the child."""
         self._process.kill()
         self._end()
 
     @property
     def is_idle(self) -> bool:
-        """Whether it lives and owes no answer."""
+        """Whether the child is alive and has no pending request."""
         return not self._sent and self._process.poll() is None
 
     def _is_ahead(self, waiting: deque[Any]) -> bool:
@@ -112,7 +112,7 @@ class MediaProcess:
         self._bytes -= len(media.data)
 
     def _end(self) -> int:
-        """Clears up after a child that is dead or dying; returns its exit status."""
+        """Cleans up after a dead or dying child; returns its exit status."""
         self._queue.put(None)
         self._replies.close()
         try:
@@ -129,7 +129,7 @@ class MediaProcess:
         return Refused(f"decoder crashed: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}")
 
     def _start(self) -> None:
-        """Starts a child and hands it all that is not answered."""
+        """Starts a child and resends all unanswered requests."""
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
         )
@@ -155,7 +155,7 @@ os.register_at_fork(after_in_child=_idle.clear)
 
 @contextmanager
 def media_process() -> Iterator[MediaProcess]:
-    """A child for the caller alone, kept for the next one; it ends with this process."""
+    """A child for exclusive use, kept afterwards for the next caller; it ends with this process."""
     process = _idle.pop() if _idle else MediaProcess()
     if not process.is_idle:  # It died while nobody looked.
         process.close()
@@ -175,13 +175,13 @@ def _answer(media: Media, header: dict[str, Any], data: bytes) -> Stored | Refus
         return Refused(str(header["refused"]))
     format, facts = str(header["format"]), {str(name): round(value, 3) for name, value in header["facts"].items()}
     if not re.fullmatch(r"[a-z0-9]{1,8}", format):
-        raise ValueError(f"{format!r} is no format")
+        raise ValueError(f"{format!r} is not a format")
     data = media.data if header["unchanged"] else data
     return Stored(media=Media(modality=media.modality, data=data, format=format), facts=facts)
 
 
 def _write_requests(stream: BinaryIO, requests: "queue.SimpleQueue[tuple[Media, MediaPolicy] | None]") -> None:
-    """Writes requests until there are no more or nobody reads them."""
+    """Writes requests until there are none left or the reader is gone."""
     try:
         with stream:
             while request := requests.get():
@@ -193,7 +193,7 @@ def _write_requests(stream: BinaryIO, requests: "queue.SimpleQueue[tuple[Media, 
 
 
 def _environment() -> dict[str, str]:
-    """What the child needs to find this package, and one thread for each library."""
+    """The child's environment: it finds this package, and each library uses one thread."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     quick = {"PYDANTIC_DISABLE_PLUGINS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

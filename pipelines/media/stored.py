@@ -1,4 +1,4 @@
-"""A medium in the form a policy stores it in: decoded whole once, changed only where that gains something.
+"""Converts a medium to the form that a policy prescribes: decoded once in full, re-encoded only if that helps.
 
 Equal bytes and an equal policy give equal bytes. Nothing holds a whole decoded video or sound.
 """
@@ -17,7 +17,7 @@ from pipelines.media.codecs import refusals, write_mp4
 from pipelines.media.films import Film, Frame, open_video
 from pipelines.media.pictures import IMAGE_SUFFIXES, is_plain, open_image, orientation, upright_rgb, without_long_asides
 from pipelines.media.policy import AudioPolicy, MediaPolicy, Refused
-from pipelines.media.streams import Block, Sound, open_sound
+from pipelines.media.streams import Block, SoundStream, open_sound
 from pipelines.sample import Media, Modality
 
 Facts = dict[str, int | float]
@@ -29,14 +29,14 @@ _FULL_SCALE = 2**23
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A medium as it is stored, and what is known of it: width, height / seconds, fps, sample_rate as they apply."""
+    """A stored medium and its facts: width, height, seconds, fps, sample_rate as they apply."""
 
     media: Media
     facts: Facts
 
 
 def store(media: Media, policy: MediaPolicy) -> Stored:
-    """Decodes a medium whole and gives it the policy's form; where its bytes stay as they are, the same object.
+    """Decodes a whole medium and converts it to the policy's form; returns the same object if nothing changes.
 
     Raises:
         Refused: it is empty, unreadable, too large or too long, or has no stream of its modality.
@@ -54,7 +54,7 @@ def _store_image(media: Media, policy: MediaPolicy) -> Stored:
         return _image(media, media.data, suffix, size, turn)
     scale = policy.image.short_side / min(size)
     plain = scale >= 1 and is_plain(picture)
-    # What follows the end of a JPEG is no picture: it is not carried along.
+    # Data after the end of a JPEG are not part of the picture, and are dropped.
     if plain and picture.format == "JPEG" and media.data.endswith(_JPEG_END):
         picture.draft(picture.mode, (1, 1))  # Reads every coefficient, computes an eighth of the lines.
         picture.load()
@@ -92,8 +92,8 @@ def _store_audio(media: Media, policy: MediaPolicy) -> Stored:
     return _stored(media, data, "flac", {"seconds": round(samples / rate, 3), "sample_rate": rate})
 
 
-def _long_enough(sound: Sound, policy: AudioPolicy) -> Iterator[Block]:
-    """The blocks of a sound, refused at its end where they were too few."""
+def _long_enough(sound: SoundStream, policy: AudioPolicy) -> Iterator[Block]:
+    """Yields the blocks of a sound; at its end, raises Refused if it was too short."""
     samples = 0
     for block in sound.blocks:
         samples += len(block)
@@ -101,7 +101,7 @@ def _long_enough(sound: Sound, policy: AudioPolicy) -> Iterator[Block]:
     policy.check_seconds(samples / sound.sample_rate)
 
 
-def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
+def _flac(sound: SoundStream, rate: int) -> tuple[bytes, int]:
     """A sound as mono FLAC of 24 bits at `rate`, and its number of samples."""
     buffer, written = io.BytesIO(), 0
     with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_24", format="FLAC") as file:
@@ -114,8 +114,8 @@ def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
     return buffer.getvalue(), written
 
 
-def _resampled(sound: Sound, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The mean of the channels at another rate, in pieces."""
+def _resampled(sound: SoundStream, rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The mean of the channels, resampled in blocks."""
     mono = (block.mean(axis=1, dtype=np.float32) for block in sound.blocks)
     if sound.sample_rate == rate:
         yield from mono

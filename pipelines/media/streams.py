@@ -1,4 +1,4 @@
-"""Encoded bytes opened as a sound that is read piece by piece, so that little is held at a time.
+"""Opens encoded bytes as a sound that is read block by block, to limit memory.
 
 What a header claims of sizes is checked before memory is taken. What it claims of a sound's length is not trusted: the
 decoded length counts, while the pieces come.
@@ -28,7 +28,7 @@ Block = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class SoundStream:
     """An opened sound: `format` is libsndfile's name or empty; `blocks` are float32 (T, num_channels) in [-1, 1]."""
 
     format: str
@@ -38,19 +38,21 @@ class Sound:
 
 
 @contextmanager
-def open_sound(data: bytes, limits: Limits) -> Iterator[Sound]:
-    """Opens a sound file, or the first sound of any container."""
+def open_sound(data: bytes, limits: Limits) -> Iterator[SoundStream]:
+    """Opens a sound file, or the first audio stream of any container."""
     file = _open_file(_with_true_length(data))
     if file:
         with file:
             blocks = _checked(_file_blocks(file), file.samplerate, limits)
-            yield Sound(file.format, file.samplerate, file.channels, blocks)
+            yield SoundStream(file.format, file.samplerate, file.channels, blocks)
         return
     with open_container(data) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise Refused("no audio stream")
-        yield Sound("", stream.rate, stream.channels, _checked(_stream_blocks(container, stream), stream.rate, limits))
+        yield SoundStream(
+            "", stream.rate, stream.channels, _checked(_stream_blocks(container, stream), stream.rate, limits)
+        )
 
 
 def _open_file(data: bytes) -> soundfile.SoundFile | None:
@@ -97,7 +99,7 @@ def _stream_blocks(container: av.container.InputContainer, stream: av.AudioStrea
 
 
 def _with_true_length(data: bytes) -> bytes:
-    """A WAV whose header says how many bytes of samples follow; the same object where it does, or is no WAV.
+    """A WAV with the true number of bytes in its header; the same object if it is correct or not a WAV.
 
     libsndfile reads a cut WAV as a shorter one without a word, and one that claims nothing as empty.
 
@@ -138,7 +140,7 @@ def _are_chunks(data: bytes, start: int) -> bool:
 
 
 def _chunks(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
-    """Where each chunk of a RIFF file begins, its name, and the size that it claims."""
+    """Yields each chunk of a RIFF file: its offset, name and claimed size."""
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
         yield position, name, size
@@ -146,5 +148,5 @@ def _chunks(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 def open_container(data: bytes) -> av.container.InputContainer:
-    """Opens a film or a sound in any container that carries its media itself."""
+    """Opens a video or sound in any self-contained container."""
     return av.open(io.BytesIO(data), options={"format_whitelist": _DEMUXERS})

@@ -1,4 +1,4 @@
-"""What an LLM that schedules tools is asked, in words: for a plan, a mended one, the words of a step, and the reply."""
+"""Prompts for an LLM that schedules tools: for a plan, a repaired plan, the text of a step, and the reply."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ user sees. Do not mention the tools.
 
 
 def media_names(turns: Sequence[Turn]) -> dict[str, str]:
-    """How plans name what the user shows, by the items' names: `image-1`, `video-1`, `image-2` ..."""
+    """The names of the user's media in plans, by item name: `image-1`, `video-1`, `image-2` ..."""
     names: dict[str, str] = {}
     counts = dict.fromkeys(Modality, 0)
     for item in (part for turn in turns if turn.role == "user" for part in turn.parts if isinstance(part, Item)):
@@ -70,19 +70,19 @@ class Asking:
     guides: bool = False
 
     def plan(self) -> str:
-        """For a plan."""
+        """The prompt for a plan."""
         return self._prompt(PLAN)
 
     def mend(self, written: str, wrong: str) -> str:
-        """For a plan in place of the one that was written, with what is wrong with it."""
+        """The prompt for a repaired plan, with what is wrong with the one that was written."""
         return self._prompt(MEND, lines=[_line(written), wrong])
 
     def words(self, step: Step, needed: Iterable[tuple[Step, str]]) -> str:
-        """For the words of what a step is to make, given the results of those that it needs."""
+        """The prompt for the text of a step, given the results of the steps that it needs."""
         return self._prompt(WRITE, step.id, lines=[*map(_result, needed), _result((step, step.input))])
 
     def reply(self, results: Iterable[tuple[Step, str]]) -> str:
-        """For the reply, given what has been found and made."""
+        """The prompt for the reply, given what the steps found and made."""
         return self._prompt(REPLY, lines=[*map(_result, results)])
 
     def _prompt(self, title: str, *values: object, lines: Iterable[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Plans of an LLM that schedules tools: what a plan is, and whether it holds.
+"""Plans of tool calls: their format, and whether they are valid.
 
 A tool describes a medium that the user has shown, or makes one from words; text is all that goes between them. A step
 that needs what others found has its words written once these are there.
@@ -35,12 +35,12 @@ class Step:
 
     @property
     def verb(self) -> Verb:
-        """Whether it describes or makes."""
+        """Whether the step describes or makes a medium."""
         return TOOLS[self.tool][0]
 
     @property
     def modality(self) -> Modality:
-        """What it describes or makes."""
+        """The modality of the medium that the step describes or makes."""
         return TOOLS[self.tool][1]
 
 
@@ -50,7 +50,7 @@ def to_json(steps: Iterable[Step]) -> str:
 
 
 def from_json(text: str) -> tuple[Step, ...]:
-    """Reads a plan; raises ValueError for what is none, such as one that was cut off."""
+    """Parses a plan; raises ValueError if it is invalid, for example cut off."""
     try:
         steps = json.loads(text)["steps"]
         return tuple(
@@ -67,7 +67,7 @@ def from_json(text: str) -> tuple[Step, ...]:
 
 
 def problem(steps: Sequence[Step], names: Iterable[str], max_items: int | None = None) -> str | None:
-    """What is wrong with a plan about the media of these names, in one line; None where it holds.
+    """What is wrong with a plan about media of these names, in one line; None if it is valid.
 
     It must be a graph without circles, whose steps have numbers of their own, describe media that are there, and make
     no more than `max_items`.

@@ -1,4 +1,4 @@
-"""The datasets this project knows: where a user's files lie, who reads them, and how training stages see them.
+"""The known datasets: where their files are, which reader reads them, and how training stages see them.
 
 A dataset is what one preparation writes as one folder of shards; a view is how a stage looks at it.
 """
@@ -28,7 +28,7 @@ class Catalog:
     views: Mapping[str, tuple[str, View]]
 
     def find(self, root: Path) -> dict[str, Path]:
-        """The file or folder of each dataset that is present below the data folder; its first candidate wins."""
+        """The file or folder of each dataset found below the data folder; the first candidate wins."""
         found = {name: _first(root, entry.paths, _source) for name, entry in self.datasets.items()}
         return {name: path for name, path in found.items() if path is not None}
 
@@ -62,7 +62,7 @@ class Catalog:
 def load_catalog(path: Path | None = None, extra: Iterable[Path] = ()) -> Catalog:
     """Reads and checks a catalog file, by default the project's own, and `extra` ones over it.
 
-    An entry of a later file takes the place of an earlier one of its name.
+    An entry in a later file replaces an earlier one of the same name.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[Any, Any]:
 
 def _entry(name: str, row: Any) -> Entry:
     if not re.fullmatch(r"[a-z0-9_-]+", name):
-        raise ValueError("a dataset's name may hold a-z, 0-9, _ and - only: its folder bears it")
+        raise ValueError("a dataset's name may hold a-z, 0-9, _ and - only: its folder has the same name")
     if not isinstance(row, dict):
         raise ValueError("must be a mapping of reader, paths, media, views, ...")
     reader = row.get("reader")
@@ -117,7 +117,7 @@ def _lines(error: ValueError) -> Iterator[str]:
 
 
 def _clashes(datasets: Mapping[str, Entry]) -> Iterator[str]:
-    """A name must lead to one dataset: no view may be called like another view or another dataset."""
+    """Names must be unique: no view may have the name of another view or of another dataset."""
     owners: dict[str, str] = {}
     for name, entry in datasets.items():
         for view in entry.views:
@@ -132,7 +132,7 @@ def _first(root: Path, candidates: Iterable[str], find: Callable[[Path, str], Pa
 
 
 def _source(root: Path, candidate: str) -> Path | None:
-    """The file or folder, or the folder of the files, that a candidate names, if it is there."""
+    """The file or folder that a candidate names, or the folder of its files, if it exists."""
     parts, pattern = split_glob(candidate)
     path = root.joinpath(*parts)
     there = next(iter(path.glob(pattern)), None) is not None if pattern else path.exists()

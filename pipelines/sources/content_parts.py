@@ -13,7 +13,7 @@ _TEXTS = ("text", "value", "content")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Medium:
-    """A medium that stands in a message.
+    """A medium in a message.
 
     `place` is a file's name, a URL or a data URI, and `data` its bytes in base64; both are empty where a part says only
     that a medium of its modality stands here. `caption` is as the part has it, None without one.
@@ -29,7 +29,7 @@ def parse(content: Any) -> list[str | Medium]:
     """The content of a message: a text, or a list of parts under any usual spelling of their types and fields.
 
     `{"type": "image_url", "image_url": {"url": "a.jpg"}}`, `{"type": "image", "image": "a.jpg"}` and
-    `{"image": {"path": "a.jpg"}}` say the same. Texts are given as they stand.
+    `{"image": {"path": "a.jpg"}}` say the same. Texts are returned unchanged.
 
     Raises:
         ValueError: `bad field: ...` or `missing field: ...`, in one line.
@@ -74,7 +74,7 @@ def _text(part: Mapping[str, Any]) -> str:
 
 
 def _source(part: Mapping[str, Any], modality: Modality) -> tuple[str, str]:
-    """Where a part's medium is, and its bytes in base64: at once, or one level deeper."""
+    """The location of a part's medium and its bytes in base64, at the top or one level down."""
     place, data = _first(part, *(spelling.format(modality) for spelling in _SPELLINGS)), part.get("data")
     if isinstance(place, dict):
         place, data = _first(place, *_INNER), place.get("data")

@@ -18,13 +18,13 @@ def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
     A row's input media are in `input_image` (newer files), `images`, `image` (LLaVA) or `image_name` (LLaVA as
     NExT-GPT's older code spells it); its outputs in `output_image` and `image_captions`; video and audio likewise.
-    `turn_parts.turns` says where they stand.
+    For their places, see `turn_parts.turns`.
     """
     return rows.read(entry, path, _key, lambda row: _dialogue(row, speakers.CONVERSATIONS))
 
 
 def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each chat as `read` does; a row is called by its number, since media stand in any of its parts.
+    """Yields each chat as `read` does; the key is the row's number, since media may be in any part.
 
     A medium in an assistant's turn is to be generated and needs a `caption`, but no file.
     """
@@ -32,7 +32,7 @@ def read_chats(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
 
 
 def read_prompts(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each chat as `read_chats` does, but of those that end in a user's turn: they wait for their answer."""
+    """Yields each chat as `read_chats` does, but chats that end in a user's turn and are still to be answered."""
     return rows.read(entry, path, lambda row, index: row_key(index), _prompt)
 
 

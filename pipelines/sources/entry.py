@@ -106,7 +106,7 @@ class Entry(BaseModel):
         return self
 
     def patterns(self, folder: Path) -> list[str]:
-        """Which files of a folder are meant, by the candidates with `*` that lead there; empty for all of them."""
+        """The patterns of a folder's files, from candidates with `*` that lead there; empty means all files."""
         globs = (split_glob(spelling) for candidate in self.paths for spelling in spellings(candidate))
         return [pattern for parts, pattern in globs if pattern and (not parts or folder.parts[-len(parts) :] == parts)]
 
@@ -123,7 +123,7 @@ class Entry(BaseModel):
 
 
 def filled(templates: Iterable[str], row: Mapping[str, Any], spelled: Callable[[str], str] = str) -> list[str]:
-    """File names with a row's values in place of their columns, those of which all are there."""
+    """File names filled in with a row's values; names with missing values are left out."""
 
     def value(match: re.Match[str]) -> str:
         return spelled(str(identifier(row[match[1]])).zfill(int(match[2] or 0)))
@@ -135,7 +135,7 @@ def filled(templates: Iterable[str], row: Mapping[str, Any], spelled: Callable[[
 
 
 def split_glob(candidate: str) -> tuple[tuple[str, ...], str]:
-    """The folders of a candidate before its first wildcard, and the pattern from there on, empty without one."""
+    """The folders of a candidate up to its first wildcard, and the pattern from there on, or empty."""
     parts = PurePosixPath(candidate).parts
     count = next((index for index, part in enumerate(parts) if _WILDCARD.search(part)), len(parts))
     return parts[:count], "/".join(parts[count:])

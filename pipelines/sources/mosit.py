@@ -1,4 +1,4 @@
-"""Dialogues that change modality (MosIT), as JSON of both generations or as the text its authors work with."""
+"""Modality-switching dialogues (MosIT), as JSON of both generations or as its authors' text files."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,7 +53,7 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
 
 
 def _listed(row: rows.Row) -> dict[str, Item]:
-    """The media of a row's lists, by the names its tags use."""
+    """The media in a row's lists, by the names used in tags."""
     media = {}
     for modality in Modality:
         for entry in rows.listed(row, f"{modality}_list"):

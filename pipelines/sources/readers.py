@@ -1,4 +1,4 @@
-"""Readers of other people's files, by the name the catalog calls them.
+"""Readers of source files, by their names in the catalog.
 
 A reader takes a catalog entry and its file or folder, of any format of rows, and yields samples, and rejects for the
 rows it cannot use. It opens no media: an item's name is a file below the entry's media folder, or inside a container.

@@ -1,4 +1,4 @@
-"""Who speaks in a conversation: the names speakers go by, the order of their turns, and where system messages go."""
+"""Speakers of a conversation: their names, the order of their turns, and the place of system messages."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -35,7 +35,7 @@ def messages(row: Row, spellings: Spellings) -> list[tuple[Speaker, Any]]:
 
 
 def speeches(row: Row) -> list[tuple[Speaker, str]]:
-    """Who says what in a conversation of texts, under any spelling of the field.
+    """The speeches of a text conversation, under any spelling of the field.
 
     Raises:
         ValueError: it is no conversation, or user and assistant do not take turns, the user first.
@@ -46,7 +46,7 @@ def speeches(row: Row) -> list[tuple[Speaker, str]]:
 
 
 def check_order(speakers: Sequence[Speaker], is_prompt: bool = False) -> None:
-    """Whether user and assistant take turns; system messages may stand anywhere between.
+    """Checks that user and assistant take turns; system messages may be anywhere.
 
     Raises:
         ValueError: they do not, the assistant begins, or there is no answer at all; or a prompt ends in an answer.
@@ -60,7 +60,7 @@ def check_order(speakers: Sequence[Speaker], is_prompt: bool = False) -> None:
 
 
 def role_of(value: Any) -> Speaker:
-    """Who speaks, under any of the usual names, in any case.
+    """The speaker, under any of the usual names, in any case.
 
     Raises:
         ValueError: it is no name of a user, an assistant or the system.

@@ -10,7 +10,7 @@ from pipelines.tables.keys import row_key
 
 
 def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
-    """Yields each conversation; items to generate stand where `<audio>` does, or at the end of the answer.
+    """Yields each conversation; items to generate replace `<audio>`, or come at the end of the answer.
 
     Newer files list the captions in `audio_captions` and have placeholders in the text; older ones give `caption` and
     `output_modality` with each answer and have none. The media they name were never published.

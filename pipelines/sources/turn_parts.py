@@ -1,4 +1,4 @@
-"""Conversations in other people's rows: texts, content parts, and where the row's media stand in them."""
+"""Conversations in rows of any format: texts, content parts, and the places of the row's media in them."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +11,8 @@ from pipelines.sources.rows import Dialogue, Row, caption, listed, name, prose
 PLACEHOLDER = re.compile(r"<(image|video|audio)>", re.IGNORECASE)
 
 
-class Pool:
-    """The media a row names beside its text, taken in order, modality by modality.
+class MediaPool:
+    """The media that a row names apart from its text, taken in order by modality.
 
     With `repeat` a placeholder is given the last item again when no more are left: all turns may show one and the same
     image. With `video_as_image` it is given a video when the row has no image left for `<image>`.
@@ -41,20 +41,20 @@ class Pool:
         return item
 
     def next(self, modality: Modality) -> Item | None:
-        """The next item of a modality, None where none is left."""
+        """The next item of a modality; None if there are none left."""
         item = next((item for item in self._left if item.modality == modality), None)
         if item:
             self._left.remove(item)
         return item
 
     def claim(self, item: Item) -> Item:
-        """An item that a turn names itself, which is so no longer left."""
+        """Takes an item that a turn itself names."""
         if item in self._left:
             self._left.remove(item)
         return item
 
     def rest(self) -> list[Item]:
-        """What nothing took, in order."""
+        """The remaining items, in order."""
         return list(self._left)
 
 
@@ -152,8 +152,8 @@ class _Media:
     def __init__(
         self, inputs: Sequence[Item], outputs: Sequence[Item], *, video_as_image: bool, has_media: bool | None
     ) -> None:
-        self.inputs = Pool(inputs, repeat=True, video_as_image=video_as_image)
-        self.outputs = Pool(outputs)
+        self.inputs = MediaPool(inputs, repeat=True, video_as_image=video_as_image)
+        self.outputs = MediaPool(outputs)
         self._has_media = bool(inputs or outputs) if has_media is None else has_media
 
     def parts(self, speaker: speakers.Speaker, part: str | content_parts.Medium) -> list[Part]:
@@ -227,7 +227,7 @@ def text_turns(row: Row) -> Dialogue:
 
 
 def text_part(text: str) -> list[Part]:
-    """A text as the parts of a turn: none, where it is empty."""
+    """A text as the parts of a turn; no parts if it is empty."""
     return [text] if text else []
 
 
@@ -245,7 +245,7 @@ def split(text: str, pattern: re.Pattern[str], item: Callable[[re.Match[str]], I
 def finished(
     said: Iterable[speakers.Speech], meta: Mapping[str, Any] | None = None, is_prompt: bool = False
 ) -> Dialogue:
-    """A dialogue from speakers and parts that alternate.
+    """Builds a dialogue from alternating speakers and their parts.
 
     The model's chat format has no system turn: a system message stands in the user's turn (`speakers.with_system`), and
     `system` in the meta tells its words from the user's. A last question without an answer teaches nothing: unless it

@@ -31,7 +31,7 @@ def _dialogue(row: rows.Row) -> rows.Dialogue:
 
 
 def _exchange(pair: dict[str, Any]) -> Iterator[Speech]:
-    """An instruction may stand before the question, or instead of one."""
+    """An instruction may precede the question or replace it."""
     asked = [rows.prose(pair.get(name) or "", name) for name in ("i", "q")]
     yield "user", turn_parts.text_part("\n".join(filter(None, asked)))
     yield "assistant", turn_parts.text_part(rows.prose(rows.field(pair, "a"), "a"))

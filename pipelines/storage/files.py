@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a local disk or in any object store that fsspec knows.
+"""Atomic files on a local disk or in any object store that fsspec supports.
 
 A path is a `pathlib.Path`, or for a URL (`s3://`, `gs://`, `memory://` ...) a `upath.UPath`, which is used in the same
 way and passes for one here. What a local disk alone can do (renaming, links, change times) is hidden in this module.
@@ -61,7 +61,7 @@ def arrow_filesystem(path: Path) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a local temporary path; on success it takes the place of `path` at once, on error it is removed.
 
-    On a local disk it lies beside `path`, is synced and renamed; an object store shows an upload once it is whole.
+    On a local disk it is in the same folder, and is synced and renamed; in an object store an upload is atomic.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; it names `path`.
@@ -83,7 +83,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _move(temporary: Path, path: Path) -> None:
-    """Puts a finished local file in the place of `path`."""
+    """Moves a finished local file to `path`."""
     if is_local(path):
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -108,7 +108,7 @@ def _naming(path: Path, only: Container[int | None] | None = None) -> Iterator[N
 
 
 def stamp(path: Path) -> str:
-    """What changes when a file's content does, without opening it; `missing` where it is no file.
+    """A value that changes with a file's content, without opening it; `missing` if it is not a file.
 
     Locally its size, and the times of its content and of its inode (the second cannot be set back); in an object store
     its size and tag.
@@ -134,23 +134,34 @@ def _stamp_of(info: dict[str, Any]) -> str:
     return " ".join(str(info.get(name, "")) for name in ("size", "ETag", "etag", "LastModified", "mtime", "created"))
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, *, sort_keys: bool = True) -> str:
     """A value as the text of a JSON file; equal values give equal text."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically."""
+def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
+    """Writes JSON atomically; `sort_keys=False` keeps the order of mappings where it has a meaning."""
+    write_text(path, to_json(value, sort_keys=sort_keys))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(to_json(value), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a file that is no JSON is a ValueError naming it."""
+    """Reads JSON; raises ValueError naming the file if it is invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); mend or delete it and run the job again") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); fix or delete it and run the job again") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSON-lines file, without an incomplete last line; empty if there is no such file."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -160,7 +171,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
 
 
 def share_file(path: Path, target: Path) -> None:
-    """Puts a file at a second place too, atomically: by a hard link where the disk has them, else by a copy."""
+    """Adds a file at a second path, atomically: as a hard link if possible, otherwise as a copy."""
     temporary = target.with_name(f".{target.name}.link")
     try:
         temporary.unlink(missing_ok=True)
@@ -173,7 +184,7 @@ def share_file(path: Path, target: Path) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a Parquet file is there and all of its pages have the checksums they were written with."""
+    """Whether a Parquet file exists and the checksums of all its pages match."""
     try:
         with path.open("rb") as file:
             pq.read_table(file, page_checksum_verification=True, **_ONE_THREAD)
@@ -212,7 +223,7 @@ def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder if it is there."""
+    """Removes a folder if it exists."""
     if not path.exists():
         return
     if is_local(path):

@@ -1,4 +1,4 @@
-"""How embeddings are kept: as float32, float16, or int8 with a scale for each vector; and what that costs."""
+"""How embeddings are stored: as float32, float16, or int8 with one scale per vector; and the loss of precision."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ INT8_MAX = 127
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """What storing costs against float32: the largest error of a number, the lowest cosine of a vector."""
+    """The loss against float32: the largest absolute error of a value, and the lowest cosine of a vector."""
 
     max_error: float = 0.0
     min_cosine: float = 1.0
 
     def worse(self, other: "Loss") -> "Loss":
-        """The worse of both, figure by figure."""
+        """The worse of two losses in each figure."""
         return Loss(max_error=max(self.max_error, other.max_error), min_cosine=min(self.min_cosine, other.min_cosine))
 
 
 def record_type(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
-    """One stored embedding of `shape` (..., D) as a numpy type; in int8 a vector is its scale and D values."""
+    """The NumPy type of a stored embedding of `shape` (..., D); in int8 a vector has a scale and D values."""
     if dtype != "int8":
         return np.dtype((dtype, tuple(shape)))
     vector = np.dtype([("scale", "<f4"), ("values", "i1", (shape[-1],))]) if shape else np.dtype("<f4")
@@ -32,13 +32,13 @@ def record_type(dtype: str, shape: Sequence[int]) -> np.dtype[Any]:
 
 
 def shape_of(record: np.dtype[Any]) -> tuple[int, ...]:
-    """The `shape` that `record_type` made a type from."""
+    """The `shape` that a type of `record_type` was made for."""
     vector, shape = record.subdtype or (record, ())
     return (*shape, *vector["values"].shape) if vector.names else shape
 
 
 def store(embeddings: npt.NDArray[Any], dtype: str, name: str) -> tuple[npt.NDArray[Any], Loss]:
-    """Embeddings (N, ..., D) as they are kept, and what that costs.
+    """Converts embeddings (N, ..., D) to their stored form; also returns the loss.
 
     Raises:
         ValueError: some are not finite, or not in this type; `name` says whose they are.
@@ -55,7 +55,7 @@ def store(embeddings: npt.NDArray[Any], dtype: str, name: str) -> tuple[npt.NDAr
 
 
 def restore(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Stored embeddings as floating-point numbers: int8 gives float32, other types are left as they are."""
+    """Converts stored embeddings to floating point: int8 to float32; other types are unchanged."""
     if stored.dtype.names is None:
         return stored
     return stored["values"].astype(np.float32) * stored["scale"][..., None]
@@ -65,7 +65,7 @@ def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
     stored = np.zeros(len(embeddings), record_type("int8", embeddings.shape[1:]))
     scale = (np.abs(embeddings).max(-1) / INT8_MAX).astype(np.float32)
     stored["scale"] = scale
-    # A vector of zeros, or of numbers so small that their scale is no float32 above zero, is kept as zeros.
+    # A vector of zeros, or of values whose scale underflows in float32, is stored as zeros.
     with np.errstate(invalid="ignore"):
         steps = np.divide(embeddings, scale[..., None], out=np.zeros_like(embeddings), where=scale[..., None] > 0)
         stored["values"] = np.clip(np.rint(steps), -INT8_MAX, INT8_MAX)

@@ -1,4 +1,4 @@
-"""Random access to the members of many tars: indexes and local files stay open, an object store is asked for many."""
+"""Random access to the members of many tars: indexes and local files stay open, object stores get batched requests."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A member of a tar as its index says: its sample's key, where it stands, and a sidecar's lengths."""
+class IndexEntry:
+    """A member of a tar according to its index: its sample's key, its range, and a sidecar's lengths."""
 
     key: str
     range: Range
@@ -50,12 +50,12 @@ class Indexes:
     """The indexes of tars, those used last kept in memory: `num_bytes` of them, at most about `INDEX_BYTES`."""
 
     def __init__(self, offset: str, length: str, lengths: str | None = None) -> None:
-        """Takes the names of the columns that say where a member stands."""
+        """Takes the names of the columns with a member's offset and length."""
         self._names = [name for name in ("key", offset, length, lengths) if name]
         self._kept: OrderedDict[Path, _Index] = OrderedDict()
         self.num_bytes = 0
 
-    def entry(self, tar: Path, place: int) -> Entry:
+    def entry(self, tar: Path, place: int) -> IndexEntry:
         """The member of the sample at `place` of a tar.
 
         Raises:
@@ -63,7 +63,7 @@ class Indexes:
         """
         index = self._kept.get(tar) or self._load(tar)
         self._kept.move_to_end(tar)
-        return Entry(
+        return IndexEntry(
             key=index.keys[place].as_py(),
             range=Range(tar, int(index.offsets[place]), int(index.sizes[place])),
             lengths=index.lengths[place].as_py() if index.lengths is not None else [],
@@ -92,7 +92,7 @@ def _array(table: pa.Table, name: str) -> Any:
 
 
 class Ranges:
-    """Reads byte ranges, keeping the local files used last open."""
+    """Reads byte ranges, keeping the most recently used local files open."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, pa.OSFile] = OrderedDict()

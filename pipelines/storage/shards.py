@@ -1,4 +1,4 @@
-"""WebDataset tar shards: equal samples give equal bytes, and every sample can be read by its offset.
+"""WebDataset tar shards: deterministic, and with random access to every sample by its offset.
 
 A dataset is a folder: `00000.tar`, `00001.tar`, ... of exactly `samples_per_shard` samples each but the last,
 an index `00000.parquet` beside each, `rejects.parquet`, and `manifest.json`, which is written last: a folder
@@ -48,7 +48,7 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "key", "st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A finished tar: its file name, how many samples it holds, its size in bytes, its hash and that of its index."""
+    """A finished tar: its file name, number of samples, size in bytes, hash, and the hash of its index."""
 
     name: str
     samples: int
@@ -89,17 +89,17 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """A hash of all shards: the same data have the same wherever they were made."""
+        """A hash of all shards: equal data have equal hashes, wherever they were made."""
         return hash_strings([shard.sha256 for shard in self.shards])
 
     @property
     def taken(self) -> int:
-        """How many rows are in the samples."""
+        """The number of rows that became samples."""
         return self.rows - sum(self.rejected.values())
 
     @property
     def num_examples(self) -> int:
-        """How many examples training finds: one a caption."""
+        """The number of training examples: one per caption."""
         return self.captions or self.samples
 
     def write(self, directory: Path) -> None:
@@ -130,7 +130,7 @@ class Manifest:
 
 
 def write_manifest(directory: Path, fields: dict[str, Any]) -> None:
-    """Writes `manifest.json` with a `checksum` of its own content; atomically, so that it marks a finished folder."""
+    """Writes `manifest.json` atomically with a `checksum` of its content; it marks a finished folder."""
     write_json(directory / MANIFEST, fields | {"checksum": _checksum(fields)})
 
 
@@ -159,7 +159,7 @@ def shard_name(index: int) -> str:
 
 
 def index_path(tar: Path) -> Path:
-    """The index beside a tar."""
+    """The path of a tar's index."""
     return tar.with_suffix(".parquet")
 
 
@@ -193,7 +193,7 @@ def members(sample: Sample) -> dict[str, bytes]:
 
 
 def from_members(values: Mapping[str, bytes]) -> Sample:
-    """Reads back what `members` wrote; media whose bytes are not given stay out."""
+    """The inverse of `members`; media whose bytes are not given are left out."""
     document = json.loads(values["json"])
     media = {
         name: Media(modality=Modality(modality), data=values[name], format=name.rpartition(".")[2])
@@ -205,7 +205,7 @@ def from_members(values: Mapping[str, bytes]) -> Sample:
 
 
 class TarShardWriter:
-    """Writes samples into a tar whose bytes depend on nothing but the samples."""
+    """Writes samples to a tar whose bytes depend only on the samples."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=WRITE_BYTES)
@@ -231,7 +231,7 @@ class TarShardWriter:
 
 
 def json_range(values: Mapping[str, bytes], offset: int) -> tuple[int, int]:
-    """Where the `json` member's content stands in a tar when the sample's members begin at `offset`."""
+    """The range of the `json` member's content in a tar, for a sample that begins at `offset`."""
     for name in sorted(values):
         if name == "json":
             return offset + tarfile.BLOCKSIZE, len(values[name])
@@ -246,7 +246,7 @@ def end_of_archive(size: int) -> bytes:
 
 
 def copy_range(source: BinaryIO, target: BinaryIO, offset: int, length: int, digest: Any) -> None:
-    """Copies a byte range in pieces of a megabyte, feeding the hash on the way."""
+    """Copies a byte range in chunks of a megabyte, and updates the hash."""
     source.seek(offset)
     while length:
         piece = source.read(min(length, 1 << 20))
@@ -257,7 +257,7 @@ def copy_range(source: BinaryIO, target: BinaryIO, offset: int, length: int, dig
 
 
 def iterate_samples(tar: Path) -> Iterator[Sample]:
-    """Reads a shard's samples one at a time by its index; memory holds one sample."""
+    """Reads a shard's samples one at a time by its index; only one sample is in memory."""
     with tar.open("rb") as file:
         for row in read_rows(index_path(tar), ["offset", "length"]):
             file.seek(row["offset"])
@@ -274,13 +274,13 @@ def hash_members(values: Mapping[str, bytes]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file."""
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(tar: Path, shard: Shard) -> bool:
-    """Whether a shard and its index are there, byte for byte as they were written."""
+    """Whether a shard and its index exist, byte for byte as they were written."""
     index = index_path(tar)
     if not tar.is_file() or not index.is_file() or hash_file(tar) != shard.sha256:
         return False
@@ -288,7 +288,7 @@ def is_whole(tar: Path, shard: Shard) -> bool:
 
 
 def remove_others(directory: Path, names: set[str]) -> None:
-    """Removes shards that are not named, left by an earlier run, and what a run that was killed had begun to write."""
+    """Removes shards that are not named, left by an earlier run, and partial files of a killed run."""
     begun = [path for path in directory.glob(".*.*") if path.is_file() and path.name != STATE]
     left = [path for tar in directory.glob("[0-9]*.tar") if tar.name not in names for path in (tar, index_path(tar))]
     for path in begun + left:

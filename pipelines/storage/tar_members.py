@@ -1,4 +1,4 @@
-"""Members of a tar: byte for byte those that `tarfile` writes, at a tenth of its time."""
+"""Writes tar members byte for byte as `tarfile` does, ten times as fast."""
 
 import tarfile
 from typing import BinaryIO

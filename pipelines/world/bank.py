@@ -1,4 +1,4 @@
-"""Media of the synthetic world with captions, in memory: what its foundations are trained on."""
+"""Captioned media of the synthetic world in memory, as training data for its foundations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def _unnamed_timbre(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def joined(first: Bank, second: Bank) -> Bank:
-    """One bank after the other."""
+    """Concatenates two banks."""
     return Bank(
         subjects=first.subjects + second.subjects,
         media=np.concatenate([first.media, second.media]),

@@ -126,7 +126,7 @@ NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video", Modality.AUDIO: "so
 
 
 def caption(subject: Subject, variant: int) -> str:
-    """Describes the subject truly: every one of its attributes and nothing else."""
+    """Describes a subject: all of its attributes and nothing else."""
     frame = choose(CAPTIONS[modality_of(subject)], variant)
     return frame.format(thing=thing(subject, variant), where=where(subject, variant))
 
@@ -144,7 +144,7 @@ def thing(subject: Subject, variant: int = 0) -> str:
 
 
 def where(subject: Subject, variant: int = 0) -> str:
-    """Where it is or goes; nothing for a sound."""
+    """The place or direction of a subject; empty for a sound."""
     number = variant // len(CAPTIONS[Modality.IMAGE])
     match subject:
         case Scene():
@@ -159,10 +159,10 @@ def where(subject: Subject, variant: int = 0) -> str:
 
 
 def with_article(words: str) -> str:
-    """`a` or `an`, as the first letter asks for."""
+    """Prefixes `a` or `an`, depending on the first letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def choose(values: Sequence[T], variant: int) -> T:
-    """The value that belongs to a variant; variants beyond the last begin again."""
+    """The value for a variant, which is counted modulo the number of values."""
     return values[variant % len(values)]

@@ -35,7 +35,7 @@ _NUM_WAYS = 3  # to say a place or direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Expected:
     """What one assistant turn must do: name these attributes in its text, and make these subjects, one an item.
 
     An attribute of which the text names two values is not in `named`.
@@ -52,11 +52,11 @@ class Conversation:
     kind: str
     turns: tuple[Turn, ...]
     media: Mapping[str, Subject]
-    answers: tuple[Answer, ...]
+    answers: tuple[Expected, ...]
 
 
 def converse(kind: str, seed: int, index: int, *, held_out: bool = False) -> Conversation:
-    """Draws one conversation of a kind; it depends on the arguments alone.
+    """Draws one conversation of a kind; it depends only on the arguments.
 
     No subject in it, shown, made or only spoken of, is a held-out combination; with `held_out` the first one is, and
     the others are not. `change` and `remember` take the modalities by turns of `index`. One in eight `describe_*` and
@@ -79,7 +79,7 @@ def converse_by_turns(kinds: Sequence[str], seed: int, number: int, *, held_out:
 
 
 class _Talk:
-    """A conversation on its way."""
+    """A conversation under construction."""
 
     def __init__(self, rng: np.random.Generator, index: int, held_out: bool) -> None:
         self.rng = rng
@@ -89,13 +89,13 @@ class _Talk:
         self.subjects: list[Subject] = []  # all that came up, the main one first
         self.turns: list[Turn] = []
         self.media: dict[str, Subject] = {}
-        self.answers: list[Answer] = []
+        self.answers: list[Expected] = []
 
     def pick(self, values: Sequence[T]) -> T:
         return values[int(self.rng.integers(len(values)))]
 
     def about(self, subject: S) -> S:
-        """Notes that a subject came up."""
+        """Records that a subject was mentioned."""
         self.subjects.append(subject)
         return subject
 
@@ -110,7 +110,7 @@ class _Talk:
         return subject
 
     def motion(self, scene: Scene) -> Motion:
-        """How a still shape could move."""
+        """Draws a motion for a still shape."""
         direction = self.pick(ATTRIBUTES[Modality.VIDEO]["direction"])
         return self.about(Motion(colour=scene.colour, shape=scene.shape, direction=direction))
 
@@ -136,7 +136,7 @@ class _Talk:
             part if isinstance(part, str) else Item(modality=modality_of(part), caption=words(part)) for part in said
         )
         self.turns.append(Turn(role="assistant", parts=tuple(parts)))
-        self.answers.append(Answer(named=named, made=tuple(part for part in said if not isinstance(part, str))))
+        self.answers.append(Expected(named=named, made=tuple(part for part in said if not isinstance(part, str))))
 
     def describe(self, subject: Subject) -> None:
         """The user shows a subject, the assistant describes it."""

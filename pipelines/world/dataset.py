@@ -1,4 +1,4 @@
-"""Writes the synthetic world as a NExT-GPT data folder, the dataset of those who have none yet."""
+"""Writes the synthetic world as a NExT-GPT data folder, for those who have no data yet."""
 
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SCHEMA = 4  # Raise it with any change to the bytes written.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pairs:
-    """How NExT-GPT lays out the pairs of one modality."""
+    """NExT-GPT's layout of the pairs of one modality."""
 
     dataset: str
     media_folder: str

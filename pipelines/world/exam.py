@@ -1,6 +1,6 @@
-"""The exam on the synthetic world: which conversations a model holds, what is right in them, and what guessing gets.
+"""The exam on the synthetic world: its conversations, their grading, and the scores of guessing.
 
-Whoever runs a model hands in its responses; they are graded by what is seen, heard and read in them.
+The caller runs the model; its attempts are graded by what oracles see, hear and read in them.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Literal
 from pipelines.media.codecs import encode
 from pipelines.sample import Decoded, Item, Media, Modality, Part
 from pipelines.world.captions import NOUNS
-from pipelines.world.conversations import Answer, Conversation, converse
+from pipelines.world.conversations import Conversation, Expected, converse
 from pipelines.world.oracles import grade as grade_medium
 from pipelines.world.oracles import read, read_text
 from pipelines.world.render import render
@@ -35,12 +35,12 @@ _FIRST_VARIANT = 10_000_000  # likewise of what is drawn
 Grades = dict[str, bool]
 Grading = Literal["attributes", "whole", "modalities", "well_formed"]
 _NUM_VALUES = {name: len(values) for of_one in ATTRIBUTES.values() for name, values in of_one.items()}
-# What a harder subject has beside its attributes, and the values that it can have.
+# The additional attributes of harder subjects, and their values.
 _HARDER = {"speed": tuple(filter(None, SPEEDS)), "melody": tuple(filter(None, MELODIES))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ExamRow:
     """One row of the table: how many of the answers in conversations of `kinds` are right; of all where it has none.
 
     By `grading` a conversation counts for
@@ -75,39 +75,43 @@ _CASES = {
 _HARD = {Modality.IMAGE: "hard: two objects", Modality.VIDEO: "hard: speeds", Modality.AUDIO: "hard: melodies"}
 
 
-def _rows() -> Iterator[Row]:
+def _rows() -> Iterator[ExamRow]:
     for modality, noun in NOUNS.items():
         kinds = (f"describe_{modality}",)
-        yield Row(name=f"understand_{modality}", title=f"{noun} to words", kinds=kinds, target=0.9, stage_1_target=0.7)
+        yield ExamRow(
+            name=f"understand_{modality}", title=f"{noun} to words", kinds=kinds, target=0.9, stage_1_target=0.7
+        )
     for modality, noun in NOUNS.items():
-        yield Row(name=f"make_{modality}", title=f"words to {noun}", kinds=(f"make_{modality}",), target=0.9)
-    yield Row(name="modalities", title="right modalities", grading="modalities", target=0.99)
-    yield Row(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
+        yield ExamRow(name=f"make_{modality}", title=f"words to {noun}", kinds=(f"make_{modality}",), target=0.9)
+    yield ExamRow(name="modalities", title="right modalities", grading="modalities", target=0.99)
+    yield ExamRow(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
     for kind, title in _CASES.items():
-        yield Row(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+        yield ExamRow(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     for kind in ("change", "remember"):
         title = f"several turns: {kind}"
-        yield Row(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+        yield ExamRow(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     for modality, title in _HARD.items():
-        yield Row(name=f"hard_{modality}", title=title, kinds=(f"describe_{modality}", f"make_{modality}"), hard=True)
+        yield ExamRow(
+            name=f"hard_{modality}", title=title, kinds=(f"describe_{modality}", f"make_{modality}"), hard=True
+        )
 
 
-ROWS: Mapping[str, Row] = {row.name: row for row in _rows()}
+ROWS: Mapping[str, ExamRow] = {row.name: row for row in _rows()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A conversation that a model is to hold: the `number`-th of its row."""
+    """A conversation of the exam: the `number`-th of its row."""
 
     key: str
     number: int
-    row: Row
+    row: ExamRow
     conversation: Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A model's answer: texts and items in the order they stand, and the medium of each item, if it was rendered."""
+class Attempt:
+    """A model's answer: texts and items in order, and the medium of each item, if it was rendered."""
 
     parts: tuple[Part, ...]
     media: tuple[Decoded | None, ...]
@@ -115,16 +119,16 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The words of it."""
+        """The texts, joined by spaces."""
         return " ".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What its items are."""
+        """The modalities of its items, in order."""
         return tuple(part.modality for part in self.parts if isinstance(part, Item))
 
 
-def cases(row: Row, count: int, seed: int = SEED) -> list[Case]:
+def cases(row: ExamRow, count: int, seed: int = SEED) -> list[Case]:
     """The first `count` conversations of a row; the main subject of each is a combination held out of all training.
 
     Harder subjects have their own combinations; none of them are held out, but `seed` draws them anew.
@@ -149,8 +153,8 @@ def shown(case: Case) -> dict[str, Media]:
     }
 
 
-def grade(row: Row, conversation: Conversation, responses: Sequence[Response]) -> Grades:
-    """Says what is right; of things that several answers have, whether it is right in all of them."""
+def grade(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> Grades:
+    """Grades each attribute; one that occurs in several answers must be right in all of them."""
     grades: Grades = {}
     for number, (answer, response) in enumerate(zip(conversation.answers, responses, strict=True)):
         match row.grading:
@@ -166,21 +170,21 @@ def grade(row: Row, conversation: Conversation, responses: Sequence[Response]) -
     return grades
 
 
-def is_lost(row: Row, conversation: Conversation, responses: Sequence[Response]) -> bool:
-    """Whether a conversation counts for nothing whatever its media hold."""
+def is_lost(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> bool:
+    """Whether a conversation scores 0 whatever its media show."""
     if row.grading != "whole":
         return False
     pairs = zip(conversation.answers, responses, strict=True)
     return not all(right for answer, response in pairs for _, right in _grade_said(answer, response))
 
 
-def score(row: Row, grades: Grades) -> float:
-    """What a conversation counts for, of 1."""
+def score(row: ExamRow, grades: Grades) -> float:
+    """The score of a conversation, from 0 to 1."""
     return float(all(grades.values())) if row.grading == "whole" else sum(grades.values()) / len(grades)
 
 
-def chance(row: Row, conversation: Conversation) -> float | None:
-    """What a conversation counts for in the mean if each value is guessed, all V values of an attribute alike.
+def chance(row: ExamRow, conversation: Conversation) -> float | None:
+    """The expected score of a conversation if each value is guessed, uniformly among the V values of an attribute.
 
     * `attributes`: the mean over attributes of 1 / V, and of 1 / V^2 where it is asked of two objects. Speed and melody
       have two values.
@@ -203,12 +207,12 @@ def chance(row: Row, conversation: Conversation) -> float | None:
             return None
 
 
-def _guessed(answer: Answer) -> list[str]:
+def _guessed(answer: Expected) -> list[str]:
     made = [name for subject in answer.made for name in attributes(subject)]
     return made + [name for name in answer.named if name not in made]
 
 
-def _grade_attributes(conversation: Conversation, answer: Answer, response: Response) -> Grades:
+def _grade_attributes(conversation: Conversation, answer: Expected, response: Attempt) -> Grades:
     if answer.made:
         [(wanted, medium)] = _pairs(answer, response)
         return _grade_medium(wanted, medium)
@@ -216,24 +220,24 @@ def _grade_attributes(conversation: Conversation, answer: Answer, response: Resp
     return _grade_words(shown, response.text)
 
 
-def _grade_said(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+def _grade_said(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool]]:
     named = read_text(response.text)
     for name, value in answer.named.items():
         yield f"said {name}", named.get(name) == value
     yield "modalities", _modalities_right(answer, response)
 
 
-def _grade_made(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+def _grade_made(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool]]:
     for wanted, medium in _pairs(answer, response):
         for name, right in _grade_medium(wanted, medium).items():
             yield f"{modality_of(wanted)} {name}", right
 
 
-def _modalities_right(answer: Answer, response: Response) -> bool:
+def _modalities_right(answer: Expected, response: Attempt) -> bool:
     return Counter(response.modalities) == Counter(map(modality_of, answer.made))
 
 
-def _pairs(answer: Answer, response: Response) -> Iterator[tuple[Subject, Decoded | None]]:
+def _pairs(answer: Expected, response: Attempt) -> Iterator[tuple[Subject, Decoded | None]]:
     """Each subject to be made, and the next medium of its modality, if there is one."""
     media = {
         m: iter([d for d, of in zip(response.media, response.modalities, strict=True) if of is m]) for m in Modality
@@ -249,7 +253,7 @@ def _grade_medium(wanted: Subject, medium: Decoded | None) -> Grades:
 
 
 def _grade_words(wanted: Subject, text: str) -> Grades:
-    """Of two objects the words name the first, `and`, the second."""
+    """Texts about two objects name the first, `and`, the second."""
     objects = _objects(wanted)
     said = [read_text(part) for part in (text.split(" and ") if len(objects) > 1 else [text])]
     grades = {

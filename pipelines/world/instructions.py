@@ -65,7 +65,7 @@ def _llava_row(conversation: Conversation, stem: str, files: Mapping[str, str]) 
 
 
 def _videochat_row(conversation: Conversation, stem: str, files: Mapping[str, str]) -> Row:
-    """What is no question is an instruction."""
+    """Text that is not a question is an instruction."""
     (file,) = files.values()
     texts = [_text(turn) for turn in conversation.turns]
     exchanges = [

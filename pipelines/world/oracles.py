@@ -1,4 +1,4 @@
-"""Reads a subject of the synthetic world back from what is seen, heard or said, not from how it was made.
+"""Recognises subjects of the synthetic world in media and text, independently of how they were rendered.
 
 Tolerant of what small decoders do (blur, hiss, uneven colours), and silent about noise.
 """
@@ -109,7 +109,7 @@ def _most_common(names: Sequence[str]) -> str:
 
 
 def _sound(audio: Audio) -> Sound | None:
-    """Listens to each third by itself: a melody has a note in each, and a steady sound bears with one that failed."""
+    """Analyses each third separately: a melody has a note in each; for a steady sound, one may fail."""
     thirds = np.array_split(audio.waveform.mean(axis=0), 3)
     tones = [tone for tone in (_tone(third, audio.sample_rate) for third in thirds) if tone]
     if len(tones) < 2:

@@ -1,6 +1,6 @@
-"""Plans about the synthetic world: what an LLM that schedules tools is asked in a conversation, and what is right.
+"""Plans about the synthetic world: prompts for an LLM that schedules tools, and the right answers.
 
-They are texts alone, one exchange each: a plan, a mended plan, the words of a step, or the reply.
+Each is one exchange of text: a plan, a repaired plan, the text of a step, or the reply.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _WORDINGS = 90
 
 
 def converse_in_plans(seed: int, number: int) -> Conversation:
-    """The `number`-th exchange; it depends on the arguments alone, and holds no held-out combination."""
+    """The `number`-th exchange; it depends only on the arguments, and contains no held-out combination."""
     task, index = _TASKS[number % len(_TASKS)], number // len(_TASKS) * len(_TASKS)
     while True:
         rng = np.random.default_rng([seed, index, number])
@@ -62,7 +62,7 @@ def _wanted(subject: Subject) -> str:
 
 
 def _exchange(task: str, conversation: Conversation, rng: np.random.Generator) -> tuple[str, str] | None:
-    """What is asked and answered; None where the task has nothing to do there."""
+    """The prompt and the answer; None if the task does not apply."""
     exchange = int(rng.integers(len(conversation.answers)))
     steps = right_steps(conversation, exchange)
     turns = conversation.turns[: 2 * exchange + 1]
@@ -89,7 +89,7 @@ def _exchange(task: str, conversation: Conversation, rng: np.random.Generator) -
 
 
 def _results(conversation: Conversation, exchange: int, rng: np.random.Generator) -> Iterator[str]:
-    """What each step finds, or makes."""
+    """The result of each step."""
     for part in conversation.turns[2 * exchange].parts:
         if isinstance(part, Item):
             yield caption(conversation.media[part.name], int(rng.integers(_WORDINGS)))
@@ -98,7 +98,7 @@ def _results(conversation: Conversation, exchange: int, rng: np.random.Generator
 
 
 def _spoilt(steps: list[Step], rng: np.random.Generator) -> list[Step]:
-    """A plan with a mistake, if there is something to mistake."""
+    """A plan with a mistake, if one can be made."""
     if not steps:
         return []
     place = int(rng.integers(len(steps)))

@@ -1,4 +1,4 @@
-"""Makes a subject of the synthetic world visible or audible, each time a little differently."""
+"""Renders subjects of the synthetic world as media, with slight variations."""
 
 from collections.abc import Callable, Sequence
 
@@ -45,7 +45,7 @@ _INSIDE: dict[str, Callable[[Floats, Floats], npt.NDArray[np.bool_]]] = {
 def render(subject: Subject, variant: int | None = None) -> Decoded:
     """Renders an image (32, 32, 3), a video (8, 32, 32, 3) at 8 fps, or audio (1, 20480) at 16 kHz.
 
-    Each `variant` differs a little in position, size, shade or loudness; None is the plain one. Equal arguments give
+    Variants differ slightly in position, size, shade or loudness; None is the plain one. Equal arguments give
     equal samples.
     """
     rng = None if variant is None else np.random.default_rng([variant, 7])
@@ -117,5 +117,5 @@ def tone(frequencies: Sequence[float], amplitudes: Sequence[float], rng: np.rand
 
 
 def _envelope(time: Floats, release: float) -> Floats:
-    """Fades in at once and out over `release` seconds, so that nothing clicks."""
+    """Fades in quickly and out over `release` seconds, to avoid clicks."""
     return np.minimum(time / _RAMP, (SECONDS - time) / release).clip(0, 1)

@@ -112,12 +112,12 @@ _TYPES: Mapping[type, Modality] = {Scene: Modality.IMAGE, Motion: Modality.VIDEO
 
 
 def modality_of(subject: Subject) -> Modality:
-    """Where a subject can be seen or heard."""
+    """The modality of a subject."""
     return _TYPES[type(subject)]
 
 
 def attributes(subject: Subject) -> dict[str, str]:
-    """The values of the subject's attributes, by the names of `ATTRIBUTES`."""
+    """The subject's attributes by name, as in `ATTRIBUTES`."""
     return {name: getattr(subject, name) for name in ATTRIBUTES[modality_of(subject)]}
 
 
@@ -132,7 +132,7 @@ def is_held_out(subject: Subject) -> bool:
 
 
 def draw(seed: int, index: int, *, held_out: bool = False, hard: bool | None = None) -> Subjects:
-    """Draws a subject of each modality; they depend on the arguments alone, not on how many are drawn.
+    """Draws a subject of each modality; they depend only on the arguments, not on the number drawn.
 
     All are of training combinations, or all are `held_out`. `hard` subjects come once in eight unless it is given.
     """

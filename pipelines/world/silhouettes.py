@@ -1,4 +1,4 @@
-"""Finds the shapes of the synthetic world in a picture, by laying each over what stands out from the ground."""
+"""Finds the shapes of the synthetic world in a picture by template matching on the foreground."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,13 +46,13 @@ class _Silhouette:
 
 
 def find_objects(pixels: npt.NDArray[np.uint8]) -> list[Object]:
-    """The shapes in a picture (H, W, 3), uint8; none where it holds anything else, or the ground is uneven."""
+    """The shapes in a picture (H, W, 3), uint8; empty if it contains anything else or the background is uneven."""
     objects = [_recognise(silhouette) for silhouette in _silhouettes(_smoothed(pixels.astype(float)))]
     return [found for found in objects if found] if all(objects) else []
 
 
 def _recognise(seen: _Silhouette) -> Object | None:
-    """Lays each template over the silhouette, area and centroid made equal, and takes the likest."""
+    """Matches each template, scaled and centred, against the silhouette; returns the most similar."""
     names, templates = _templates()
     areas, centroids = _moments(templates)
     area, centroid = _moments(seen.cover)
@@ -112,7 +112,7 @@ def _distance_to_mixture(seen: _Silhouette, colour: Floats) -> float:
 
 
 def _silhouettes(picture: Floats) -> list[_Silhouette]:
-    """What stands out from the ground, piece by piece; none where the ground is uneven or hardly there."""
+    """The connected parts of the foreground; empty if the background is uneven or hardly visible."""
     border = np.ones(picture.shape[:2], bool)
     border[2:-2, 2:-2] = False
     ground = np.median(picture[border], axis=0)
@@ -131,7 +131,7 @@ def _silhouettes(picture: Floats) -> list[_Silhouette]:
 
 
 def _smoothed(picture: Floats) -> Floats:
-    """The weighted mean of each pixel and its neighbours, against noise."""
+    """The weighted mean of each pixel and its neighbours, to reduce noise."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
@@ -151,7 +151,7 @@ def _pieces(mask: Mask) -> Iterator[Mask]:
 
 
 def _grown(mask: Mask) -> Mask:
-    """The mask and each pixel beside it."""
+    """The mask, dilated by one pixel."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]

@@ -76,7 +76,7 @@ RECOLOUR_AND_MOVE = (
     "Paint it {colour}, then let it slide {where}.",
     "Can you make it {colour} and let it go {where}?",
 )
-# What stands before the picture, and before the video.
+# The text before the picture, and before the video.
 RECOLOURED_AND_MOVED = (
     ("Here is {image}.", "Here is {video}."),
     ("Here is {image}.", "And here is {video}."),

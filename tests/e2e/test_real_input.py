@@ -22,7 +22,7 @@ from safetensors import safe_open
 from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
-from model.runs.run_log import read_log
+from pipelines.storage.files import read_json_lines
 from pipelines.storage.shards import Manifest, hash_file
 from tests.conftest import ROOT, Cluster
 
@@ -74,7 +74,7 @@ class Way:
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
-    return [row for row in read_log(run / "log.jsonl") if "loss" in row]
+    return [row for row in read_json_lines(run / "log.jsonl") if "loss" in row]
 
 
 def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:
@@ -205,7 +205,7 @@ def test_one_worker_follows_the_losses_of_two(way: Way, cluster: Cluster) -> Non
 
 
 def test_held_out_samples_are_scored_and_one_reply_a_modality_can_be_looked_at(way: Way) -> None:
-    (scores,) = [row for row in read_log(way.run(3) / "log.jsonl") if "validation/loss" in row]
+    (scores,) = [row for row in read_json_lines(way.run(3) / "log.jsonl") if "validation/loss" in row]
     assert scores["validation/loss"] > 0
     assert "held out, after step" in way.logs["stage-3"]
     assert "held out: validation/loss" in way.logs["stage-3"]  # the summary has it from Ray Train's Result.metrics
