@@ -10,22 +10,16 @@ from jobs.common.cli import Option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What is converted."""
-
-    files: Annotated[
-        tuple[str, ...] | None, Option("files of any stages, in training order", "FILE", flag="--import")
-    ] = None
-    checkpoint: Annotated[
-        str | None, Option("a checkpoint, a run or a model's hub id", "CHECKPOINT", flag="--export")
-    ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
     """Convert NExT-GPT's own pytorch_model.pt to a checkpoint, or a checkpoint to such a file."""
 
-    way: Annotated[Way, Option(exclusive=True)]
+    imported: Annotated[
+        tuple[str, ...] | None,
+        Option("files of any stages, in training order", "FILE", flag="--import", exclusive=True),
+    ] = None
+    export: Annotated[str | None, Option("a checkpoint, a run or a model's hub id", "CHECKPOINT", exclusive=True)] = (
+        None
+    )
     out: Annotated[str, Option("the checkpoint's folder, or the file to write", "PATH")]
     preset: Annotated[str | None, Option("preset of the model that the files belong to, or a .yaml file", "NAME")] = (
         None
@@ -38,15 +32,15 @@ def run(options: ConvertOptions) -> None:
     """Converts files to a checkpoint, or a checkpoint to a file."""
     cli.check(options, _mistakes(options))
     cli.quiet()
-    print(_import(options) if options.way.files else _export(options))
+    print(_import(options) if options.imported else _export(options))
 
 
 def _mistakes(options: ConvertOptions) -> Iterator[str]:
-    files, checkpoint = options.way.files, options.way.checkpoint
-    yield from (f"{path}: is a URL; give a local path" for path in (*(files or ()), options.out) if "://" in path)
-    if files and not options.preset:
+    paths = (*(options.imported or ()), options.out)
+    yield from (f"{path}: is a URL; give a local path" for path in paths if "://" in path)
+    if options.imported and not options.preset:
         yield "--preset: missing; name the model that the files belong to, such as nextgpt_7b"
-    if checkpoint and options.preset:
+    if options.export and options.preset:
         yield "--preset: only for --import; a checkpoint has its own preset"
 
 
@@ -58,9 +52,8 @@ def _import(options: ConvertOptions) -> str:
     from model.core.tokenizer import load_tokenizer
     from model.parts.sources import LLM
 
-    assert options.preset, "checked with the other mistakes"
-    config = load_model(options.preset, options.overrides, [LLM])
-    files = [cli.existing_file(name) for name in options.way.files or ()]
+    config = load_model(options.preset or "", options.overrides, [LLM])
+    files = [cli.existing_file(name) for name in options.imported or ()]
     out = cli.new_folder(options.out)
     # Before the weights are loaded, so that its errors are reported at once.
     tokenizer = load_tokenizer(config)
@@ -92,8 +85,7 @@ def _export(options: ConvertOptions) -> str:
     from model.checkpoints.released import export_legacy
     from model.parts.sources import LLM
 
-    out, checkpoint = Path(options.out), options.way.checkpoint
-    assert checkpoint is not None, "one of both ways is required"
+    out, checkpoint = Path(options.out), options.export or ""
     if out.is_dir():
         raise IsADirectoryError(f"{out}: is a folder; give the file to write")
     config = checkpoint_model(checkpoint, options.overrides, [LLM])

@@ -83,19 +83,14 @@ class Option:
     choices: Collection[str] | None = None
     several: Literal["+", "*", "append"] = "+"  # how a tuple is given: after one flag, or one value after each flag
     positional: bool = False
-    exclusive: bool = False  # of an embedded dataclass: exactly one of its options is given
+    exclusive: bool = False  # exactly one of the options so marked is given
     least: int | None = None
     above: int | None = None
     most: int | None = None
-    field: str = ""
+    name: str = ""
     kind: Any = str
     default: Any = None
-    required: bool = False
-
-    @property
-    def embeds(self) -> bool:
-        """Whether the field holds a class of options."""
-        return is_dataclass(self.kind)
+    embeds: bool = False
 
     def mistake(self, value: float) -> str | None:
         """What is wrong with a number; None where nothing is."""
@@ -114,18 +109,17 @@ def overrides(examples: str) -> Option:
     return Option(f"settings, such as {examples}", "key=value", positional=True, several="*")
 
 
-def declared(options: Any) -> Iterator[Option]:
-    """The options of a dataclass, or of an instance, with the name, type and default of each field."""
-    hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
+def declared(options: type) -> Iterator[Option]:
+    """The options of a dataclass, each with the name, type and default of its field."""
+    hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         hint = hints[field.name]
         kind, option = get_args(hint) if get_origin(hint) is Annotated else (hint, Option())
         if NoneType in get_args(kind):
-            kind = next(part for part in get_args(kind) if part is not NoneType)
+            kind = get_args(kind)[0]
         flag = option.flag or f"--{field.name.replace('_', '-')}"
-        required = field.default is MISSING
-        default = None if required else field.default
-        yield replace(option, field=field.name, flag=flag, kind=kind, default=default, required=required)
+        embeds = is_dataclass(kind)
+        yield replace(option, name=field.name, flag=flag, kind=kind, default=field.default, embeds=embeds)
 
 
 def command(kind: type[Options], run: Callable[[Options], None]) -> Main:
@@ -144,17 +138,16 @@ def parse(kind: type[Options], argv: Sequence[str] | None) -> Options:
     return _build(kind, vars(parser.parse_args(argv)))
 
 
-def parse_one_of(
-    kinds: Mapping[str, tuple[type[Options], str, str]], argv: Sequence[str] | None, description: str, metavar: str
+def parse_suite(
+    kinds: Mapping[str, tuple[type[Options], str, str]], argv: Sequence[str] | None, description: str
 ) -> tuple[str, Options]:
-    """The sub-command on a command line, and its options; `kinds` are their classes, summaries and descriptions."""
-    parser = ArgumentParser(description=description)
-    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
+    """The suite on a command line, and its options; `kinds` are their classes, summaries and descriptions."""
+    parser = ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     for name, (kind, summary, text) in kinds.items():
-        added = commands.add_parser(name, help=summary, description=text, formatter_class=ArgumentDefaultsHelpFormatter)
-        _add(added, kind)
+        _add(suites.add_parser(name, help=summary, description=text, formatter_class=parser.formatter_class), kind)
     values = vars(parser.parse_args(argv))
-    return values["command"], _build(kinds[values["command"]][0], values)
+    return values["suite"], _build(kinds[values["suite"]][0], values)
 
 
 def check(options: object, mistakes: Iterable[str] = ()) -> None:
@@ -165,11 +158,14 @@ def check(options: object, mistakes: Iterable[str] = ()) -> None:
 
 
 def _add(parser: _ActionsContainer, options: type) -> None:
+    ways = None
     for option in declared(options):
-        kind, details = option.kind, dict[str, Any](help=option.help)
+        kind, target, details = option.kind, parser, dict[str, Any](help=option.help)
         if option.embeds:
-            _add(parser.add_mutually_exclusive_group(required=True) if option.exclusive else parser, kind)
+            _add(parser, kind)
             continue
+        if option.exclusive:
+            target = ways = ways or parser.add_mutually_exclusive_group(required=True)
         if kind is bool:
             details["action"] = "store_true"
         else:
@@ -179,37 +175,29 @@ def _add(parser: _ActionsContainer, options: type) -> None:
             choices = tuple(option.choices or get_args(kind)) or None
             details |= {"type": type(choices[0]) if choices else kind, "choices": choices, "metavar": option.metavar}
         if option.positional:
-            parser.add_argument(option.field, **details)
+            target.add_argument(option.name, **details)
+        elif option.default is MISSING:
+            target.add_argument(option.flag, dest=option.name, required=True, **details)
         else:
             default = list(option.default) if isinstance(option.default, tuple) else option.default
-            parser.add_argument(option.flag, dest=option.field, required=option.required, default=default, **details)
+            target.add_argument(option.flag, dest=option.name, default=default, **details)
 
 
 def _build(kind: type[Options], values: Mapping[str, Any]) -> Options:
     found = {}
     for option in declared(kind):
-        value = _build(option.kind, values) if option.embeds else values[option.field]
-        found[option.field] = tuple(value) if isinstance(value, list) else value
+        value = _build(option.kind, values) if option.embeds else values[option.name]
+        found[option.name] = tuple(value) if isinstance(value, list) else value
     return kind(**found)
 
 
 def _out_of_bounds(options: object) -> Iterator[str]:
-    for option in declared(options):
-        value = getattr(options, option.field)
+    for option in declared(type(options)):
+        value = getattr(options, option.name)
         if option.embeds:
             yield from _out_of_bounds(value)
         elif isinstance(value, int | float) and (mistake := option.mistake(value)):
             yield f"{option.flag} {value}: {mistake}"
-
-
-def parser(description: str) -> ArgumentParser:
-    """An argument parser whose help shows all defaults."""
-    return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
-
-
-def add_overrides(parser: ArgumentParser, examples: str) -> None:
-    """Adds settings as `key=value`, in the same way for every command."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings, such as {examples}")
 
 
 def start_ray() -> None:
