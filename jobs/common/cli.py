@@ -87,6 +87,7 @@ class Option:
     least: int | None = None
     above: int | None = None
     most: int | None = None
+    # What the field itself says; `declared` fills it in.
     name: str = ""
     kind: Any = str
     default: Any = None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from jobs.common import cli
+from jobs.common.cli import Option
 from model.checkpoints.description import SHIPPED
 from model.inference.query import Sampling
 from pipelines.sample import Modality
@@ -19,15 +20,15 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 class ModelOptions:
     """Which model answers, and how."""
 
-    checkpoint: Annotated[str, cli.Option("a checkpoint, a run, a hub id, or the shipped model", "RUN")] = SHIPPED
+    checkpoint: Annotated[str, Option("a checkpoint, a run, a hub id, or the shipped model", "RUN")] = SHIPPED
     architecture: Annotated[
         Architecture,
-        cli.Option("one LLM that sees and makes media, or one that schedules tools and exchanges text with them"),
+        Option("one LLM that sees and makes media, or one that schedules tools and exchanges text with them"),
     ] = "joint"
 
 
 @dataclass(frozen=True, slots=True)
-class Option(cli.Option):
+class ReplyOption(Option):
     """An option of the command line, with the `public` bounds that hold where requests come over the network."""
 
     public: tuple[int | None, int] = (None, 0)
@@ -40,7 +41,7 @@ class Option(cli.Option):
 
 Steps = Annotated[
     int | None,
-    Option("denoising steps (each decoder's own number if omitted)", "N", least=1, public=(1, 200)),
+    ReplyOption("denoising steps (each decoder's own number if omitted)", "N", least=1, public=(1, 200)),
 ]
 
 
@@ -48,16 +49,18 @@ Steps = Annotated[
 class ReplyOptions:
     """How a reply is sampled, and its media made."""
 
-    max_items: Annotated[int, Option("maximum number of media in a reply", "N", least=0, public=(0, 8))] = 4
-    max_new_tokens: Annotated[int, Option("maximum number of tokens in a reply", "N", least=1, public=(1, 2048))] = 256
-    temperature: Annotated[float, Option("0 always takes the likeliest token", least=0, public=(0, 2))] = 0.0
+    max_items: Annotated[int, ReplyOption("maximum number of media in a reply", "N", least=0, public=(0, 8))] = 4
+    max_new_tokens: Annotated[
+        int, ReplyOption("maximum number of tokens in a reply", "N", least=1, public=(1, 2048))
+    ] = 256
+    temperature: Annotated[float, ReplyOption("0 always takes the likeliest token", least=0, public=(0, 2))] = 0.0
     top_p: Annotated[
         float,
-        Option(
+        ReplyOption(
             "sample among the likeliest tokens whose probabilities add up to this", above=0, most=1, public=(None, 1)
         ),
     ] = 1.0
-    seed: Annotated[int, Option("seed of the text and of the media", public=(0, 2**31 - 1))] = 0
+    seed: Annotated[int, ReplyOption("seed of the text and of the media", public=(0, 2**31 - 1))] = 0
     steps: Steps = None
 
 
@@ -65,13 +68,13 @@ class ReplyOptions:
 class MediaOptions:
     """What the API and the page offer besides."""
 
-    guidance: Annotated[float | None, Option("classifier-free guidance scale", least=0, public=(0, 50))] = None
-    num_frames: Annotated[int | None, Option("frames of a video", least=1, public=(1, 64))] = None
-    audio_length_in_s: Annotated[float | None, Option("seconds of a sound", above=0, public=(None, 30))] = None
+    guidance: Annotated[float | None, ReplyOption("classifier-free guidance scale", least=0, public=(0, 50))] = None
+    num_frames: Annotated[int | None, ReplyOption("frames of a video", least=1, public=(1, 64))] = None
+    audio_length_in_s: Annotated[float | None, ReplyOption("seconds of a sound", above=0, public=(None, 30))] = None
 
 
 _DECLARED = (*cli.declared(ReplyOptions), *cli.declared(MediaOptions))
-OPTIONS = {option.name: option for option in _DECLARED if isinstance(option, Option)}
+OPTIONS = {option.name: option for option in _DECLARED if isinstance(option, ReplyOption)}
 _SAMPLING = ("max_new_tokens", "max_items", "temperature", "top_p", "seed")
 
 

@@ -238,7 +238,7 @@ def test_options_that_are_not_given_have_the_defaults_of_their_fields() -> None:
 
 def test_options_have_the_types_of_their_fields_and_embedded_ones_stay_together() -> None:
     line = (
-        "--out t sugar=1 --degrees 200 --minutes 2 --layers 2 --fruit pear apple --note a --note b --vegan --from b x=y"
+        "--out t --degrees 200 --minutes 2 --layers 2 --fruit pear apple --note a --note b --vegan --from b sugar=1 x=y"
     )
     assert cli.parse(BakeOptions, line.split()) == BakeOptions(
         out="t",
