@@ -6,11 +6,12 @@ and the manifest into model/foundations.
 """
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jobs.common import cli
+from jobs.common.cli import Option
 from model.parts.builtin import PARTS
 from pipelines.storage.files import read_json, write_json
 from pipelines.storage.shards import hash_file
@@ -18,18 +19,19 @@ from pipelines.storage.shards import hash_file
 MANIFEST = "manifest.json"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapOptions:
+    """Train the small encoder, LLM and decoders that the preset `world` ships with."""
+
+    out: Annotated[str, Option("where the trained parts go", "DIR")] = "out/foundations"
+    parts: Annotated[tuple[str, ...], Option("train only these", choices=PARTS)] = PARTS
+    scale: Annotated[float, Option("factor for the number of steps; use less than 1 for a trial", above=0)] = 1.0
+    threads: Annotated[int, Option("CPU threads; 0 uses all", "N")] = 0
+
+
+def run(options: BootstrapOptions) -> None:
     """Trains and scores the parts one after another, each in its own folder."""
-    parser = cli.parser("Train the small encoder, LLM and decoders that the preset `world` ships with.")
-    parser.add_argument("--out", default="out/foundations", metavar="DIR", help="where the trained parts go")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="train only these")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="factor for the number of steps; use less than 1 for a trial"
-    )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 uses all")
-    arguments = parser.parse_args(argv)
-    if not arguments.scale > 0:
-        raise cli.UsageError(f"--scale {arguments.scale}: must be more than 0")
+    cli.check(options)
 
     import torch
 
@@ -38,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from model.parts.library_logs import quiet_libraries
     from pipelines.world.bank import SEED
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    out = Path(cli.new_folder(arguments.out))
-    for part in arguments.parts:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = Path(cli.new_folder(options.out))
+    for part in options.parts:
         with quiet_libraries():
-            TRAINERS[part](out, arguments.scale)
+            TRAINERS[part](out, options.scale)
         scores = score(part, out / part)
-        command = f"python jobs/bootstrap.py --parts {part} --scale {arguments.scale:g}"
+        command = f"python jobs/bootstrap.py --parts {part} --scale {options.scale:g}"
         _note(out, part, {"command": command, "seed": SEED, "files": _files(out / part), "scores": scores})
         print(f"{part}: {json.dumps(scores)}", flush=True)
 
@@ -69,6 +71,8 @@ def _note(out: Path, part: str, entry: dict[str, Any]) -> None:
     total = sum(file["bytes"] for made in parts.values() for file in made["files"].values())
     write_json(path, {"bytes": total, "parts": dict(sorted(parts.items()))})
 
+
+main = cli.command(BootstrapOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

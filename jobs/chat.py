@@ -4,47 +4,40 @@ import os
 import signal
 import sys
 import threading
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
 
 from jobs.common import cli
-from jobs.replies import options
+from jobs.common.cli import Option
+from jobs.replies.options import ModelOptions
 from jobs.serving.requests.guard import TOKEN
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """Serve a model as a chat page in the browser and as an OpenAI-compatible HTTP API."""
+
+    model: ModelOptions
+    port: Annotated[int, Option("where to listen", "P", least=1, most=65535)] = 8000
+    public: Annotated[bool, Option(f"listen on all addresses; requires a token, from the variable {TOKEN}")] = False
+    places: Annotated[int, Option("conversations answered concurrently", "N", least=1)] = 64
+    batch: Annotated[int | None, Option("maximum batch size of a decoder", "N", least=1)] = None
+    max_replicas: Annotated[int, Option("maximum number of replicas of the LLM and of each decoder", "N", least=1)] = 1
+    language_gpus: Annotated[float | None, Option("GPUs per replica of the LLM", "X")] = None
+    decoder_gpus: Annotated[float | None, Option("GPUs per replica of a decoder", "X")] = None
+    allow_url: Annotated[
+        tuple[str, ...], Option("allow media URLs under this prefix in requests", "PREFIX", several="append")
+    ] = ()
+    no_page: Annotated[bool, Option("serve only the API")] = False
+    overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=PATH where a frozen part has moved")] = ()
+
+
+def run(options: ChatOptions) -> None:
     """Serves until it is interrupted or terminated."""
-    parser = cli.parser("Serve a model as a chat page in the browser and as an OpenAI-compatible HTTP API.")
-    options.add_model(parser)
-    parser.add_argument("--port", type=int, default=8000, metavar="P", help="where to listen")
-    parser.add_argument(
-        "--public", action="store_true", help=f"listen on all addresses; requires a token, from the variable {TOKEN}"
-    )
-    parser.add_argument("--places", type=int, default=64, metavar="N", help="conversations answered concurrently")
-    parser.add_argument("--batch", type=int, metavar="N", help="maximum batch size of a decoder")
-    parser.add_argument(
-        "--max-replicas",
-        type=int,
-        default=1,
-        metavar="N",
-        help="maximum number of replicas of the LLM and of each decoder",
-    )
-    parser.add_argument("--language-gpus", type=float, metavar="X", help="GPUs per replica of the LLM")
-    parser.add_argument("--decoder-gpus", type=float, metavar="X", help="GPUs per replica of a decoder")
-    parser.add_argument(
-        "--allow-url",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="allow media URLs under this prefix in requests",
-    )
-    parser.add_argument("--no-page", action="store_true", help="serve only the API")
-    cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
-    arguments = parser.parse_args(argv)
     token = os.environ.get(TOKEN) or None
-    _check(arguments, token)
+    cli.check(options, _mistakes(options, token))
 
     import logging
 
@@ -56,22 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.serving.app import Settings, build
     from model.checkpoints.hub import find_checkpoint
 
-    checkpoint = find_checkpoint(arguments.checkpoint)
-    checkpoint_model(checkpoint, arguments.overrides)  # before Ray starts, so that missing parts are reported at once
+    checkpoint = find_checkpoint(options.model.checkpoint)
+    checkpoint_model(checkpoint, options.overrides)  # before Ray starts, so that missing parts are reported at once
     settings = Settings(
         checkpoint=str(checkpoint),
-        overrides=tuple(arguments.overrides),
-        architecture=arguments.architecture,
-        places=arguments.places,
-        batch=arguments.batch,
-        max_replicas=arguments.max_replicas,
-        language_gpus=arguments.language_gpus,
-        decoder_gpus=arguments.decoder_gpus,
+        overrides=options.overrides,
+        architecture=options.model.architecture,
+        places=options.places,
+        batch=options.batch,
+        max_replicas=options.max_replicas,
+        language_gpus=options.language_gpus,
+        decoder_gpus=options.decoder_gpus,
         token=token,
-        allow_urls=tuple(arguments.allow_url),
-        page=not arguments.no_page,
+        allow_urls=options.allow_url,
+        page=not options.no_page,
     )
-    host = "0.0.0.0" if arguments.public else "127.0.0.1"
+    host = "0.0.0.0" if options.public else "127.0.0.1"
     cli.start_ray()
     # After Ray has installed its handlers. Shells start background commands with SIGINT ignored.
     for kind in (signal.SIGINT, signal.SIGTERM):
@@ -83,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         application = build(settings)
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=host, port=arguments.port),
+            http_options=HTTPOptions(host=host, port=options.port),
             logging_config=quiet,
         )
         serve.run(application, name="chat", logging_config=quiet)
-        print(f"chat page  http://127.0.0.1:{arguments.port}/" + ("?token=..." if token else ""))
-        print(f"API        http://127.0.0.1:{arguments.port}/v1 (described at /docs)")
+        print(f"chat page  http://127.0.0.1:{options.port}/" + ("?token=..." if token else ""))
+        print(f"API        http://127.0.0.1:{options.port}/v1 (described at /docs)")
         print("Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -128,28 +121,17 @@ def _end() -> NoReturn:
     os._exit(0)  # a regular exit takes seconds to unload torch and Ray's client
 
 
-def _check(arguments: Namespace, token: str | None) -> None:
-    mistakes = []
-    if arguments.public and not token:
-        mistakes.append(
-            f"--public: set {TOKEN} to a secret of 16 characters or more; whoever knows it can use the model"
-        )
+def _mistakes(options: ChatOptions, token: str | None) -> Iterator[str]:
+    if options.public and not token:
+        yield f"--public: set {TOKEN} to a secret of 16 characters or more; whoever knows it can use the model"
     if token is not None and len(token) < 16:
-        mistakes.append(f"{TOKEN}: must be 16 characters or more")
-    if not 1 <= arguments.port <= 65535:
-        mistakes.append(f"--port {arguments.port}: must be 1 to 65535")
-    for name in ("places", "batch", "max_replicas"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            mistakes.append(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    mistakes += [
-        f"--allow-url {url}: give http:// or https://, a host, and optionally a path"
-        for url in arguments.allow_url
-        if not url.startswith(("http://", "https://"))
-    ]
-    if mistakes:
-        raise cli.UsageError("\n".join(mistakes))
+        yield f"{TOKEN}: must be 16 characters or more"
+    for url in options.allow_url:
+        if not url.startswith(("http://", "https://")):
+            yield f"--allow-url {url}: give http:// or https://, a host, and optionally a path"
 
+
+main = cli.command(ChatOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

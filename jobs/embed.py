@@ -1,10 +1,13 @@
 """Writes caption embeddings and encoder features beside the shards: `jobs/embed.py --shards SHARDS --preset PRESET`."""
 
-from argparse import Namespace
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from jobs.common import cli
+from jobs.common.cli import Option
+from pipelines.storage.precision import DTYPES
+from pipelines.storage.sidecars import ENCODER, KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,134 +19,122 @@ if TYPE_CHECKING:
 MEDIA_BATCH = 8
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; or, with
+    --import, import the .npy files of NExT-GPT's own tool; or, with --captions, embed one captions file into .npy
+    files as that tool does.
+    """
+
+    shards: Annotated[str | None, Option("the --out of jobs/prepare.py", "SHARDS")] = None
+    preset: Annotated[str, Option("preset that names the encoders, or your own .yaml file")] = "world"
+    modality: Annotated[tuple[str, ...] | None, Option("what to embed (all if omitted)", choices=KINDS)] = None
+    latents: Annotated[
+        bool,
+        Option("instead, encode the media in answers with each decoder's own VAE, for loss.denoising_weights"),
+    ] = False
+    datasets: Annotated[tuple[str, ...] | None, Option("prepared datasets (all if omitted)", "NAME")] = None
+    model: Annotated[
+        str | None, Option("an encoder other than the preset's, for a single --modality", "NAME_OR_PATH")
+    ] = None
+    dtype: Annotated[
+        str, Option("how captions and latents are stored; int8 has one scale per vector", choices=DTYPES)
+    ] = "float16"
+    precision: Annotated[Literal["float32", "bfloat16"], Option("precision of matrix products in text encoders")] = (
+        "float32"
+    )
+    batch_size: Annotated[int, Option("captions per batch", "N", least=1)] = 64
+    gpus: Annotated[int | None, Option("GPUs to use (those available if omitted)", "N")] = None
+    imported: Annotated[
+        str | None, Option("a folder of <medium's name>.npy files to import", "DIR", flag="--import")
+    ] = None
+    captions: Annotated[str | None, Option("a captions file (cc3m.json ...) instead of --shards", "JSON")] = None
+    out: Annotated[str | None, Option("where the .npy files of --captions go", "DIR")] = None
+    overrides: Annotated[tuple[str, ...], cli.overrides("model.encoder.name=PATH")] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What --modality names, or all that there is to embed."""
+        return self.modality or tuple(kind for kind in KINDS if not self.latents or kind != ENCODER)
+
+
+def run(options: EmbedOptions) -> None:
     """Embeds all prepared datasets with items of the given modalities, or one captions file."""
-    from pipelines.storage.precision import DTYPES
-    from pipelines.storage.sidecars import ENCODER, KINDS
-
-    parser = cli.parser(
-        "Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; "
-        "or, with --import, import the .npy files of NExT-GPT's own tool; "
-        "or, with --captions, embed one captions file into .npy files as that tool does."
-    )
-    parser.add_argument("--shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    parser.add_argument("--preset", default="world", help="preset that names the encoders, or your own .yaml file")
-    parser.add_argument("--modality", nargs="+", choices=KINDS, help="what to embed (all if omitted)")
-    parser.add_argument(
-        "--latents",
-        action="store_true",
-        help="instead, encode the media in answers with each decoder's own VAE, for loss.denoising_weights",
-    )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="prepared datasets (all if omitted)")
-    parser.add_argument(
-        "--model", metavar="NAME_OR_PATH", help="an encoder other than the preset's, for a single --modality"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float16",
-        help="how captions and latents are stored; int8 has one scale per vector",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="precision of matrix products in text encoders",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions per batch")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (those available if omitted)")
-    parser.add_argument(
-        "--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy files to import"
-    )
-    parser.add_argument("--captions", metavar="JSON", help="a captions file (cc3m.json ...) instead of --shards")
-    parser.add_argument("--out", metavar="DIR", help="where the .npy files of --captions go")
-    cli.add_overrides(parser, "model.encoder.name=PATH")
-    arguments = parser.parse_args(argv)
-    arguments.modality = arguments.modality or [m for m in KINDS if not arguments.latents or m != ENCODER]
-    _check(arguments)
-    if arguments.captions:
-        _embed_captions(arguments)
-    elif arguments.imported:
-        _import(arguments)
+    cli.check(options, _mistakes(options))
+    config = _model(options)
+    if options.captions:
+        _embed_captions(options, config)
+    elif options.imported:
+        _import(options, options.imported)
     else:
-        _embed_shards(arguments)
+        _embed_shards(options, config)
 
 
-def _check(arguments: Namespace) -> None:
-    mistakes = []
-    if bool(arguments.shards) == bool(arguments.captions):
-        mistakes.append("give --shards SHARDS, or --captions JSON with --out DIR")
-    if bool(arguments.captions) != bool(arguments.out):
-        mistakes.append("--captions and --out belong together")
-    if arguments.imported and arguments.captions:
-        mistakes.append("--import needs --shards, --captions needs --out")
-    if (arguments.model or arguments.captions or arguments.imported) and len(arguments.modality) != 1:
-        mistakes.append("--model, --captions and --import are for one encoder; give exactly one --modality")
-    if (arguments.captions or arguments.imported) and "encoder" in arguments.modality:
-        mistakes.append("--modality encoder: --captions and --import are for image, video or audio")
-    if arguments.latents and "encoder" in arguments.modality:
-        mistakes.append("--modality encoder: --latents is for image, video or audio")
-    if arguments.latents and (arguments.captions or arguments.imported):
-        mistakes.append("--latents encodes the media of --shards; leave out --captions and --import")
-    if arguments.captions and arguments.dtype == "int8":
-        mistakes.append("--dtype int8: the .npy files of --captions are float32 or float16")
-    if arguments.gpus is not None and arguments.gpus < 0:
-        mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
-    if arguments.batch_size < 1:
-        mistakes.append(f"--batch-size {arguments.batch_size}: must be at least 1")
-    try:
-        if not mistakes:
-            arguments.config = _model(arguments)
-    except cli.UsageError as error:
-        mistakes.append(str(error))
-    if mistakes:
-        raise cli.UsageError("\n".join(mistakes))
+def _mistakes(options: EmbedOptions) -> Iterator[str]:
+    if bool(options.shards) == bool(options.captions):
+        yield "give --shards SHARDS, or --captions JSON with --out DIR"
+    if bool(options.captions) != bool(options.out):
+        yield "--captions and --out belong together"
+    if options.imported and options.captions:
+        yield "--import needs --shards, --captions needs --out"
+    if (options.model or options.captions or options.imported) and len(options.kinds) != 1:
+        yield "--model, --captions and --import are for one encoder; give exactly one --modality"
+    if (options.captions or options.imported) and ENCODER in options.kinds:
+        yield "--modality encoder: --captions and --import are for image, video or audio"
+    if options.latents and ENCODER in options.kinds:
+        yield "--modality encoder: --latents is for image, video or audio"
+    if options.latents and (options.captions or options.imported):
+        yield "--latents encodes the media of --shards; leave out --captions and --import"
+    if options.captions and options.dtype == "int8":
+        yield "--dtype int8: the .npy files of --captions are float32 or float16"
+    if options.gpus is not None and options.gpus < 0:
+        yield f"--gpus {options.gpus}: must be 0 or more"
 
 
-def _model(arguments: Namespace) -> "ModelConfig":
+def _model(options: EmbedOptions) -> "ModelConfig":
     """The model whose encoders embed; those that are used have been located."""
     from jobs.common.settings import load_model
     from model.parts.sources import ENCODER as ENCODER_KEY
     from model.parts.sources import decoder_key
     from pipelines.storage.sidecars import output_modality
 
-    modalities = {kind: output_modality(kind) for kind in arguments.modality}
+    modalities = {kind: output_modality(kind) for kind in options.kinds}
     keys = [decoder_key(m) if m else ENCODER_KEY for m in modalities.values()]
-    named = [f"{keys[0]}={arguments.model}"] if arguments.model and not arguments.imported else []
-    return load_model(arguments.preset, [*arguments.overrides, *named], [] if arguments.imported else keys)
+    named = [f"{keys[0]}={options.model}"] if options.model and not options.imported else []
+    return load_model(options.preset, [*options.overrides, *named], [] if options.imported else keys)
 
 
-def _embed_shards(arguments: Namespace) -> None:
+def _embed_shards(options: EmbedOptions, config: "ModelConfig") -> None:
     from pipelines.embed.embedding import embed, plan_pool
 
-    directories = _datasets(arguments)
-    kinds = [f"{modality}_latents" for modality in arguments.modality] if arguments.latents else arguments.modality
+    directories = _datasets(options)
+    kinds = [f"{modality}_latents" for modality in options.kinds] if options.latents else options.kinds
     cli.start_ray()
-    results = embed(directories, [_task(arguments, kind) for kind in kinds], plan_pool(arguments.gpus))
+    results = embed(directories, [_task(options, config, kind) for kind in kinds], plan_pool(options.gpus))
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
-    _account(results, cli.existing_folder(arguments.shards))
+    _account(results, cli.existing_folder(options.shards or ""))
 
 
-def _import(arguments: Namespace) -> None:
+def _import(options: EmbedOptions, folder: str) -> None:
     from pipelines.embed.legacy_embeddings import import_embeddings
 
-    directories, source = _datasets(arguments), cli.existing_folder(arguments.imported)
-    (kind,) = arguments.modality
+    directories, source = _datasets(options), cli.existing_folder(folder)
+    (kind,) = options.kinds
     cli.start_ray()
-    results = import_embeddings(directories, source, kind, arguments.dtype, arguments.model or "imported")
+    results = import_embeddings(directories, source, kind, options.dtype, options.model or "imported")
     _report(results, [kind], "imported")
 
 
-def _datasets(arguments: Namespace) -> "list[Path]":
+def _datasets(options: EmbedOptions) -> "list[Path]":
     from pipelines.storage.shards import list_datasets
 
-    shards = cli.existing_folder(arguments.shards)
+    shards = cli.existing_folder(options.shards or "")
     datasets = list_datasets(shards)
-    unknown = sorted(set(arguments.datasets or ()) - set(datasets))
+    unknown = sorted(set(options.datasets or ()) - set(datasets))
     if unknown:
         raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
-    return [shards / name for name in arguments.datasets or datasets]
+    return [shards / name for name in options.datasets or datasets]
 
 
 def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> None:
@@ -178,32 +169,34 @@ def _failure(result: "Embedded", shards: "Path") -> str:
     return f"{what} ({example}); training leaves their samples out; all are listed in {path}"
 
 
-def _task(arguments: Namespace, kind: str) -> "EmbedTask":
+def _task(options: EmbedOptions, config: "ModelConfig", kind: str) -> "EmbedTask":
     from jobs.common.encoders import encoder_factory
     from pipelines.embed.shard_embedder import EmbedTask
-    from pipelines.storage.sidecars import ENCODER, takes_media
+    from pipelines.storage.sidecars import takes_media
 
     # Features are small, so they are stored exactly; media are large, so they are encoded in small batches.
-    dtype = "float32" if kind == ENCODER else arguments.dtype
-    size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
-    factory = encoder_factory(arguments.config, kind, arguments.precision)
+    dtype = "float32" if kind == ENCODER else options.dtype
+    size = MEDIA_BATCH if takes_media(kind) else options.batch_size
+    factory = encoder_factory(config, kind, options.precision)
     return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size, memory=factory.memory)
 
 
-def _embed_captions(arguments: Namespace) -> None:
+def _embed_captions(options: EmbedOptions, config: "ModelConfig") -> None:
     from pipelines.embed.caption_files import embed_captions
     from pipelines.embed.embedding import plan_pool
 
-    source, out = cli.existing_file(arguments.captions), cli.new_folder(arguments.out)
-    (kind,) = arguments.modality
+    source, out = cli.existing_file(options.captions or ""), cli.new_folder(options.out or "")
+    (kind,) = options.kinds
     cli.start_ray()
-    pool = plan_pool(arguments.gpus)
-    written, rejects = embed_captions(source, out, _task(arguments, kind), pool)
+    pool = plan_pool(options.gpus)
+    written, rejects = embed_captions(source, out, _task(options, config, kind), pool)
     for reject in rejects:
         print(f"  rejected {reject.source}: {reject.reason}")
     total = written + len(rejects)
     print(f"{source.name}: {total} in = {written} out + {len(rejects)} rejected; {kind} embeddings in {out}")
 
+
+main = cli.command(EmbedOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

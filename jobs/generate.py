@@ -1,11 +1,12 @@
 """Answers a prompt or a file of conversations in text and media: `jobs/generate.py --checkpoint RUN --out DIR ...`."""
 
-from argparse import Namespace
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from jobs.common import cli
-from jobs.replies import options
+from jobs.common.cli import Option
+from jobs.replies.options import ModelOptions, ReplyOptions, sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,75 +17,79 @@ if TYPE_CHECKING:
 MODALITIES = ("image", "video", "audio")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """Answer a prompt, or with --conversations every conversation of a file, with text and the pictures, videos and
+    sounds that the model chooses to make.
+    """
+
+    model: ModelOptions
+    prompt: Annotated[str | None, Option("what to say to the model", "TEXT")] = None
+    image: Annotated[tuple[str, ...], Option("an input image", "F", several="append")] = ()
+    video: Annotated[tuple[str, ...], Option("an input video", "F", several="append")] = ()
+    audio: Annotated[tuple[str, ...], Option("an input audio", "F", several="append")] = ()
+    conversations: Annotated[
+        str | None,
+        Option(
+            'instead of --prompt: one chat per line, {"messages": [...]}; a repeated run resumes where it stopped',
+            "JSONL",
+        ),
+    ] = None
+    media: Annotated[
+        str | None, Option("folder of the media of --conversations (that of the file if omitted)", "DIR")
+    ] = None
+    gpus: Annotated[int | None, Option("GPUs for --conversations (those available if omitted)", "N")] = None
+    out: Annotated[str, Option("where replies are written", "DIR")]
+    require: Annotated[tuple[str, ...], Option("media that a reply must contain", choices=MODALITIES)] = ()
+    reply: ReplyOptions
+    overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=PATH where a frozen part has moved")] = ()
+
+
+def run(options: GenerateOptions) -> None:
     """Runs the model on workers: the reply to a prompt is printed as it is generated, a file is answered in batches."""
-    parser = cli.parser(
-        "Answer a prompt, or with --conversations every conversation of a file, with text and the pictures, videos and "
-        "sounds that the model chooses to make."
-    )
-    options.add_model(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="what to say to the model")
-    for modality in MODALITIES:
-        parser.add_argument(f"--{modality}", metavar="F", action="append", default=[], help=f"an input {modality}")
-    parser.add_argument(
-        "--conversations",
-        metavar="JSONL",
-        help='instead of --prompt: one chat per line, {"messages": [...]}; a repeated run resumes where it stopped',
-    )
-    parser.add_argument(
-        "--media", metavar="DIR", help="folder of the media of --conversations (that of the file if omitted)"
-    )
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for --conversations (those available if omitted)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where replies are written")
-    parser.add_argument("--require", nargs="+", choices=MODALITIES, default=[], help="media that a reply must contain")
-    options.add_options(parser, "max_items", "max_new_tokens", "temperature", "top_p", "seed", "steps")
-    cli.add_overrides(parser, "model.llm.name=PATH where a frozen part has moved")
-    arguments = parser.parse_args(argv)
-    _check(arguments)
+    cli.check(options, _mistakes(options))
 
     from jobs.common.settings import checkpoint_model
     from jobs.replies.respond import ReplySettings
     from model.checkpoints.hub import find_checkpoint
     from pipelines.sample import Modality
 
-    checkpoint = find_checkpoint(arguments.checkpoint)
-    out = cli.new_folder(arguments.out)
+    checkpoint = find_checkpoint(options.model.checkpoint)
+    out = cli.new_folder(options.out)
     settings = ReplySettings(
         checkpoint=checkpoint,
-        config=checkpoint_model(checkpoint, arguments.overrides),
-        architecture=arguments.architecture,
-        require=[Modality(name) for name in arguments.require],
-        sampling=options.sampling(vars(arguments)),
-        steps=arguments.steps,
+        config=checkpoint_model(checkpoint, options.overrides),
+        architecture=options.model.architecture,
+        require=[Modality(name) for name in options.require],
+        sampling=sampling(asdict(options.reply)),
+        steps=options.reply.steps,
     )
-    answer = _answer_file if arguments.conversations else _answer_prompt
-    answer(arguments, settings, out)
+    if options.conversations:
+        _answer_file(options, options.conversations, settings, out)
+    else:
+        _answer_prompt(options, options.prompt or "", settings, out)
 
 
-def _check(arguments: Namespace) -> None:
-    mistakes = []
-    if (arguments.prompt is None) == (arguments.conversations is None):
-        mistakes.append("give --prompt TEXT, or --conversations JSONL")
-    if arguments.prompt is not None and not arguments.prompt.strip():
-        mistakes.append("--prompt: is empty")
-    if arguments.conversations and any(getattr(arguments, modality) for modality in MODALITIES):
-        mistakes.append("--image, --video and --audio go with --prompt; conversations name their media themselves")
-    if not arguments.conversations and (arguments.media or arguments.gpus is not None):
-        mistakes.append("--media and --gpus go with --conversations")
-    if arguments.gpus is not None and arguments.gpus < 0:
-        mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
-    mistakes += options.mistakes(arguments)
-    if mistakes:
-        raise cli.UsageError("\n".join(mistakes))
+def _mistakes(options: GenerateOptions) -> Iterator[str]:
+    if (options.prompt is None) == (options.conversations is None):
+        yield "give --prompt TEXT, or --conversations JSONL"
+    if options.prompt is not None and not options.prompt.strip():
+        yield "--prompt: is empty"
+    if options.conversations and (options.image or options.video or options.audio):
+        yield "--image, --video and --audio go with --prompt; conversations name their media themselves"
+    if not options.conversations and (options.media or options.gpus is not None):
+        yield "--media and --gpus go with --conversations"
+    if options.gpus is not None and options.gpus < 0:
+        yield f"--gpus {options.gpus}: must be 0 or more"
 
 
-def _answer_file(arguments: Namespace, settings: "ReplySettings", out: "Path") -> None:
+def _answer_file(options: GenerateOptions, file: str, settings: "ReplySettings", out: "Path") -> None:
     from jobs.replies.batch_replies import REJECTS, REPLIES, answer_file
 
-    conversations = cli.existing_file(arguments.conversations)
-    media = cli.existing_folder(arguments.media) if arguments.media else conversations.parent
+    conversations = cli.existing_file(file)
+    media = cli.existing_folder(options.media) if options.media else conversations.parent
     cli.start_ray()
-    summary = answer_file(conversations, media, out, settings, gpus=arguments.gpus)
+    summary = answer_file(conversations, media, out, settings, gpus=options.gpus)
     before = f", {summary.before} of them before" if summary.before else ""
     noun = "conversation" if summary.rows == 1 else "conversations"
     print(f"{summary.rows} {noun}: {summary.replies} answered{before}, {summary.rejects} rejected")
@@ -94,11 +99,11 @@ def _answer_file(arguments: Namespace, settings: "ReplySettings", out: "Path") -
     cli.note_untrained(summary.untrained)
 
 
-def _answer_prompt(arguments: Namespace, settings: "ReplySettings", out: "Path") -> None:
+def _answer_prompt(options: GenerateOptions, prompt: str, settings: "ReplySettings", out: "Path") -> None:
     from jobs.replies.batch_replies import answer
     from pipelines.storage.files import write_json
 
-    inputs = _inputs(arguments)
+    inputs = _inputs(options)
     cli.start_ray()
     said = list[str]()
 
@@ -107,7 +112,7 @@ def _answer_prompt(arguments: Namespace, settings: "ReplySettings", out: "Path")
         said.append(piece)
 
     try:
-        reply = answer(settings, arguments.prompt, inputs, say)
+        reply = answer(settings, prompt, inputs, say)
     finally:
         if said:
             print()
@@ -121,7 +126,7 @@ def _answer_prompt(arguments: Namespace, settings: "ReplySettings", out: "Path")
     notes = {name: medium.note for name, medium in zip(names, reply.media, strict=True) if medium.note}
     write_json(
         out / "reply.json",
-        {"prompt": arguments.prompt, "text": reply.text, "files": names, "checkpoint": str(settings.checkpoint)}
+        {"prompt": prompt, "text": reply.text, "files": names, "checkpoint": str(settings.checkpoint)}
         | ({"notes": notes} if notes else {}),
     )
     for name in names:
@@ -131,14 +136,15 @@ def _answer_prompt(arguments: Namespace, settings: "ReplySettings", out: "Path")
     cli.note_untrained(reply.untrained)
 
 
-def _inputs(arguments: Namespace) -> "list[Media]":
+def _inputs(options: GenerateOptions) -> "list[Media]":
     """The input media, each decoded once: a file that cannot be read is reported before the model is loaded."""
     from pipelines.media import codecs
     from pipelines.sample import Modality
 
+    given = {Modality.IMAGE: options.image, Modality.VIDEO: options.video, Modality.AUDIO: options.audio}
     inputs = []
     for modality in Modality:
-        for name in getattr(arguments, modality.value):
+        for name in given[modality]:
             medium = codecs.load(cli.existing_file(name), modality)
             try:
                 codecs.decode(medium, fps=1.0)
@@ -147,6 +153,8 @@ def _inputs(arguments: Namespace) -> "list[Media]":
             inputs.append(medium)
     return inputs
 
+
+main = cli.command(GenerateOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

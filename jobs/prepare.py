@@ -1,69 +1,76 @@
 """Converts raw datasets to WebDataset shards, verifies and traces them: `jobs/prepare.py --data ROOT --out SHARDS`."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from jobs.common import cli
+from jobs.common.cli import Option
 
 if TYPE_CHECKING:
     from pipelines.prepare.preprocess import Prepared
     from pipelines.prepare.staging import Source
     from pipelines.storage.shards import Manifest
 
-DESCRIPTION = """Convert raw datasets (those of NExT-GPT, or your own with a catalog file) to WebDataset tar shards.
-`prepare.py verify SHARDS` reads all shards and embeddings and reports what is damaged;
-`prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became."""
+_Shards = Annotated[str, Option("the --out of jobs/prepare.py", "SHARDS", positional=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """Convert raw datasets (those of NExT-GPT, or your own with a catalog file) to WebDataset tar shards.
+    `prepare.py verify SHARDS` reads all shards and embeddings and reports what is damaged;
+    `prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became.
+    """
+
+    data: Annotated[tuple[str, ...], Option("folders or URLs; a dataset is read from the first that has it", "ROOT")]
+    out: Annotated[str, Option("where the shards go, one folder per dataset", "SHARDS")]
+    datasets: Annotated[tuple[str, ...] | None, Option("catalog names (all found in ROOT if omitted)", "NAME")] = None
+    catalog: Annotated[str | None, Option("your own catalog, merged over the built-in one", "YAML")] = None
+    samples_per_shard: Annotated[int, Option("samples per shard", "N", least=1)] = 1000
+    max_rejected: Annotated[float, Option("fail if a larger share of rows is rejected", "SHARE", least=0, most=1)] = 0.1
+    retry_rejected: Annotated[bool, Option("retry rejected rows, for example after a disk failure")] = False
+    follow_links: Annotated[bool, Option("follow links in local media folders to files anywhere")] = False
+    media_policy: Annotated[str | None, Option("how media are stored; see pipelines/media/policy.py", "YAML")] = None
+    media: Annotated[tuple[str, ...], Option("overrides of it: image.short_side=256 ...", "KEY=VALUE")] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Read all prepared shards and embeddings, and say which file and which sample is damaged."""
+
+    shards: _Shards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageOptions:
+    """Say which source row a sample is, and which sample a source row became, or why none."""
+
+    shards: _Shards
+    names: Annotated[
+        tuple[str, ...], Option("a sample's key, or a row such as cc3m.json#17", "KEY_OR_ROW", positional=True)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepares all datasets found or those named, verifies shards, or traces samples and rows."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["verify"]:
-        _verify(argv[1:])
+        _verify(cli.parse(VerifyOptions, argv[1:]))
     elif argv[:1] == ["lineage"]:
-        _lineage(argv[1:])
+        _lineage(cli.parse(LineageOptions, argv[1:]))
     else:
-        _prepare(_arguments(argv))
+        run(cli.parse(PrepareOptions, argv))
 
 
-def _arguments(argv: Sequence[str]) -> Namespace:
-    parser = cli.parser(DESCRIPTION)
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="ROOT",
-        help="folders or URLs; a dataset is read from the first that has it",
-    )
-    parser.add_argument("--out", required=True, metavar="SHARDS", help="where the shards go, one folder per dataset")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="catalog names (all found in ROOT if omitted)")
-    parser.add_argument("--catalog", metavar="YAML", help="your own catalog, merged over the built-in one")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="samples per shard")
-    parser.add_argument(
-        "--max-rejected", type=float, default=0.1, metavar="SHARE", help="fail if a larger share of rows is rejected"
-    )
-    parser.add_argument(
-        "--retry-rejected", action="store_true", help="retry rejected rows, for example after a disk failure"
-    )
-    parser.add_argument(
-        "--follow-links", action="store_true", help="follow links in local media folders to files anywhere"
-    )
-    parser.add_argument("--media-policy", metavar="YAML", help="how media are stored; see pipelines/media/policy.py")
-    parser.add_argument(
-        "--media", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of it: image.short_side=256 ..."
-    )
-    return parser.parse_args(argv)
-
-
-def _prepare(arguments: Namespace) -> None:
-    sources, out = _sources(arguments), cli.new_folder(arguments.out)
+def run(options: PrepareOptions) -> None:
+    """Prepares all datasets found or those named, and prints what became of their rows."""
+    sources, out = _sources(options), cli.new_folder(options.out)
     done, failures = list["Manifest"](), list[str]()
     for source in sources:
         try:
-            done.append(_prepared(source, arguments))
+            done.append(_prepared(source, options))
         except (ValueError, OSError) as error:  # Of this source alone: the others are prepared.
             cause = cli.root_cause(error)
             failures.append(_naming(source.entry.name, cli.describe(cause)))
@@ -79,7 +86,7 @@ def _prepare(arguments: Namespace) -> None:
         raise cli.Failures("\n".join([*failures, *([f"not finished: {unfinished}"] if "," in unfinished else [])]))
 
 
-def _prepared(source: "Source", arguments: Namespace) -> "Manifest":
+def _prepared(source: "Source", options: PrepareOptions) -> "Manifest":
     """Prepares a dataset, if anything is to be done, and prints what became of its rows.
 
     Raises:
@@ -91,16 +98,16 @@ def _prepared(source: "Source", arguments: Namespace) -> "Manifest":
 
     try:
         # A rerun with nothing to do needs no Ray.
-        manifest = None if arguments.retry_rejected else finished(source)
+        manifest = None if options.retry_rejected else finished(source)
         if manifest:
             remove_tree(source.work)  # a worker whose node had died may have written on
-            check_rejected(manifest.dataset, manifest.rows, manifest.rejected, arguments.max_rejected)
+            check_rejected(manifest.dataset, manifest.rows, manifest.rejected, options.max_rejected)
             state = "  (was up to date)"
         else:
             cli.start_ray()
             from pipelines.prepare.preprocess import prepare
 
-            prepared = prepare(source, arguments.max_rejected, arguments.retry_rejected)
+            prepared = prepare(source, options.max_rejected, options.retry_rejected)
             _report(source, prepared)
             manifest, state = prepared.manifest, f"  ({prepared.shards} shards written)"
     except TooManyRejected:
@@ -129,7 +136,7 @@ def _print_rejected(directory: Path) -> None:
             print(f"    what can be done: {what}")
 
 
-def _sources(arguments: Namespace) -> "list[Source]":
+def _sources(options: PrepareOptions) -> "list[Source]":
     """The datasets to prepare, in the catalog's order."""
     from jobs.common.settings import load_media_policy
     from pipelines.media.folder import Links
@@ -137,39 +144,34 @@ def _sources(arguments: Namespace) -> "list[Source]":
     from pipelines.sources.catalog import load_catalog
     from pipelines.storage.files import is_local
 
-    mistakes = []
-    if arguments.samples_per_shard < 1:
-        mistakes.append(f"--samples-per-shard {arguments.samples_per_shard}: must be at least 1")
-    if not 0 <= arguments.max_rejected <= 1:
-        mistakes.append(f"--max-rejected {arguments.max_rejected:g}: must be between 0 and 1")
+    mistakes = list[str]()
     try:
-        policy = load_media_policy(arguments.media_policy and Path(arguments.media_policy), arguments.media)
+        policy = load_media_policy(Path(options.media_policy) if options.media_policy else None, options.media)
     except cli.UsageError as error:
         mistakes.append(str(error))
-    catalog = load_catalog(extra=[cli.existing_file(arguments.catalog)] if arguments.catalog else [])
+    catalog = load_catalog(extra=[cli.existing_file(options.catalog)] if options.catalog else [])
     try:
-        selected = catalog.select(arguments.datasets) if arguments.datasets else list(catalog.datasets.values())
+        selected = catalog.select(options.datasets) if options.datasets else list(catalog.datasets.values())
     except ValueError as error:
         mistakes.append(f"--datasets: {error}")
-    if mistakes:
-        raise cli.UsageError("\n".join(mistakes))
-    roots, out = [cli.existing_folder(root) for root in arguments.data], cli.new_folder(arguments.out)
+    cli.check(options, mistakes)
+    roots, out = [cli.existing_folder(root) for root in options.data], cli.new_folder(options.out)
     found = {name: (root, path) for root in reversed(roots) for name, path in catalog.find(root).items()}
     missing = [entry for entry in selected if entry.name not in found]
-    where = ", ".join(arguments.data)
-    if arguments.datasets and missing:
+    where = ", ".join(options.data)
+    if options.datasets and missing:
         expected = ", ".join(f"{entry.name} ({entry.paths[0]})" for entry in missing)
         raise FileNotFoundError(f"{where}: holds no {expected}")
     if not found:
         raise FileNotFoundError(f"{where}: holds no dataset of the catalog; it needs T-X_pair_data or IT_data")
-    links = Links(roots=tuple(filter(is_local, roots)), follow=arguments.follow_links)
+    links = Links(roots=tuple(filter(is_local, roots)), follow=options.follow_links)
     return [
         Source(
             entry=entry,
             path=found[entry.name][1],
             media=catalog.media_folder(entry, *found[entry.name]),
             directory=out / entry.name,
-            samples_per_shard=arguments.samples_per_shard,
+            samples_per_shard=options.samples_per_shard,
             policy=policy,
             links=links,
         )
@@ -187,29 +189,20 @@ def _report(source: "Source", prepared: "Prepared") -> None:
     write_report(source.directory, page, figures if prepared.shards else None)
 
 
-def _verify(argv: Sequence[str]) -> None:
-    parser = cli.parser("Read all prepared shards and embeddings, and say which file and which sample is damaged.")
-    parser.add_argument("shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    arguments = parser.parse_args(argv)
-
+def _verify(options: VerifyOptions) -> None:
     from pipelines.inspect.verify import print_problems
 
-    problems = print_problems(cli.existing_folder(arguments.shards))
+    problems = print_problems(cli.existing_folder(options.shards))
     if problems:
-        raise ValueError(f"{arguments.shards}: {problems} problem(s) found, listed above; run jobs/prepare.py again")
+        raise ValueError(f"{options.shards}: {problems} problem(s) found, listed above; run jobs/prepare.py again")
 
 
-def _lineage(argv: Sequence[str]) -> None:
-    parser = cli.parser("Say which source row a sample is, and which sample a source row became, or why none.")
-    parser.add_argument("shards", metavar="SHARDS", help="the --out of jobs/prepare.py")
-    parser.add_argument("names", nargs="+", metavar="KEY_OR_ROW", help="a sample's key, or a row such as cc3m.json#17")
-    arguments = parser.parse_args(argv)
-
+def _lineage(options: LineageOptions) -> None:
     from pipelines.inspect.lineage import print_origins
 
-    unknown = print_origins(cli.existing_folder(arguments.shards), arguments.names)
+    unknown = print_origins(cli.existing_folder(options.shards), options.names)
     if unknown:
-        raise ValueError(f"{arguments.shards}: {unknown} of {len(arguments.names)} found nowhere")
+        raise ValueError(f"{options.shards}: {unknown} of {len(options.names)} found nowhere")
 
 
 if __name__ == "__main__":

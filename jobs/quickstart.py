@@ -1,18 +1,20 @@
 """The whole pipeline on one machine, from prepare to gallery: `jobs/quickstart.py [--data ROOT] [--out DIR]`."""
 
+import importlib
 import shlex
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from jobs import embed, gallery, generate, prepare, score, train_stage
 from jobs.common import cli
+from jobs.common.cli import Option
 
 WORLD_SEED = 0
 PRESET = "world"  # the one with trained foundations, which can be evaluated on the world's exam
+MODALITIES = ("image", "video", "audio")
 PROMPT = "Show me a picture, a video and a sound of a red circle."
-UNDERSTANDING = ("understand_image", "understand_video", "understand_audio")
+UNDERSTANDING = tuple(f"understand_{modality}" for modality in MODALITIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +44,30 @@ SMALL = Size(
 PLAIN = Size(world=16, samples_per_shard=8)  # without an exam
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the commands one after another, as a user would type them."""
-    parser = cli.parser("Run the whole pipeline once, small, on this machine; without --data, on a synthetic world.")
-    parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder")
-    parser.add_argument("--out", default="out/quickstart", metavar="DIR", help="folder for all output")
-    parser.add_argument("--preset", default=PRESET, help="the preset of all steps, or your own .yaml file")
-    parser.add_argument(
-        "--small", action="store_true", help="less data and fewer steps: shows that it works, not how well"
-    )
-    cli.add_overrides(parser, "epochs=2 or model.llm.name=PATH")
-    arguments = parser.parse_args(argv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartOptions:
+    """Run the whole pipeline once, small, on this machine; without --data, on a synthetic world."""
 
+    data: Annotated[str | None, Option("a NExT-GPT data folder", "ROOT")] = None
+    out: Annotated[str, Option("folder for all output", "DIR")] = "out/quickstart"
+    preset: Annotated[str, Option("the preset of all steps, or your own .yaml file")] = PRESET
+    small: Annotated[bool, Option("less data and fewer steps: shows that it works, not how well")] = False
+    overrides: Annotated[tuple[str, ...], cli.overrides("epochs=2 or model.llm.name=PATH")] = ()
+
+
+def run(options: QuickstartOptions) -> None:
+    """Runs the commands one after another, as a user would type them."""
     started = time.monotonic()
-    examined = arguments.preset == PRESET and not arguments.data
-    size = PLAIN if not examined else SMALL if arguments.small else FULL
-    out = cli.new_folder(arguments.out)
+    examined = options.preset == PRESET and not options.data
+    size = PLAIN if not examined else SMALL if options.small else FULL
+    out = cli.new_folder(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    data = cli.existing_folder(arguments.data) if arguments.data else _world(out, size.world)
-    times = _train(out, data, arguments.preset, [*size.settings, *arguments.overrides], size)
+    data = cli.existing_folder(options.data) if options.data else _world(out, size.world)
+    times = _train(out, data, options.preset, [*size.settings, *options.overrides], size)
     times |= _examine(out, size) if examined else _reply(out)
     page = out / "gallery.html"
     runs = [str(out / f"stage-{stage}") for stage in (1, 2, 3)]
-    times["gallery"] = _run("gallery", gallery.main, ["--runs", *runs, "--out", str(page)])
+    times["gallery"] = _run("gallery", ["--runs", *runs, "--out", str(page)])
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
     print(f"\ndone in {time.monotonic() - started:.0f} s ({steps}). Where to look, below {out}:")
     if examined:
@@ -89,14 +92,14 @@ def _train(out: Path, data: Path, preset: str, settings: list[str], size: Size) 
     """From raw data through three stages; returns the seconds of each step."""
     shards, times = str(out / "shards"), {}
     command = ["--data", str(data), "--out", shards, "--samples-per-shard", str(size.samples_per_shard)]
-    times["prepare"] = _run("prepare", prepare.main, command)
+    times["prepare"] = _run("prepare", command)
     parts = [text for text in settings if text.startswith("model.")]
-    times["embed"] = _run("embed", embed.main, ["--shards", shards, "--preset", preset, *parts])
+    times["embed"] = _run("embed", ["--shards", shards, "--preset", preset, *parts])
     init: list[str] = []
     for stage in ("1", "2", "3"):
         run = str(out / f"stage-{stage}")
         command = ["--stage", stage, "--shards", shards, "--out", run, *init, "--preset", preset, "--overwrite"]
-        times[f"stage {stage}"] = _run("train_stage", train_stage.main, [*command, *settings])
+        times[f"stage {stage}"] = _run("train_stage", [*command, *settings])
         init = ["--init", run]
     return times
 
@@ -105,27 +108,29 @@ def _examine(out: Path, size: Size) -> dict[str, float]:
     """Trains a control on shuffled captions, and evaluates it and the runs on the world's exam."""
     times, control = {}, str(out / "control")
     command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
-    times["control"] = _run("train_stage", train_stage.main, [*command, *size.control, "shuffle_items=true"])
+    times["control"] = _run("train_stage", [*command, *size.control, "shuffle_items=true"])
     command = ["--checkpoint", str(out / "stage-1"), "--n", str(size.n), "--controls-n", "0"]
-    times["score stage 1"] = _run("score", score.main, [*command, "--rows", *UNDERSTANDING])
+    times["score stage 1"] = _run("score", [*command, "--rows", *UNDERSTANDING])
     command = ["--checkpoint", str(out / "stage-3"), "--n", str(size.n), "--controls-n", str(size.controls_n)]
-    times["score stage 3"] = _run("score", score.main, [*command, "--shuffled", control])
+    times["score stage 3"] = _run("score", [*command, "--shuffled", control])
     return times
 
 
 def _reply(out: Path) -> dict[str, float]:
     """Asks the last run for all media that it can make."""
     command = ["--checkpoint", str(out / "stage-3"), "--prompt", PROMPT, "--out", str(out / "reply")]
-    return {"generate": _run("generate", generate.main, [*command, "--require", *generate.MODALITIES])}
+    return {"generate": _run("generate", [*command, "--require", *MODALITIES])}
 
 
-def _run(name: str, command: Callable[[Sequence[str]], None], argv: list[str]) -> float:
+def _run(name: str, argv: list[str]) -> float:
     """Runs one command; returns its seconds."""
     started = time.monotonic()
     print(f"\n$ python jobs/{name}.py {shlex.join(argv)}", flush=True)
-    command(argv)
+    importlib.import_module(f"jobs.{name}").main(argv)  # late, so that --help is fast
     return time.monotonic() - started
 
+
+main = cli.command(QuickstartOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

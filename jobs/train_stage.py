@@ -1,11 +1,12 @@
 """Trains a stage with Ray Train and DeepSpeed: `jobs/train_stage.py --stage 1 --shards SHARDS --out RUN`."""
 
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jobs.common import cli
+from jobs.common.cli import Option
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json, remove_tree, to_path, write_json
 
@@ -34,40 +35,44 @@ FREE = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
-    parser = cli.parser("Train one of NExT-GPT's three stages on prepared and embedded shards.")
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True, help="which stage")
-    parser.add_argument("--shards", required=True, metavar="SHARDS", help="the --out of jobs/prepare.py, embedded")
-    parser.add_argument(
-        "--out", required=True, metavar="RUN", help="where checkpoints, settings and the log are written"
-    )
-    parser.add_argument("--init", metavar="CHECKPOINT", help="a checkpoint, or a run, of an earlier stage")
-    parser.add_argument(
-        "--preset",
-        default="world",
-        help="preset of the model and its settings, or your own .yaml file",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="delete the contents of RUN first")
-    _add_dry_run(parser)
-    cli.add_overrides(parser, "epochs=2 or model.lora.r=16")
-    arguments = parser.parse_args(argv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Train one of NExT-GPT's three stages on prepared and embedded shards."""
 
+    stage: Annotated[Literal[1, 2, 3], Option("which stage")]
+    shards: Annotated[str, Option("the --out of jobs/prepare.py, embedded", "SHARDS")]
+    out: Annotated[str, Option("where checkpoints, settings and the log are written", "RUN")]
+    init: Annotated[str | None, Option("a checkpoint, or a run, of an earlier stage", "CHECKPOINT")] = None
+    preset: Annotated[str, Option("preset of the model and its settings, or your own .yaml file")] = "world"
+    overwrite: Annotated[bool, Option("delete the contents of RUN first")] = False
+    dry_run: Annotated[
+        bool,
+        Option("start nothing; print what would train, the memory it takes, whether that fits, and all other mistakes"),
+    ] = False
+    gpu_memory: Annotated[float | None, Option("with --dry-run: memory per GPU, if not of the GPUs here", "GB")] = None
+    host_memory: Annotated[
+        float | None, Option("with --dry-run: main memory per worker, if not of this machine", "GB")
+    ] = None
+    overrides: Annotated[tuple[str, ...], cli.overrides("epochs=2 or model.lora.r=16")] = ()
+
+
+def run(options: TrainOptions) -> None:
+    """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
     from jobs.common.settings import deepspeed_settings, load_settings, settings_hash
     from jobs.training.dry_run import cpu_notes
     from jobs.training.stage import order_samples, plan_stage, prepared_views, train
     from jobs.training.workers import choose_workers
     from model.checkpoints.description import latest_checkpoint
 
-    views = prepared_views(arguments.shards)
-    settings = load_settings(arguments.stage, arguments.preset, arguments.overrides, views)
+    views = prepared_views(options.shards)
+    settings = load_settings(options.stage, options.preset, options.overrides, views)
     engine = deepspeed_settings(settings)
-    if arguments.dry_run:
-        _dry_run(arguments, settings, engine)
+    if options.dry_run:
+        _dry_run(options, settings, engine)
         return
-    shards = cli.existing_folder(arguments.shards)
-    run = cli.new_folder(arguments.out)
-    init = latest_checkpoint(to_path(arguments.init)) if arguments.init else None
+    shards = cli.existing_folder(options.shards)
+    run = cli.new_folder(options.out)
+    init = latest_checkpoint(to_path(options.init)) if options.init else None
     plan = plan_stage(settings, shards, run, init)
     settings = plan.settings
     effective: Mapping[str, Any] = {
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {view.name: view.manifest.content for view in plan.views},
     }
     name = settings_hash(effective)
-    steps_done = _make_room(run, effective, arguments.overwrite)
+    steps_done = _make_room(run, effective, options.overwrite)
     print(f"stage {settings.stage}, configuration {name}")
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / SETTINGS, {"hash": name, **effective})
@@ -103,21 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.note_untrained(plan.untrained)
 
 
-def _add_dry_run(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="start nothing; print what would train, the memory it takes, whether that fits, and all other mistakes",
-    )
-    parser.add_argument(
-        "--gpu-memory", type=float, metavar="GB", help="with --dry-run: memory per GPU, if not of the GPUs here"
-    )
-    parser.add_argument(
-        "--host-memory", type=float, metavar="GB", help="with --dry-run: main memory per worker, if not of this machine"
-    )
-
-
-def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
+def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
     """Prints the footprint of a run.
 
     Raises:
@@ -129,12 +120,12 @@ def _dry_run(arguments: Namespace, settings: "TrainSettings", engine: Mapping[st
 
     faults: list[str] = []
     try:
-        init = latest_checkpoint(to_path(arguments.init)) if arguments.init else None
-        shards, run = cli.existing_folder(arguments.shards), cli.new_folder(arguments.out)
+        init = latest_checkpoint(to_path(options.init)) if options.init else None
+        shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)
         settings = plan_stage(settings, shards, run, init).settings
     except (ValueError, OSError) as error:
         faults += str(error).splitlines()
-    plan = DryRun(settings, engine, machine_for(settings, arguments.gpu_memory, arguments.host_memory))
+    plan = DryRun(settings, engine, machine_for(settings, options.gpu_memory, options.host_memory))
     for line in plan.lines():
         print(line, flush=True)
     print(plan.verdict())
@@ -190,6 +181,8 @@ def _resume_notes(run: Path) -> Iterator[str]:
     if checkpoint is not None:
         yield from notes(checkpoint)
 
+
+main = cli.command(TrainOptions, run)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, one-line errors, tables, and starting Ray."""
+"""What all commands share: declaring options, exit codes, one-line errors, tables, and starting Ray."""
 
 import logging
 import os
@@ -6,10 +6,12 @@ import re
 import sys
 import traceback
 import warnings
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, _ActionsContainer
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 # Workers already share the driver's environment; Ray's own hook would rebuild it with `uv run` in each worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -40,6 +42,7 @@ FAILED = 1
 USAGE = 2
 
 Main = Callable[[Sequence[str] | None], None]
+Options = TypeVar("Options")
 
 
 class UsageError(ValueError):
@@ -65,14 +68,137 @@ for _name in _IMPATIENT:
     logging.getLogger(_name).addFilter(_is_news)
 
 
-def parser(description: str) -> ArgumentParser:
-    """An argument parser whose help shows all defaults."""
-    return ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a field of a command's options does not say itself: `Annotated[int, Option("epochs", least=1)] = 3`.
+
+    The field's type and default say the rest: a tuple takes several values, a bool is a flag, a Literal lists the
+    choices, a dataclass adds its own options, and what has no default is required.
+    """
+
+    help: str = ""
+    metavar: str | None = None
+    _: KW_ONLY
+    flag: str = ""  # where it is not --the-name-of-the-field
+    choices: Collection[str] | None = None
+    several: Literal["+", "*", "append"] = "+"  # how a tuple is given: after one flag, or one value after each flag
+    positional: bool = False
+    exclusive: bool = False  # exactly one of the options so marked is given
+    least: int | None = None
+    above: int | None = None
+    most: int | None = None
+    # What the field itself says; `declared` fills it in.
+    name: str = ""
+    kind: Any = str
+    default: Any = None
+    embeds: bool = False
+
+    def mistake(self, value: float) -> str | None:
+        """What is wrong with a number; None where nothing is."""
+        if self.least is self.above is self.most is None:
+            return None
+        is_enough = (self.above is None or value > self.above) and (self.least is None or value >= self.least)
+        if is_enough and (value < float("inf") if self.most is None else value <= self.most):
+            return None
+        if self.above is None:
+            return f"must be at least {self.least}" if self.most is None else f"must be {self.least} to {self.most}"
+        return f"must be more than {self.above}" + (f", and {self.most} at most" if self.most is not None else "")
 
 
-def add_overrides(parser: ArgumentParser, examples: str) -> None:
-    """Adds settings as `key=value`, in the same way for every command."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings, such as {examples}")
+def overrides(examples: str) -> Option:
+    """The positional settings `key=value`, in the same way for every command."""
+    return Option(f"settings, such as {examples}", "key=value", positional=True, several="*")
+
+
+def declared(options: type) -> Iterator[Option]:
+    """The options of a dataclass, each with the name, type and default of its field."""
+    hints = get_type_hints(options, include_extras=True)
+    for field in fields(options):
+        hint = hints[field.name]
+        kind, option = get_args(hint) if get_origin(hint) is Annotated else (hint, Option())
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+        flag = option.flag or f"--{field.name.replace('_', '-')}"
+        embeds = is_dataclass(kind)
+        yield replace(option, name=field.name, flag=flag, kind=kind, default=field.default, embeds=embeds)
+
+
+def command(kind: type[Options], run: Callable[[Options], None]) -> Main:
+    """A command whose options are declared by a frozen dataclass; its docstring describes the command."""
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        run(parse(kind, argv))
+
+    return main
+
+
+def parse(kind: type[Options], argv: Sequence[str] | None) -> Options:
+    """The options on a command line, or on that of the process."""
+    parser = ArgumentParser(description=kind.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    _add(parser, kind)
+    return _build(kind, vars(parser.parse_args(argv)))
+
+
+def parse_suite(
+    kinds: Mapping[str, tuple[type[Options], str, str]], argv: Sequence[str] | None, description: str
+) -> tuple[str, Options]:
+    """The suite on a command line, and its options; `kinds` are their classes, summaries and descriptions."""
+    parser = ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
+    for name, (kind, summary, text) in kinds.items():
+        _add(suites.add_parser(name, help=summary, description=text, formatter_class=parser.formatter_class), kind)
+    values = vars(parser.parse_args(argv))
+    return values["suite"], _build(kinds[values["suite"]][0], values)
+
+
+def check(options: object, mistakes: Iterable[str] = ()) -> None:
+    """Raises a UsageError with all mistakes: those given, and the numbers out of their bounds."""
+    found = [*mistakes, *_out_of_bounds(options)]
+    if found:
+        raise UsageError("\n".join(found))
+
+
+def _add(parser: _ActionsContainer, options: type) -> None:
+    ways = None
+    for option in declared(options):
+        kind, target, details = option.kind, parser, dict[str, Any](help=option.help)
+        if option.embeds:
+            _add(parser, kind)
+            continue
+        if option.exclusive:
+            target = ways = ways or parser.add_mutually_exclusive_group(required=True)
+        if kind is bool:
+            details["action"] = "store_true"
+        else:
+            if get_origin(kind) is tuple:
+                kind = get_args(kind)[0]
+                details |= {"action": "append"} if option.several == "append" else {"nargs": option.several}
+            choices = tuple(option.choices or get_args(kind)) or None
+            details |= {"type": type(choices[0]) if choices else kind, "choices": choices, "metavar": option.metavar}
+        if option.positional:
+            target.add_argument(option.name, **details)
+        elif option.default is MISSING:
+            target.add_argument(option.flag, dest=option.name, required=True, **details)
+        else:
+            default = list(option.default) if isinstance(option.default, tuple) else option.default
+            target.add_argument(option.flag, dest=option.name, default=default, **details)
+
+
+def _build(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    found = {}
+    for option in declared(kind):
+        value = _build(option.kind, values) if option.embeds else values[option.name]
+        found[option.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**found)
+
+
+def _out_of_bounds(options: object) -> Iterator[str]:
+    for option in declared(type(options)):
+        value = getattr(options, option.name)
+        if option.embeds:
+            yield from _out_of_bounds(value)
+        elif isinstance(value, int | float) and (mistake := option.mistake(value)):
+            yield f"{option.flag} {value}: {mistake}"
 
 
 def start_ray() -> None:

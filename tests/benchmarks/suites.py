@@ -3,15 +3,16 @@
 import importlib
 import json
 import platform
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from jobs.common import cli
+from jobs.common.cli import Option
 from model.checkpoints.description import SHIPPED
 from tests.benchmarks import Row, cores, not_measured, real, say
+from tests.benchmarks.real import RealOptions
 
 SUITES: Mapping[str, Mapping[str, str]] = {
     "pipelines": {
@@ -45,90 +46,111 @@ GPU = {
     "small": "the preset for a 24 GB card: steps and whole replies",
 }
 
+Names = tuple[str, ...] | None
+
+
+def _of(sections: Mapping[str, str]) -> Option:
+    return Option(f"of {', '.join(sections)}", "NAME", choices=sections)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteOptions:
+    """The options of `jobs/bench.py pipelines`, which the other suites of ratios have too."""
+
+    only: Annotated[Names, _of(SUITES["pipelines"])] = None
+    scale: Annotated[float, Option("multiple of the usual amount of work", "F")] = 1.0
+    json: Annotated[str | None, Option("also write the figures to this JSON file", "FILE")] = None
+    strict: Annotated[bool, Option("fail if a target is missed or not measured")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSuite(SuiteOptions):
+    """The options of `jobs/bench.py training`."""
+
+    only: Annotated[Names, _of(SUITES["training"])] = None
+    data: Annotated[str | None, Option("a NExT-GPT data folder; by default, a small world is drawn", "ROOT")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSuite(SuiteOptions):
+    """The options of `jobs/bench.py chat`."""
+
+    only: Annotated[Names, _of(SUITES["chat"])] = None
+    checkpoint: Annotated[str, Option("the model to benchmark", "RUN")] = SHIPPED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuOptions:
+    """The options of `jobs/bench.py gpu`."""
+
+    only: Annotated[Names, _of(GPU)] = None
+
+
+def _ratios(suite: str) -> tuple[str, str]:
+    """The summary and the description of a suite of ratios."""
+    sections = SUITES[suite]
+    return (
+        f"ratios of medians: {', '.join(sections)}",
+        f"Measure {suite}: ratios of medians, both sides interleaved in one run. Sections: {_listed(sections)}",
+    )
+
+
+def _listed(sections: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {what}" for name, what in sections.items())
+
+
+COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | RealOptions], str, str]] = {
+    "pipelines": (SuiteOptions, *_ratios("pipelines")),
+    "training": (TrainingSuite, *_ratios("training")),
+    "chat": (ChatSuite, *_ratios("chat")),
+    "gpu": (
+        GpuOptions,
+        f"Markdown tables for one GPU: {', '.join(GPU)}",
+        f"Measure one GPU, with random weights at the released sizes. Sections: {_listed(GPU)}",
+    ),
+    "real": (RealOptions, real.DESCRIPTION, f"Run {real.DESCRIPTION}."),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a suite and prints its table; with `--strict`, fails if a target is missed."""
-    parser = cli.parser("Measure the pipelines, training, the chat server, or a GPU.")
-    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
-    for suite, sections in SUITES.items():
-        _add_suite(suites, suite, sections)
-    _add_gpu(suites)
-    _add_real(suites)
-    arguments = parser.parse_args(argv)
+    suite, options = cli.parse_suite(COMMANDS, argv, "Measure the pipelines, training, the chat server, or a GPU.")
     cli.quiet()
-    if arguments.suite == "real":
-        for line in real.run(arguments, machine()):
-            print(line, flush=True)
+    if isinstance(options, SuiteOptions):
+        _run_suite(suite, options)
         return
-    if arguments.suite == "gpu":
+    if isinstance(options, RealOptions):
+        lines = real.run(options, machine())
+    else:
         from tests.benchmarks import gpu
 
-        for line in gpu.run(only=arguments.only or ()):
-            print(line, flush=True)
-        return
-    _run_suite(arguments)
+        lines = gpu.run(only=options.only or ())
+    for line in lines:
+        print(line, flush=True)
 
 
-def _add_suite(suites: Any, suite: str, sections: Mapping[str, str]) -> None:
-    listed = "; ".join(f"{name}: {what}" for name, what in sections.items())
-    parser = suites.add_parser(
-        suite,
-        help=f"ratios of medians: {', '.join(sections)}",
-        description=f"Measure {suite}: ratios of medians, both sides interleaved in one run. Sections: {listed}",
-        formatter_class=ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--only", nargs="+", choices=sections, metavar="NAME", help=f"of {', '.join(sections)}")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="multiple of the usual amount of work")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to this JSON file")
-    parser.add_argument("--strict", action="store_true", help="fail if a target is missed or not measured")
-    if suite == "training":
-        parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; by default, a small world is drawn")
-    if suite == "chat":
-        parser.add_argument("--checkpoint", default=SHIPPED, metavar="RUN", help="the model to benchmark")
-
-
-def _add_real(suites: Any) -> None:
-    parser = suites.add_parser(
-        "real",
-        help=real.DESCRIPTION,
-        description=f"Run {real.DESCRIPTION}.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
-    )
-    real.add_arguments(parser)
-
-
-def _add_gpu(suites: Any) -> None:
-    listed = "; ".join(f"{name}: {what}" for name, what in GPU.items())
-    parser = suites.add_parser(
-        "gpu",
-        help=f"Markdown tables for one GPU: {', '.join(GPU)}",
-        description=f"Measure one GPU, with random weights at the released sizes. Sections: {listed}",
-    )
-    parser.add_argument("--only", nargs="+", choices=GPU, metavar="NAME", help=f"of {', '.join(GPU)}")
-
-
-def _run_suite(arguments: Namespace) -> None:
-    if not 0 < arguments.scale < float("inf"):
-        raise cli.UsageError(f"--scale {arguments.scale}: must be above 0")
-    out = Path(arguments.json) if arguments.json else None
+def _run_suite(suite: str, options: SuiteOptions) -> None:
+    if not 0 < options.scale < float("inf"):
+        raise cli.UsageError(f"--scale {options.scale}: must be above 0")
+    out = Path(options.json) if options.json else None
     if out and not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"{out}: its folder does not exist")
 
-    names = arguments.only or list(SUITES[arguments.suite])
-    if arguments.suite == "training":
+    names = options.only or list(SUITES[suite])
+    if isinstance(options, TrainingSuite):
         from tests.benchmarks.training import ground
 
-        with ground(cli.existing_folder(arguments.data) if arguments.data else None) as prepared:
-            rows = _measure(SUITES["training"], names, arguments.scale, prepared)
+        with ground(cli.existing_folder(options.data) if options.data else None) as prepared:
+            rows = _measure(SUITES["training"], names, options.scale, prepared)
     else:
-        place = (arguments.checkpoint,) if arguments.suite == "chat" else ()
-        rows = _measure(SUITES[arguments.suite], names, arguments.scale, *place)
-    facts = machine() + (f", scale {arguments.scale:g}" if arguments.scale != 1 else "")
+        place = (options.checkpoint,) if isinstance(options, ChatSuite) else ()
+        rows = _measure(SUITES[suite], names, options.scale, *place)
+    facts = machine() + (f", scale {options.scale:g}" if options.scale != 1 else "")
     print("\n".join(["", *table(rows), "", facts]))
     if out:
         out.write_text(json.dumps({"machine": facts, "rows": [_fields(row) for row in rows]}, indent=2) + "\n")
     short = [row for row in rows if not row.met]
-    if arguments.strict and short:
+    if options.strict and short:
         raise ValueError(f"{len(short)} of {len(rows)} targets: missed or not measured")
 
 

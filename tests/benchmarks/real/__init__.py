@@ -1,7 +1,10 @@
 """A rehearsal of preset `nextgpt_7b` without its weights: every command on random weights in the published layouts."""
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from jobs.common.cli import Option
 
 STEPS = ("prepare", "embed", "stage-1", "stage-2", "stage-3", "generate", "import", "export", "chat")
 MEDIA = ("image", "video", "audio")
@@ -11,35 +14,32 @@ DESCRIPTION = (
 )
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the arguments of `jobs/bench.py real`."""
-    parser.add_argument("--out", default="out/real", metavar="DIR", help="folder for parts and runs; parts are reused")
-    parser.add_argument("--base", default="nextgpt_7b", metavar="PRESET", help="base of the user's preset file")
-    parser.add_argument(
-        "--layers", type=int, metavar="N", help="layers of the LLM; by default as many as fit, at most 32"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealOptions:
+    """The options of `jobs/bench.py real`."""
+
+    out: Annotated[str, Option("folder for parts and runs; parts are reused", "DIR")] = "out/real"
+    base: Annotated[str, Option("base of the user's preset file", "PRESET")] = "nextgpt_7b"
+    layers: Annotated[int | None, Option("layers of the LLM; by default as many as fit, at most 32", "N", least=1)] = (
+        None
     )
-    parser.add_argument("--small", action="store_true", help="a small cut, which takes minutes on two cores")
-    parser.add_argument("--disk", type=float, metavar="GB", help="cut the LLM's layers to fit on this much disk")
-    parser.add_argument("--memory", type=float, metavar="GB", help="cut the LLM's layers to fit in this much memory")
-    parser.add_argument("--data", metavar="ROOT", help="a NExT-GPT data folder; by default, a small world is drawn")
-    parser.add_argument("--samples", type=int, default=2, metavar="N", help="media of each modality to take from it")
-    parser.add_argument(
-        "--only", nargs="+", choices=STEPS, default=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}"
-    )
-    parser.add_argument("--max-steps", type=int, default=2, metavar="N", help="training steps per stage")
-    parser.add_argument("--media", nargs="*", choices=MEDIA, default=MEDIA, help="media that the replies must contain")
-    parser.add_argument("--denoising-steps", type=int, default=2, metavar="N", help="denoising steps per medium")
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=["workers=1", "batch_size=2", "micro_batch_size=1", "validation.fraction=0"],
-        help="settings of the training stages; without a GPU, use_gpu=false is added",
-    )
+    small: Annotated[bool, Option("a small cut, which takes minutes on two cores")] = False
+    disk: Annotated[float | None, Option("cut the LLM's layers to fit on this much disk", "GB")] = None
+    memory: Annotated[float | None, Option("cut the LLM's layers to fit in this much memory", "GB")] = None
+    data: Annotated[str | None, Option("a NExT-GPT data folder; by default, a small world is drawn", "ROOT")] = None
+    samples: Annotated[int, Option("media of each modality to take from it", "N", least=1)] = 2
+    only: Annotated[tuple[str, ...], Option(f"of {', '.join(STEPS)}", "STEP", choices=STEPS)] = STEPS
+    max_steps: Annotated[int, Option("training steps per stage", "N", least=1)] = 2
+    media: Annotated[tuple[str, ...], Option("media that the replies must contain", choices=MEDIA, several="*")] = MEDIA
+    denoising_steps: Annotated[int, Option("denoising steps per medium", "N", least=1)] = 2
+    settings: Annotated[
+        tuple[str, ...],
+        Option("settings of the training stages; without a GPU, use_gpu=false is added", "KEY=VALUE"),
+    ] = ("workers=1", "batch_size=2", "micro_batch_size=1", "validation.fraction=0")
 
 
-def run(arguments: Namespace, machine: str) -> Iterator[str]:
+def run(options: RealOptions, machine: str) -> Iterator[str]:
     """Runs the rehearsal; yields the lines of the table, and raises as `rehearsal.rehearse`."""
     from tests.benchmarks.real.rehearsal import rehearse
 
-    return rehearse(arguments, machine)
+    return rehearse(options, machine)

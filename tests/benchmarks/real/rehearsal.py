@@ -1,7 +1,6 @@
 """Runs the commands one after another, measures each, and reports the results in a table."""
 
 import json
-from argparse import Namespace
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from model.parts.config import load_preset
 from pipelines.storage.files import remove_tree
 from pipelines.world.dataset import write_world
 from tests.benchmarks import say, table_head, table_row
+from tests.benchmarks.real import RealOptions
 from tests.benchmarks.real.budget import Budget, num_layers
 from tests.benchmarks.real.hub import Hub
 from tests.benchmarks.real.measure import Measured, measure
@@ -37,32 +37,32 @@ class Row:
         return self.measured is None or self.measured.status != 0
 
 
-def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
+def rehearse(options: RealOptions, machine: str) -> Iterator[str]:
     """Writes missing parts and runs the commands; yields the lines of the table as they are measured.
 
-    Raises UsageError for invalid arguments or parts that do not fit the budget, and Failures if a command failed.
+    Raises UsageError for invalid options or parts that do not fit the budget, and Failures if a command failed.
     """
-    _check(arguments)
-    data = cli.existing_folder(arguments.data) if arguments.data else None
-    budget = Budget(disk=arguments.disk, memory=arguments.memory, steps=arguments.only)
-    out = Path(arguments.out).absolute()
-    layers = num_layers(budget, layers=arguments.layers, small=arguments.small)
-    root = out / ("hub-small" if arguments.small else "hub")
-    hub = Hub(root=root, base=arguments.base, layers=layers, small=arguments.small)
-    work = out / f"{arguments.base}-{'small' if arguments.small else f'{layers}-layers'}"
+    cli.check(options, _mistakes(options))  # before gigabytes are written
+    data = cli.existing_folder(options.data) if options.data else None
+    budget = Budget(disk=options.disk, memory=options.memory, steps=options.only)
+    out = Path(options.out).absolute()
+    layers = num_layers(budget, layers=options.layers, small=options.small)
+    root = out / ("hub-small" if options.small else "hub")
+    hub = Hub(root=root, base=options.base, layers=layers, small=options.small)
+    work = out / f"{options.base}-{'small' if options.small else f'{layers}-layers'}"
     hub.write()
     hub.write_preset(work / PRESET)
-    _lay_data(data, work / DATA, arguments.samples)
+    _lay_data(data, work / DATA, options.samples)
     amount = Amount(
-        max_steps=arguments.max_steps,
-        settings=[*arguments.settings, *([] if torch.cuda.is_available() else ["use_gpu=false"])],
-        media=arguments.media,
-        denoising_steps=arguments.denoising_steps,
+        max_steps=options.max_steps,
+        settings=[*options.settings, *([] if torch.cuda.is_available() else ["use_gpu=false"])],
+        media=options.media,
+        denoising_steps=options.denoising_steps,
     )
 
     rows = []
     yield from table_head(_HEADER, numbers=True)
-    for row in _run(all_steps(hub, work, amount), work, arguments.only):
+    for row in _run(all_steps(hub, work, amount), work, options.only):
         rows.append(row)
         yield _line(row)
     yield ""
@@ -74,19 +74,11 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
         raise cli.Failures("\n".join(failed))
 
 
-def _check(arguments: Namespace) -> None:
-    """Checks the arguments before gigabytes are written."""
-    counts = {"layers": arguments.layers, "samples": arguments.samples}
-    counts |= {"max-steps": arguments.max_steps, "denoising-steps": arguments.denoising_steps}
-    mistakes = [
-        f"--{name} {count}: must be at least 1" for name, count in counts.items() if count is not None and count < 1
-    ]
+def _mistakes(options: RealOptions) -> Iterator[str]:
     try:
-        load_preset(arguments.base)
+        load_preset(options.base)
     except ValueError as error:
-        mistakes.append(f"--base: {error}")
-    if mistakes:
-        raise cli.UsageError("\n".join(mistakes))
+        yield f"--base: {error}"
 
 
 def _run(steps: Sequence[Step], work: Path, only: Collection[str]) -> Iterator[Row]:

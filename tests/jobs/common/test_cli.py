@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
 from jobs.common import cli
-from jobs.common.cli import UsageError, describe, root_cause
+from jobs.common.cli import Option, UsageError, describe, root_cause
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ("prepare", "embed", "train_stage", "generate", "convert", "quickstart", "score", "gallery", "bootstrap")
@@ -190,6 +192,103 @@ def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     result = command("prepare", "--data", str(absent), "--out", str(tmp_path / "out"))
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [f"error: {absent}: no such folder"]
+
+
+# --- Options declared as a class -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OvenOptions:
+    """How hot, and how long."""
+
+    degrees: Annotated[int, Option("degrees", "C", least=50, most=300)] = 180
+    minutes: Annotated[float | None, Option("minutes", above=0)] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakeOptions:
+    """Bake a cake."""
+
+    out: Annotated[str, Option("where it goes", "DIR")]
+    oven: OvenOptions
+    cake: Annotated[Literal["apple", "plum"], Option("which cake")] = "plum"
+    layers: Annotated[Literal[1, 2], Option("how many layers")] = 1
+    eggs: Annotated[int, Option("eggs", least=0)] = 3
+    fruit: Annotated[tuple[str, ...], Option("fruit", choices=("apple", "plum", "pear"))] = ("plum",)
+    note: Annotated[tuple[str, ...], Option("a note", several="append")] = ()
+    vegan: Annotated[bool, Option("without eggs")] = False
+    book: Annotated[str | None, Option("a recipe of a book", flag="--from", exclusive=True)] = None
+    card: Annotated[str | None, Option("a recipe on a card", exclusive=True)] = None
+    overrides: Annotated[tuple[str, ...], cli.overrides("sugar=2")] = ()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(BakeOptions, arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
+
+
+def test_options_that_are_not_given_have_the_defaults_of_their_fields() -> None:
+    options = cli.parse(BakeOptions, ["--out", "table", "--card", "c"])
+    assert options == BakeOptions(out="table", oven=OvenOptions(), card="c")
+    with pytest.raises(FrozenInstanceError):
+        options.eggs = 4  # type: ignore[misc]
+
+
+def test_options_have_the_types_of_their_fields_and_embedded_ones_stay_together() -> None:
+    line = (
+        "--out t --degrees 200 --minutes 2 --layers 2 --fruit pear apple --note a --note b --vegan --from b sugar=1 x=y"
+    )
+    assert cli.parse(BakeOptions, line.split()) == BakeOptions(
+        out="t",
+        oven=OvenOptions(degrees=200, minutes=2.0),
+        layers=2,
+        fruit=("pear", "apple"),
+        note=("a", "b"),
+        vegan=True,
+        book="b",
+        overrides=("sugar=1", "x=y"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("--card c", "the following arguments are required: --out"),
+        ("--out t", "one of the arguments --from --card is required"),
+        ("--out t --card c --from b", "argument --from: not allowed with argument --card"),
+        ("--out t --card c --eggs many", "argument --eggs: invalid int value: 'many'"),
+        ("--out t --card c --layers 3", "argument --layers: invalid choice: 3"),
+        ("--out t --card c --fruit kiwi", "argument --fruit: invalid choice: 'kiwi'"),
+        ("--out t --card c --sugar 1", "unrecognized arguments: --sugar"),
+    ],
+)
+def test_what_cannot_be_parsed_is_named(line: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *line.split()).startswith(reason)
+
+
+def test_numbers_out_of_bounds_are_told_with_all_other_mistakes() -> None:
+    line = "--out t --card c --eggs -1 --degrees 30 --minutes nan"
+    with pytest.raises(UsageError) as caught:
+        cli.check(cli.parse(BakeOptions, line.split()), ["--card: is too small"])
+    assert str(caught.value).splitlines() == [
+        "--card: is too small",
+        "--degrees 30: must be 50 to 300",
+        "--minutes nan: must be more than 0",
+        "--eggs -1: must be at least 0",
+    ]
+
+
+def test_help_shows_what_fields_say_and_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(BakeOptions, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(--from BOOK | --card CARD)" in shown
+    assert " Bake a cake. " in shown
+    assert "--degrees C degrees (default: 180)" in shown
+    assert "--cake {apple,plum} which cake (default: plum)" in shown
+    assert "key=value settings, such as sugar=2" in shown
 
 
 # --- Paths -----------------------------------------------------------------------------------------------------------

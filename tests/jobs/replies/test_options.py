@@ -1,10 +1,9 @@
 """Options of a reply: the same defaults and bounds for the command line, the API and the page."""
 
-from argparse import ArgumentParser
-
 import pytest
 
-from jobs.replies.options import OPTIONS, add_options, decoder_settings, mistakes, sampling
+from jobs.common import cli
+from jobs.replies.options import OPTIONS, ReplyOptions, decoder_settings, sampling
 from jobs.serving.requests.openai_format import ChatRequest
 from model.inference.query import Sampling
 from pipelines.sample import Modality
@@ -32,19 +31,16 @@ def test_what_is_given_counts_even_where_it_is_0() -> None:
     ],
 )
 def test_a_value_out_of_bounds_is_named_with_its_bound(option: str, value: str, reason: str) -> None:
-    parser = ArgumentParser()
-    add_options(parser, *OPTIONS)
     flag = f"--{option.replace('_', '-')}"
-    arguments = parser.parse_args([f"{flag}={value}"])
-    assert list(mistakes(arguments)) == [f"{flag} {getattr(arguments, option)}: {reason}"]
-    assert list(mistakes(parser.parse_args([]))) == []
+    options = cli.parse(ReplyOptions, [f"{flag}={value}"])
+    with pytest.raises(cli.UsageError) as caught:
+        cli.check(options)
+    assert str(caught.value) == f"{flag} {getattr(options, option)}: {reason}"
+    cli.check(cli.parse(ReplyOptions, []))
 
 
 def test_the_command_line_may_go_beyond_what_the_network_may() -> None:
-    parser = ArgumentParser()
-    add_options(parser, *OPTIONS)
-    arguments = parser.parse_args(["--temperature", "3", "--max-new-tokens", "9000", "--steps", "500"])
-    assert list(mistakes(arguments)) == []
+    cli.check(cli.parse(ReplyOptions, ["--temperature", "3", "--max-new-tokens", "9000", "--steps", "500"]))
     schema = ChatRequest.model_json_schema()["properties"]
     assert [bound["maximum"] for bound in schema["temperature"]["anyOf"][:1]] == [2.0]
     assert schema["max_items"] == {
