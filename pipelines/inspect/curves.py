@@ -12,6 +12,7 @@ Points = list[tuple[float, float]]
 Ticks = list[tuple[float, str]]
 NUM_POINTS = 100  # of a line
 _NUM_TICKS = 4
+_MARGIN = math.log10(1.15)  # of a logarithmic axis; added to logarithms, where it is not lost in tiny values
 _HELD_OUT = "validation/"
 
 
@@ -123,7 +124,7 @@ def _shares() -> tuple[Callable[[float], float], Ticks]:
 def _logarithmic(values: Sequence[float]) -> tuple[Callable[[float], float], Ticks]:
     """An axis a little wider than the values, with ticks at 1, 2 and 5 of each power of ten, or fewer."""
     positive = [value for value in values if value > 0] or [1.0]
-    low, high = math.log10(min(positive) / 1.15), math.log10(max(positive) * 1.15)
+    low, high = math.log10(min(positive)) - _MARGIN, math.log10(max(positive)) + _MARGIN
 
     def place(value: float) -> float:
         return max(0.0, (math.log10(value) - low) / (high - low)) if value > 0 else 0.0

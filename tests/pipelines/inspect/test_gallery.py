@@ -179,6 +179,12 @@ def test_the_spectrogram_of_a_flute_is_brightest_at_its_note(pitch: str) -> None
 # --- Learning curves
 
 
+def test_the_smallest_number_alone_still_has_an_axis() -> None:
+    (panel,) = panels([{"step": 1, "loss": 5e-324}])
+    ((x, y),) = panel.curves[0].line
+    assert (x, y) == pytest.approx((1, 0.5), abs=0.01)
+
+
 @given(
     st.lists(
         st.fixed_dictionaries(
