@@ -43,7 +43,7 @@ def table(captions: list[str]) -> list[dict[str, Any]]:
 
 def values(path: Path) -> list[Any]:
     """The rows of a file, of which none may be an error."""
-    raws = list(formats.read(path, [], {}))
+    raws = list(formats.read(formats.whole(path, []), {}))
     assert [raw.error for raw in raws if raw.error] == []
     return [raw.value for raw in raws]
 
@@ -195,7 +195,7 @@ def test_a_quote_that_never_closes_costs_no_memory(tmp_path: Path) -> None:
         file.write('caption\timage_name\n"open\t0.jpg\n')
         file.writelines(f"{'word ' * 30}\t{index}.jpg\n" for index in range(1, 30_000))
     tracemalloc.start()
-    names = [raw.value["image_name"] for raw in formats.read(path, [], {})]
+    names = [raw.value["image_name"] for raw in formats.read(formats.whole(path, []), {})]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert names == [f"{index}.jpg" for index in range(30_000)]
