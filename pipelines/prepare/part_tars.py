@@ -8,10 +8,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.media.folder import load_rows
+from pipelines.prepare.pieces import Piece
 from pipelines.prepare.staging import Source, part_path, staged_rows
 from pipelines.prepare.state import CAPTIONS, MOST, Outcome
 from pipelines.sample import Reject, Sample
@@ -31,15 +32,6 @@ from pipelines.storage.shards import (
     shard_name,
 )
 from pipelines.views import num_examples, sidecar_counts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Rows `start` to `stop` of the accepted samples of part `part`: a slice of a shard."""
-
-    part: int
-    start: int
-    stop: int
 
 
 def prepare_part(source: Source, part: int, fingerprint: str, retry_rejected: bool = False) -> Outcome:
@@ -99,23 +91,6 @@ def assemble_shard(source: Source, index: int, pieces: Sequence[Piece]) -> Shard
         sha256=digest,
         index_sha256=hash_file(index_path(tar)),
     )
-
-
-def plan_shards(accepted: Iterable[int], samples_per_shard: int) -> list[list[Piece]]:
-    """Which rows of which parts make up each shard: exactly `samples_per_shard` each but the last."""
-    shards: list[list[Piece]] = []
-    room = 0
-    for part, count in enumerate(accepted):
-        start = 0
-        while start < count:
-            if room == 0:
-                shards.append([])
-                room = samples_per_shard
-            stop = min(count, start + room)
-            shards[-1].append(Piece(part=part, start=start, stop=stop))
-            room -= stop - start
-            start = stop
-    return shards
 
 
 def _finished_part(tar: Path, fingerprint: str) -> Outcome | None:

@@ -16,8 +16,9 @@ import ray
 
 from pipelines.metrics import count
 from pipelines.prepare.ledger import by_reason, check_rejected
-from pipelines.prepare.part_tars import Piece, assemble_shard, is_made, plan_shards, prepare_part
-from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows
+from pipelines.prepare.part_tars import assemble_shard, is_made, prepare_part
+from pipelines.prepare.pieces import Piece, plan_pieces
+from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows, staged_media
 from pipelines.prepare.state import CAPTIONS, MOST, Outcome, State, StoredShard, finished
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
@@ -67,10 +68,10 @@ def prepare(source: Source, max_rejected: float = 1.0, retry_rejected: bool = Fa
     (source.directory / MANIFEST).unlink(missing_ok=True)
     stamped = source_stamp(source.path)
     with track(f"{source.entry.name}: read", None, "rows") as bar:
-        staged = stage_rows(source, bar)
+        staged = stage_rows(source, bar, run=map_rows)
     state = State.read(source.directory)
     outcomes, rows = _outcomes(source, staged, state, retry_rejected)
-    rejects = [*staged.rejects, *(reject for outcome in outcomes for reject in outcome.rejects)]
+    rejects = [*staged.rejects(), *(reject for outcome in outcomes for reject in outcome.rejects)]
     write_rows(source.directory / REJECTS, [asdict(reject) for reject in rejects], REJECT_SCHEMA)
     check_rejected(source.entry.name, staged.rows, by_reason(rejects), max_rejected)
     shards, made = _shards(source, staged, outcomes, state)
@@ -111,7 +112,7 @@ def _shards(
     source: Source, staged: Staged, outcomes: list[Outcome], state: State | None
 ) -> tuple[dict[str, StoredShard], list[str]]:
     """All shards by name, and the names of those that had to be put together now."""
-    plan = plan_shards([outcome.accepted for outcome in outcomes], source.samples_per_shard)
+    plan = plan_pieces([outcome.accepted for outcome in outcomes], source.samples_per_shard)
     recipes = {shard_name(index): _recipe(outcomes, pieces) for index, pieces in enumerate(plan)}
     shards = {
         name: state.shards[name]
@@ -162,7 +163,7 @@ def _state(
         source=stamped,
         outcomes=outcomes,
         rows=[chunk.rows for chunk in staged.chunks],
-        media=[chunk.media for chunk in staged.chunks],
+        media=[staged_media(source, number) for number in range(len(staged.chunks))],
         stamps=[chunk.stamps for chunk in staged.chunks],
         shards=shards,
         rejects=stamp(source.directory / REJECTS),

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.storage.files import read_json
 from pipelines.tables import archives
 from pipelines.tables.decompression import COMPRESSED_SUFFIXES, plain_suffix
-from pipelines.tables.raw import Cut, Parser, Place, Raw, Section, one_line
+from pipelines.tables.raw import START, Cut, Parser, Place, Raw, Section, one_line
 from pipelines.tables.tables import arrow_places, arrow_rows, embeds_media, parquet_places, parquet_rows
 from pipelines.tables.tars import count_rows, is_download_list, tar_rows
 from pipelines.tables.text_rows import text_places, text_rows
@@ -22,6 +22,7 @@ _PLACES: Mapping[str, Callable[[Path], tuple[list[Place], int] | None]] = {
     ".parquet": parquet_places,
     ".arrow": arrow_places,
 }
+_CUT_BYTES = 1 << 25
 _NAME = r"[^/\\\0]*[^/\\\0.][^/\\\0]*"  # Not `..` either.
 # What a folder without a word about itself is taken for: the first of these that it holds.
 _LAYOUTS = (
@@ -66,18 +67,34 @@ def read(section: Section, parsers: Mapping[str, Parser]) -> Iterator[Raw]:
             yield Raw(source=cut.name, key="", error=f"unreadable: {reason}")
 
 
-def survey(file: Path, name: str) -> tuple[list[Place], int]:
+def survey(file: Path, name: str, *, is_counted: bool = True) -> tuple[list[Place], int]:
     """Places where a file can be read from, none of one that is read as a whole, and how many rows it has.
 
     Both are what the file's frame says: where it is damaged or has a parser of its own, reading gives other rows.
+    What has no places may take as long to count as to parse; without `is_counted` its rows are 0.
     """
     try:
         if archives.is_tar(file):
-            return [], count_rows(file, name)
-        found = _PLACES.get(plain_suffix(file), text_places)(file)
-        return found or ([], sum(1 for _ in _rows(Cut(file=file, name=name), {})))
+            return [], count_rows(file, name) if is_counted else 0
+        if found := _PLACES.get(plain_suffix(file), text_places)(file):
+            return found
+        return [], sum(1 for _ in _rows(Cut(file=file, name=name), {})) if is_counted else 0
     except (ValueError, OSError):
         return [], 1
+
+
+def cuts(file: Path, name: str, places: Sequence[Place], per_cut: int) -> Iterator[Cut]:
+    """A file, cut at some of its places: at least `per_cut` rows each, or in a text 32 MiB, but the last.
+
+    The last is read to the end, whatever is there.
+    """
+    is_text = plain_suffix(file) not in PARSERS
+    last = START
+    for place in places:
+        if place.row - last.row >= per_cut or (is_text and place.at - last.at >= _CUT_BYTES):
+            yield Cut(file=file, name=name, place=last, rows=place.row - last.row)
+            last = place
+    yield Cut(file=file, name=name, place=last)
 
 
 def _rows(cut: Cut, parsers: Mapping[str, Parser]) -> Iterator[Raw]:
