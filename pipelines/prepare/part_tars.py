@@ -7,16 +7,25 @@ Shards are therefore put together from byte ranges of parts: nothing is decoded 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.media.folder import load_rows
 from pipelines.prepare.pieces import Piece
 from pipelines.prepare.staging import Source, part_path, staged_rows
-from pipelines.prepare.state import CAPTIONS, MOST, Outcome
+from pipelines.prepare.state import CAPTIONS, MOST, Outcome, stored_rejects
 from pipelines.sample import Reject, Sample
-from pipelines.storage.files import atomic_path, is_local, read_json, read_rows, share_file, write_json, write_rows
+from pipelines.storage.files import (
+    atomic_path,
+    is_local,
+    read_json,
+    read_rows,
+    remove_tree,
+    share_file,
+    write_json,
+    write_rows,
+)
 from pipelines.storage.shards import (
     INDEX_SCHEMA,
     Shard,
@@ -69,6 +78,24 @@ def write_part(source: Source, part: int, fingerprint: str, results: Iterable[Sa
     return outcome
 
 
+def keep_rejects(source: Source, parts: Mapping[str, int]) -> None:
+    """Puts the rejects that are remembered of chunks where `part_rejects` finds them, by the fingerprints of these."""
+    remove_tree(source.work / "known")
+    if parts:
+        for fingerprint, rejects in stored_rejects(source.directory):
+            if fingerprint in parts:
+                write_json(_known_path(source, parts[fingerprint]), rejects)
+
+
+def part_rejects(source: Source, part: int, fingerprint: str) -> list[Reject]:
+    """The rejected rows of a chunk that was made now, or before."""
+    known, done = _known_path(source, part), part_path(source, part).with_suffix(".json")
+    if known.is_file():
+        return [Reject(**reject) for reject in read_json(known)]
+    outcome = Outcome.from_fields(read_json(done)) if done.is_file() else None
+    return outcome.rejects if outcome and outcome.fingerprint == fingerprint else []
+
+
 def is_made(source: Source, part: int, fingerprint: str) -> bool:
     """Whether the tar of a chunk is there."""
     return _finished_part(part_path(source, part), fingerprint) is not None
@@ -91,6 +118,10 @@ def assemble_shard(source: Source, index: int, pieces: Sequence[Piece]) -> Shard
         sha256=digest,
         index_sha256=hash_file(index_path(tar)),
     )
+
+
+def _known_path(source: Source, part: int) -> Path:
+    return source.work / "known" / f"{part:05d}.json"
 
 
 def _finished_part(tar: Path, fingerprint: str) -> Outcome | None:

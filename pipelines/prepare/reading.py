@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,9 +25,9 @@ from pipelines.sources.entry import Entry
 from pipelines.sources.readers import Reader
 from pipelines.storage.files import atomic_path, is_local, read_range, read_rows, write_rows
 from pipelines.storage.shards import REJECT_SCHEMA
-from pipelines.tables import formats
+from pipelines.tables import archives, formats
 from pipelines.tables.containers import SUFFIXES, is_inline
-from pipelines.tables.keys import make_key, stem_of
+from pipelines.tables.keys import is_plain_path, make_key, stem_of
 from pipelines.tables.raw import START, Cut, Place, Section
 
 Array = npt.NDArray[Any]
@@ -38,7 +39,7 @@ _MOST_SECTIONS = 1 << 11
 _SMALL_BYTES = 1 << 21  # A source that is read sooner than tasks are started.
 
 # Of a sample, what tells it from others: its place, and hashes of its medium (or, where it shares none, of its
-# content), of its content, its key, the first of the other keys it may get, and its file.
+# content), of its content, its key, the name that may make it another key, and its file.
 INDEX = np.dtype(
     [
         ("id", "u8"),
@@ -51,7 +52,8 @@ INDEX = np.dtype(
     ]
 )
 SHARED, CONTAINED = 1, 2  # Flags: other rows may name its medium; its medium is in a container.
-NO_NAME, OWN_NAME = 0, 1  # In place of a hash in `name`: there is no such key; it is the sample's own.
+NO_NAME, OWN_NAME = 0, 1  # In place of a hash in `name`: it makes no key; it makes the sample's own.
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _MAPPED_BYTES = 1 << 20
 _HASHED = re.compile(r"(^|-)[0-9a-f]{8}$")
 _NUMBERED = pa.schema([("number", pa.int64()), *REJECT_SCHEMA])
@@ -208,21 +210,25 @@ class _Laid:
         self._number = number
         self._lines, self._ends, self._numbers = list[bytes](), list[int](), list[int]()
         self._end = 0
+        self._files: dict[str, int] = {}  # The hash of the file of the row before.
         self.index: list[tuple[int, ...]] = []
 
     def add(self, row: Sample, number: int, is_pair: bool) -> None:
         """Takes a sample in, which is row `number` of the section."""
         turns = turns_to_json(row.turns)
         content = _hash(turns)
-        medium = shared_medium(row) if is_pair else ""
+        names = [item.name for item in row.items()]
+        medium = _shared(names) if is_pair else ""
         group = _hash(medium, b"medium") if medium else content
         flags = SHARED * bool(medium) + CONTAINED * is_contained(medium)
-        place, file = (self._number << 32) + len(self._lines), row.source.rpartition("#")[0]
-        self.index.append((place, group, content, _hash(row.key), _other_name(row), _hash(file), flags))
-        names = [item.name for item in row.items() if item.name and not is_inline(item.name)]
-        files = list(dict.fromkeys(map(outer_file, names)))
-        fields = json.dumps([row.key, row.source, turns, dict(row.meta)], ensure_ascii=False)
-        line = f"{json.dumps(files)}\t{fields}\n".encode()
+        file = row.source.rpartition("#")[0]
+        if file not in self._files:
+            self._files = {file: _hash(file)}
+        other = _other_name(row.key, next(filter(None, names), ""))
+        place = (self._number << 32) + len(self._lines)
+        self.index.append((place, group, content, _hash(row.key), other, self._files[file], flags))
+        files = dict.fromkeys(outer_file(name) for name in names if name and not is_inline(name))
+        line = f"[{', '.join(map(encode_basestring_ascii, files))}]\t{_fields(row, turns)}\n".encode()
         self._end += len(line)
         self._lines.append(line)
         self._ends.append(self._end)
@@ -270,7 +276,11 @@ def to_sample(fields: str) -> Sample:
 
 def to_line(row: Sample) -> str:
     """A sample as JSON, without its media."""
-    return json.dumps([row.key, row.source, turns_to_json(row.turns), dict(row.meta)], ensure_ascii=False)
+    return _fields(row, turns_to_json(row.turns))
+
+
+def _fields(row: Sample, turns: str) -> str:
+    return _JSON.encode([row.key, row.source, turns, dict(row.meta)])
 
 
 def write_rejects(folder: Path, section: int, rejects: list[dict[str, Any]]) -> None:
@@ -309,10 +319,13 @@ def read_array(path: Path) -> Array:
 
 def shared_medium(pair: Sample) -> str:
     """The name of the one medium of a pair; empty where it has several."""
-    names = [item.name for item in pair.items()]
+    return _shared([item.name for item in pair.items()])
+
+
+def _shared(names: Sequence[str]) -> str:
     if len(names) != 1:
         return ""
-    return names[0] if is_inline(names[0]) else _normal(names[0])
+    return names[0] if is_inline(names[0]) or is_plain_path(names[0]) else str(PurePosixPath(names[0]))
 
 
 def is_contained(medium: str) -> bool:
@@ -322,18 +335,11 @@ def is_contained(medium: str) -> bool:
 
 def outer_file(name: str) -> str:
     """The file a medium is in: a container where the name goes on inside of one."""
-    lower = name.lower()
-    if not any(suffix in lower for suffix in SUFFIXES):  # As of most, at a tenth of the time.
-        return _normal(name)
+    if is_plain_path(name) and not any(suffix in name.lower() for suffix in archives.SUFFIXES):
+        return name  # As of most, at a tenth of the time.
     parts = PurePosixPath(name).parts
     ends = (place for place, part in enumerate(parts[:-1], 1) if part.lower().endswith(SUFFIXES))
     return str(PurePosixPath(*parts[: next(ends, len(parts))]))
-
-
-def _normal(name: str) -> str:
-    """A name as `PurePosixPath` writes it, which most are already."""
-    is_normal = name and name[0] not in "./" and "//" not in name and "/." not in name and name[-1] != "/"
-    return name if is_normal else str(PurePosixPath(name))
 
 
 def hash_key(key: str) -> int:
@@ -346,14 +352,12 @@ def _hash(text: str, kind: bytes = b"") -> int:
     return int.from_bytes(blake2b(data, digest_size=8, person=kind).digest(), "little")
 
 
-def _other_name(row: Sample) -> int:
-    """The hash of the key that the name of a sample's medium makes, where that is one of those it may get."""
-    name = next((item.name for item in row.items() if item.name), "")
+def _other_name(key: str, name: str) -> int:
+    """The hash of the name of a sample's medium, where a key made of it is one of those that the sample may get."""
     # Only a text that is no key by itself gets 8 hex digits; any other is part of the name.
-    if not (row.key in name or _HASHED.search(row.key)) or make_key(stem_of(name)) != row.key:
+    if not (key in name or _HASHED.search(key)) or make_key(stem_of(name)) != key:
         return NO_NAME
-    key = make_key(name)
-    return OWN_NAME if key == row.key else _hash(key)
+    return OWN_NAME if name == key else _hash(name)
 
 
 def _path(folder: Path, section: int, suffix: str) -> Path:

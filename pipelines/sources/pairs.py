@@ -89,9 +89,9 @@ def _findable(entry: Entry, row: rows.Row) -> rows.Dialogue:
 def _possible_names(entry: Entry, row: rows.Row, spelled: Callable[[str], str] = str) -> list[str]:
     """What the medium of a row that names none may be called: by the entry's `media_name`, or as a clip of YouTube."""
     assert entry.modality is not None
+    if rows.optional(row, *_CLIP["youtube_id"]) is None:  # as of nearly every row; all names of clips hold it
+        return filled(entry.media_name, row, spelled) if entry.media_name else []
     clip = {column: rows.optional(row, *spellings) for column, spellings in _CLIP.items()}
-    if clip["youtube_id"] is None:  # as of nearly every row; all names of clips hold it
-        return filled(entry.media_name, row, spelled)
     names = (f"{name}.{SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
     return [*filled(entry.media_name, row, spelled), *filled(names, clip, spelled)]
 

@@ -70,7 +70,11 @@ def field(row: Row, *spellings: str) -> Any:
 
 def optional(row: Row, *spellings: str) -> Any:
     """As `field`, but None where no spelling is there."""
-    return next((row[spelling] for spelling in spellings if not is_missing(row.get(spelling))), None)
+    for spelling in spellings:
+        value = row.get(spelling)
+        if not is_missing(value):
+            return value
+    return None
 
 
 def listed(row: Row, *spellings: str) -> list[Any]:
@@ -200,4 +204,6 @@ def _sample(entry: Entry, raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDi
 
 def _translated(entry: Entry, row: Row) -> Row:
     """The row with its columns under the names that readers know; the columns' own names stay too."""
+    if not entry.fields:
+        return row
     return {**row, **{name: optional(row, *columns) for name, columns in entry.fields.items()}}

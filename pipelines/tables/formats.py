@@ -76,7 +76,8 @@ def survey(file: Path, name: str, *, is_counted: bool = True) -> tuple[list[Plac
     try:
         if archives.is_tar(file):
             return [], count_rows(file, name) if is_counted else 0
-        if found := _PLACES.get(plain_suffix(file), text_places)(file):
+        places: Callable[[Path], tuple[list[Place], int] | None] = _PLACES.get(plain_suffix(file), text_places)
+        if found := places(file):
             return found
         return [], sum(1 for _ in _rows(Cut(file=file, name=name), {})) if is_counted else 0
     except (ValueError, OSError):
@@ -104,7 +105,8 @@ def _rows(cut: Cut, parsers: Mapping[str, Parser]) -> Iterator[Raw]:
     elif suffix in parsers:
         rows = iter(()) if cut.place.row else parsers[suffix](cut.file, cut.name)
     else:
-        rows = islice(PARSERS.get(suffix, text_rows)(cut.file, cut.name, cut.place), cut.rows)
+        parser: Callable[..., Iterator[Raw]] = PARSERS.get(suffix, text_rows)
+        rows = islice(parser(cut.file, cut.name, cut.place), cut.rows)
     if cut.file.stem == "metadata" and "/" in cut.name:
         return (_moved(raw, str(PurePosixPath(cut.name).parent)) for raw in rows)
     return rows

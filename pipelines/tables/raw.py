@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 _WHOLE = re.compile(r"(-?\d{1,18})\.0+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
+class Raw(NamedTuple):
     """One row: `source` says which of which file. With `error` there is no value, and `key` is its key if it has one.
 
     Without a key a row is called by its number; an empty key stands for what is no row, such as the rest of a file.

@@ -17,6 +17,7 @@ from pipelines.tables.lines import HEAD_BYTES, MAX_LINE_BYTES, byte_lines, row_p
 from pipelines.tables.raw import START, Parser, Place, Raw, one_line
 
 _BLOCK_BYTES = 1 << 16
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n])")
 _WHITE = re.compile(r"[ \t\r\n]*")
 _POSSIBLE = "rows may be a JSON array, JSON lines, an object of rows by id, CSV or TSV; also gzip or zstandard of these"
 # What is no text of rows, by what it begins with.
@@ -240,10 +241,16 @@ class _Json:
         """The elements of an array whose bracket was taken; ValueError where it is no JSON."""
         if not self.take("]"):
             yield self._value()
-            while self.take(","):
+            while self._is_next_here() or self.take(","):
                 yield self._value()
             self._expect("]")
         self._end()
+
+    def _is_next_here(self) -> bool:
+        """As `take(",")`, where the comma and what is behind it were read already; that is nearly always."""
+        match = _COMMA.match(self._text, self._at)
+        self._at = match.end() if match else self._at
+        return match is not None
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """The names and values of an object whose brace was taken; ValueError where it is no JSON."""
@@ -263,7 +270,7 @@ class _Json:
 
     def _value(self) -> Any:
         """The next value. What cannot be read may go on in bytes not read yet: up to a limit, they are read."""
-        if self._next() in "]},:":
+        if self._text[self._at : self._at + 1] != "{" and self._next() in "]},:":
             self._refuse()
         while True:
             ahead = len(self._text) - self._at
