@@ -27,6 +27,7 @@ from pipelines.prepare.reading import (
     Lines,
     Run,
     hash_key,
+    in_process,
     index_path,
     is_contained,
     read_array,
@@ -38,7 +39,8 @@ from pipelines.sources.rows import MAX_CAPTIONS
 from pipelines.tables.keys import other_keys
 
 _SLOTS = 1 << 10
-_PARTITION_ROWS = 1 << 19
+_PARTITION_ROWS = 1 << 18
+_MOST_PARTITIONS = 1 << 9
 # What becomes of a sample that is not simply one of its own: it says nothing new; its medium is in a container and is
 # taken; there are too many captions of its medium; it is a further caption; it gets the key at `choice` of those that
 # there are for it.
@@ -83,7 +85,9 @@ class Settled:
 def settle(folder: Path, counts: Sequence[Counts], are_pairs: bool, run: Run) -> Settled:
     """Finds what becomes of the samples of all sections that were read into a folder."""
     sections = [section for section, found in enumerate(counts) if found.samples]
-    partitions = max(1, sum(found.samples for found in counts) // _PARTITION_ROWS)
+    partitions = min(_MOST_PARTITIONS, -(-sum(found.samples for found in counts) // _PARTITION_ROWS)) or 1
+    if partitions == 1:
+        run = in_process
     everything = _Partitions(folder, sections, partitions, are_pairs)
     jobs = [{"partition": number} for number in range(partitions)]
     is_simple = all(row["is_simple"] for row in list(run(jobs, everything.by_medium)))

@@ -170,7 +170,7 @@ def stage_rows(
     read = read or READERS[source.entry.reader]
     reading = Reading(entry=source.entry, path=source.path, media=source.media, read=read, folder=folder)
     counts = read_source(reading, _several(run), progress)
-    settled = settle(folder, counts, source.entry.modality is not None, _several(run))
+    settled = settle(folder, counts, source.entry.modality is not None, run)
     _reject(folder, settled, _several(run))
     kept = [found.samples - settled.dropped[section] for section, found in enumerate(counts)]
     rejected = Counter(settled.rejected)

@@ -197,7 +197,7 @@ def test_a_file_that_breaks_off_is_read_as_a_whole_and_what_follows_is_numbered_
     assert [sample.source for sample in samples[-9:]] == [f"1.parquet#{number}" for number in range(9)]
 
 
-@pytest.mark.parametrize("sections", [1, 3, 1000])
+@pytest.mark.parametrize("sections", [1, 3, 14])
 def test_fingerprints_do_not_depend_on_sections(tmp_path: Path, sections: int) -> None:
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         rows = [(f"{number % 40}.png", f"a cat,\nnumber {number}") for number in range(100)]
