@@ -17,6 +17,7 @@ from pipelines.tables.lines import HEAD_BYTES, MAX_CELL_CHARACTERS, line_places,
 from pipelines.tables.raw import START, Place, Raw
 
 _DELIMITERS = (",", "\t", ";")
+_NAMES_SEEN = 4  # How many make a column one of names.
 _ROWS_APART = 1024  # Places where a file can be cut.
 _MAX_RECORD_CHARACTERS = 2 * MAX_CELL_CHARACTERS
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
@@ -62,11 +63,11 @@ def csv_rows(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     with open_text(path, place.at) as file:
         records = _records(_Lines(text_lines(file), place.line), layout.dialect)
         if place.row:  # It begins with the row in front, which says whether a line break cut the next.
-            yield from islice(_rows(records, layout.columns, name, place.row - 1), 1, None)
+            yield from islice(_rows(records, layout, name, place.row - 1), 1, None)
             return
         if layout.has_header:
             next(records, None)
-        yield from _rows(records, layout.columns, name)
+        yield from _rows(records, layout, name)
 
 
 def csv_places(path: Path) -> tuple[list[Place], int]:
@@ -90,11 +91,15 @@ def csv_places(path: Path) -> tuple[list[Place], int]:
 
 
 class _Layout(NamedTuple):
-    """What the beginning of a file says of all of it."""
+    """What the beginning of a file says of all of it.
+
+    `is_named`: the first or the last column holds names or numbers, so that other words in it are a piece of a caption.
+    """
 
     dialect: "_Dialect"
     columns: list[str]
     has_header: bool
+    is_named: tuple[bool, bool] = (False, False)
 
 
 def _layout(path: Path) -> _Layout:
@@ -102,11 +107,20 @@ def _layout(path: Path) -> _Layout:
         head = file.read(HEAD_BYTES)
     lines = _complete_lines(head)
     dialect = _dialect(lines, plain_suffix(path))
-    header = next(_records(_Lines(lines), dialect), _Record(1, [])).cells
+    records = [record.cells for record in _records(_Lines(lines), dialect)]
+    header = records[0] if records else []
     known = _known_header(header, dialect)
     if known is None:
         _check_header(path, header)
-    return _Layout(dialect, known or header, known is None)
+    rows = [cells for cells in records[known is None :] if len(cells) == len(header)]
+    first, last = (_are_names([cells[place] for cells in rows]) for place in (0, -1))
+    return _Layout(dialect, known or header, known is None, (first, last))
+
+
+def _are_names(cells: list[str]) -> bool:
+    """Whether a column holds names or numbers, but for a few cells."""
+    others = sum(map(_may_be_cut, cells))
+    return len(cells) - others >= _NAMES_SEEN and others <= max(1, len(cells) // 50)
 
 
 def _complete_lines(head: bytes) -> list[str]:
@@ -149,8 +163,9 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ValueError(f"{path}: its first line is a row, {shown!r}; put one in front that names every column once")
 
 
-def _rows(records: Iterator[_Record], header: list[str], name: str, first: int = 0) -> Iterator[Raw]:
+def _rows(records: Iterator[_Record], layout: _Layout, name: str, first: int = 0) -> Iterator[Raw]:
     """A row of each record, with one in hand: what the next line is may show that it was cut."""
+    header = layout.columns
     unnamed = [column for column in header if _UNNAMED.fullmatch(column)]
     width = len(header)
     last, was_whole, held = _Record(0, header, open_last=False), True, list[Raw]()
@@ -158,6 +173,8 @@ def _rows(records: Iterator[_Record], header: list[str], name: str, first: int =
         cells = record.cells
         is_whole = len(cells) == width and len(cells[-1]) <= MAX_CELL_CHARACTERS
         error = "" if is_whole and was_whole else _error(record, last, width)
+        if is_whole and was_whole and held and (seam := _seam(record, last, layout)):
+            error, held = seam, [Raw(source=held[0].source, error=seam)]
         if error or not is_whole:
             raw = Raw(source=f"{name}#{count}", error=error)
         else:
@@ -182,6 +199,17 @@ def _error(record: _Record, last: _Record, width: int) -> str:
     if follows_part and record.open_first and last.open_last and _may_be_cut(cells[0]):
         return _cut(record, last, width)
     return ""
+
+
+def _seam(record: _Record, last: _Record, layout: _Layout) -> str:
+    """Why two rows, each of the right width, are none: one goes on in words where the other ended in some."""
+    if not (any(layout.is_named) and last.open_last and record.open_first) or record.is_apart:
+        return ""
+    if not (_may_be_cut(record.cells[0]) and _may_be_cut(last.cells[-1])):
+        return ""
+    cell, column = (record.cells[0], 0) if layout.is_named[0] else (last.cells[-1], -1)
+    what = f"{cell.strip()[:40]!r} is no {layout.columns[column]}"
+    return f"bad row: lines {last.line} and {record.line} may be one that a line break without quotes cut: {what}"
 
 
 def _cut(record: _Record, part: _Record, width: int) -> str:
