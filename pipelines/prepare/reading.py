@@ -68,6 +68,7 @@ class Reading:
     media: Path | None
     read: Reader
     folder: Path
+    listing: Path | None = None  # Of media in an object store, see `media_names`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +187,9 @@ def _read_sections(
 def _read_section(reading: Reading, number: int, section: Section) -> Counts:
     """Reads a section into its files: the samples' lines, their hashes, and the rejects."""
     laid, rejects, is_broken, count = _Laid(number), list[dict[str, Any]](), False, 0
-    for count, row in enumerate(with_found_names(reading.read(reading.entry, section), reading.media), 1):
+    for count, row in enumerate(
+        with_found_names(reading.read(reading.entry, section), reading.media, reading.listing), 1
+    ):
         if isinstance(row, Reject):
             rejects.append({"number": count - 1, **asdict(row)})
             is_broken = is_broken or not row.key

@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
 from pipelines.prepare.known_rows import DUPLICATE, RENAMED, TOO_MANY, TWICE, Settled, renamed, settle
+from pipelines.prepare.media_names import listed_stamps, write_listing
 from pipelines.prepare.pieces import Piece, plan_pieces
 from pipelines.prepare.reading import (
     Array,
@@ -121,12 +122,19 @@ class Staged:
 
 @dataclass(kw_only=True)
 class Stamps:
-    """The stamps of files below a media folder, which change when a file's content does; nothing is opened."""
+    """The stamps of files below a media folder, which change when a file's content does; nothing is opened.
+
+    `listing` is what `write_listing` wrote of one in an object store, which is else asked now.
+    """
 
     root: Path | None
+    listing: Path | None = None
 
-    def of(self, files: Iterable[str]) -> str:
+    def of(self, files: Sequence[str]) -> str:
         """One hash for the stamps of files, in the order given."""
+        if self.listing:
+            listed = listed_stamps(self.listing, files)
+            return hash_strings([f"{name} {listed.get(name, 'missing')}" for name in files])
         return hash_strings([f"{name} {self._stamp(name)}" for name in files])
 
     def _stamp(self, name: str) -> str:
@@ -142,7 +150,7 @@ class Stamps:
 
     @cached_property
     def _listing(self) -> dict[str, str]:
-        """An object store is asked once for all, not once a file."""
+        """What a rerun compares: an object store is asked once for all, not once a file."""
         assert self.root is not None
         return stamps_below(self.root)
 
@@ -168,7 +176,10 @@ def stage_rows(
     remove_tree(source.work / "read")
     folder = source.work / "read"
     read = read or READERS[source.entry.reader]
-    reading = Reading(entry=source.entry, path=source.path, media=source.media, read=read, folder=folder)
+    listing = _list_media(source, folder / "listing.parquet", run)
+    reading = Reading(
+        entry=source.entry, path=source.path, media=source.media, read=read, folder=folder, listing=listing
+    )
     counts = read_source(reading, _several(run), progress)
     settled = settle(folder, counts, source.entry.modality is not None, run)
     _reject(folder, settled, _several(run))
@@ -178,12 +189,26 @@ def stage_rows(
         rejected.update(found.rejected)
     return Staged(
         folder=folder,
-        chunks=_lay_chunks(source, settled, plan_pieces(kept, source.samples_per_shard), _several(run)),
+        chunks=_lay_chunks(source, settled, listing, plan_pieces(kept, source.samples_per_shard), _several(run)),
         sections=len(counts),
         rows=sum(found.rows for found in counts),
         merged=settled.merged.total(),
         rejected=dict(rejected),
     )
+
+
+def _list_media(source: Source, listing: Path, run: Run) -> Path | None:
+    """Lists the media of an object store, in a task: there may be very many."""
+    media = source.media
+    if media is None or is_local(media):
+        return None
+
+    def step(row: dict[str, Any]) -> dict[str, Any]:
+        write_listing(media, listing)
+        return row
+
+    list(run([{"listing": 0}], step))
+    return listing
 
 
 def _several(run: Run) -> Run:
@@ -210,12 +235,14 @@ def _reject(folder: Path, settled: Settled, run: Run) -> None:
     list(run([{"section": section} for section in sorted(settled.rejecting)], step))
 
 
-def _lay_chunks(source: Source, settled: Settled, plan: Sequence[Sequence[Piece]], run: Run) -> list[Chunk]:
+def _lay_chunks(
+    source: Source, settled: Settled, listing: Path | None, plan: Sequence[Sequence[Piece]], run: Run
+) -> list[Chunk]:
     """Lays samples out, several chunks a task."""
     several = max(1, _TASK_ROWS // source.samples_per_shard)
 
     def step(row: dict[str, Any]) -> dict[str, Any]:
-        laying = _Laying(source, settled)
+        laying = _Laying(source, settled, listing)
         numbers = range(row["first"], min(row["first"] + several, len(plan)))
         return row | {"chunks": json.dumps([asdict(laying.chunk(number, plan[number])) for number in numbers])}
 
@@ -226,9 +253,9 @@ def _lay_chunks(source: Source, settled: Settled, plan: Sequence[Sequence[Piece]
 class _Laying:
     """Lays out chunks of samples that were read."""
 
-    def __init__(self, source: Source, settled: Settled) -> None:
+    def __init__(self, source: Source, settled: Settled, listing: Path | None) -> None:
         self._source, self._settled = source, settled
-        self._stamps = Stamps(root=source.media)
+        self._stamps = Stamps(root=source.media, listing=listing)
         self._section = lru_cache(maxsize=_OPEN_SECTIONS)(self._open)
 
     def chunk(self, number: int, pieces: Iterable[Piece]) -> Chunk:
@@ -239,7 +266,7 @@ class _Laying:
             for files, line in self._samples(piece):
                 media.update(dict.fromkeys(files))
                 lines.append(line)
-        stamps = self._stamps.of(media)
+        stamps = self._stamps.of(list(media))
         with atomic_path(_rows_path(self._source, number)) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         write_json(_media_path(self._source, number), list(media))

@@ -225,6 +225,12 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=columns, **_ONE_THREAD)
 
 
+def read_where(path: Path, condition: Any) -> pa.Table:
+    """Reads those rows of a Parquet file for which an expression of Arrow holds; row groups without any are skipped."""
+    with path.open("rb") as file:
+        return pq.read_table(file, filters=condition, **_ONE_THREAD)
+
+
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Reads a Parquet file as dictionaries."""
     return read_table(path, columns).to_pylist()
