@@ -18,6 +18,7 @@ class Modality(StrEnum):
     AUDIO = "audio"
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 Role = Literal["user", "assistant"]
 
 
@@ -140,7 +141,7 @@ def turns_document(turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
 
 def turns_to_json(turns: tuple[Turn, ...]) -> str:
     """Writes turns as compact JSON; equal turns give equal bytes."""
-    return json.dumps(turns_document(turns), ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(turns_document(turns))
 
 
 def turns_from_json(text: str | bytes) -> tuple[Turn, ...]:

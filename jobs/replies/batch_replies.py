@@ -106,11 +106,12 @@ def answer_file(
     todo = [number for number, wanted in enumerate(fingerprints) if not _is_done(source, number, wanted)]
     _answer(source, settings, {number: fingerprints[number] for number in todo}, staged.chunks, plan_pool(gpus))
     records = [read_json(_record(source, number)) for number in range(len(staged.chunks))]
-    rejects = [*map(asdict, staged.rejects), *(reject for record in records for reject in record["rejects"])]
+    rejects = [*map(asdict, staged.rejects()), *(reject for record in records for reject in record["rejects"])]
     _write_lines(out / REPLIES, (reply for record in records for reply in record["replies"]))
     _write_lines(out / REJECTS, sorted(rejects, key=lambda reject: str(reject["key"])))
     _remove_others(out / MEDIA, {name for record in records for name in record["files"]})
-    remove_tree(source.work / "rows")
+    for folder in ("rows", "read"):
+        remove_tree(source.work / folder)
     return Summary(
         rows=staged.rows,
         replies=sum(len(record["replies"]) for record in records),

@@ -7,15 +7,25 @@ Shards are therefore put together from byte ranges of parts: nothing is decoded 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.media.folder import load_rows
+from pipelines.prepare.pieces import Piece
 from pipelines.prepare.staging import Source, part_path, staged_rows
-from pipelines.prepare.state import CAPTIONS, MOST, Outcome
+from pipelines.prepare.state import CAPTIONS, MOST, Outcome, stored_rejects
 from pipelines.sample import Reject, Sample
-from pipelines.storage.files import atomic_path, is_local, read_json, read_rows, share_file, write_json, write_rows
+from pipelines.storage.files import (
+    atomic_path,
+    is_local,
+    read_json,
+    read_rows,
+    remove_tree,
+    share_file,
+    write_json,
+    write_rows,
+)
 from pipelines.storage.shards import (
     INDEX_SCHEMA,
     Shard,
@@ -31,15 +41,6 @@ from pipelines.storage.shards import (
     shard_name,
 )
 from pipelines.views import num_examples, sidecar_counts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Rows `start` to `stop` of the accepted samples of part `part`: a slice of a shard."""
-
-    part: int
-    start: int
-    stop: int
 
 
 def prepare_part(source: Source, part: int, fingerprint: str, retry_rejected: bool = False) -> Outcome:
@@ -77,6 +78,24 @@ def write_part(source: Source, part: int, fingerprint: str, results: Iterable[Sa
     return outcome
 
 
+def keep_rejects(source: Source, parts: Mapping[str, int]) -> None:
+    """Puts the rejects that are remembered of chunks where `part_rejects` finds them, by the fingerprints of these."""
+    remove_tree(source.work / "known")
+    if parts:
+        for fingerprint, rejects in stored_rejects(source.directory):
+            if fingerprint in parts:
+                write_json(_known_path(source, parts[fingerprint]), rejects)
+
+
+def part_rejects(source: Source, part: int, fingerprint: str) -> list[Reject]:
+    """The rejected rows of a chunk that was made now, or before."""
+    known, done = _known_path(source, part), part_path(source, part).with_suffix(".json")
+    if known.is_file():
+        return [Reject(**reject) for reject in read_json(known)]
+    outcome = Outcome.from_fields(read_json(done)) if done.is_file() else None
+    return outcome.rejects if outcome and outcome.fingerprint == fingerprint else []
+
+
 def is_made(source: Source, part: int, fingerprint: str) -> bool:
     """Whether the tar of a chunk is there."""
     return _finished_part(part_path(source, part), fingerprint) is not None
@@ -101,21 +120,8 @@ def assemble_shard(source: Source, index: int, pieces: Sequence[Piece]) -> Shard
     )
 
 
-def plan_shards(accepted: Iterable[int], samples_per_shard: int) -> list[list[Piece]]:
-    """Which rows of which parts make up each shard: exactly `samples_per_shard` each but the last."""
-    shards: list[list[Piece]] = []
-    room = 0
-    for part, count in enumerate(accepted):
-        start = 0
-        while start < count:
-            if room == 0:
-                shards.append([])
-                room = samples_per_shard
-            stop = min(count, start + room)
-            shards[-1].append(Piece(part=part, start=start, stop=stop))
-            room -= stop - start
-            start = stop
-    return shards
+def _known_path(source: Source, part: int) -> Path:
+    return source.work / "known" / f"{part:05d}.json"
 
 
 def _finished_part(tar: Path, fingerprint: str) -> Outcome | None:

@@ -1,32 +1,58 @@
 """Rows of a source laid out in chunk files, each with a fingerprint of all that its shards will depend on.
 
-The source is read once, in order, by one process; what is costly (media) is done later, chunk by chunk.
+The source is read section by section (`reading`), what is the same or shares a medium or a key is found (`known_rows`),
+and the samples are laid out; what is costly (media) is done later, chunk by chunk.
 """
 
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
-from pipelines.prepare.known_rows import KnownRows
-from pipelines.prepare.media_names import with_found_names
+from pipelines.prepare.known_rows import DUPLICATE, RENAMED, TOO_MANY, TWICE, Settled, renamed, settle
+from pipelines.prepare.media_names import listed_stamps, write_listing
+from pipelines.prepare.pieces import Piece, plan_pieces
+from pipelines.prepare.reading import (
+    Array,
+    Lines,
+    Reading,
+    Run,
+    in_process,
+    read_rejects,
+    read_source,
+    shared_medium,
+    split_line,
+    to_line,
+    to_sample,
+    write_rejects,
+)
 from pipelines.progress import Progress
-from pipelines.sample import Reject, Sample, Turn, turns_from_json, turns_to_json
+from pipelines.sample import Reject, Sample, Turn
 from pipelines.sources.entry import Entry
 from pipelines.sources.readers import READERS, Reader
 from pipelines.sources.rows import MAX_CAPTIONS
-from pipelines.storage.files import atomic_path, is_local, remove_tree, stamp, stamps_below
+from pipelines.storage.files import atomic_path, is_local, read_json, remove_tree, stamp, stamps_below, write_json
 from pipelines.storage.shards import hash_strings, shard_name
-from pipelines.tables.containers import SUFFIXES, is_inline
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
 PREPROCESS_VERSION = 3
+_TASK_ROWS = 1 << 14
+_OPEN_SECTIONS = 16
+_NUMBER = (1 << 32) - 1  # The bits of a sample's place that are its number in its section.
+_REASONS = {
+    DUPLICATE: "duplicate key: {key}",
+    TWICE: "duplicate key: {key}: {medium} is there twice, and only the first can be read",
+    TOO_MANY: f"too many captions: {MAX_CAPTIONS} more rows than one name {{medium}}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,42 +88,53 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Samples laid out for preprocessing: how many, their fingerprint, and their media's files with a hash of stamps.
+    """Samples laid out for preprocessing: how many, their fingerprint, and a hash of the stamps of their media's files.
 
     The fingerprint covers the settings, the rows and the stamps of the media they name.
     """
 
     rows: int
     fingerprint: str
-    media: list[str]
     stamps: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A source laid out: its chunks, the rejects found while reading, and how many rows are further captions.
+    """A source laid out: its chunks, how many rows it has, and how many of these only add captions to an earlier one.
 
-    These are no samples of their own, but part of one that an earlier row began.
+    `rejected` counts the rows rejected while reading by the category of the reason; which they are, files of `sections`
+    sections say.
     """
 
+    folder: Path
     chunks: list[Chunk]
-    rejects: list[Reject]
-    merged: int = 0
+    sections: int
+    rows: int
+    merged: int
+    rejected: dict[str, int]
 
-    @property
-    def rows(self) -> int:
-        """How many rows the source has."""
-        return len(self.rejects) + self.merged + sum(chunk.rows for chunk in self.chunks)
+    def rejects(self) -> Iterator[Reject]:
+        """The rows rejected while reading, in their order."""
+        for section in range(self.sections):
+            for fields in read_rejects(self.folder, section):
+                yield Reject(**{name: value for name, value in fields.items() if name != "number"})
 
 
 @dataclass(kw_only=True)
 class Stamps:
-    """The stamps of files below a media folder, which change when a file's content does; nothing is opened."""
+    """The stamps of files below a media folder, which change when a file's content does; nothing is opened.
+
+    `listing` is what `write_listing` wrote of one in an object store, which is else asked now.
+    """
 
     root: Path | None
+    listing: Path | None = None
 
-    def of(self, files: Iterable[str]) -> str:
+    def of(self, files: Sequence[str]) -> str:
         """One hash for the stamps of files, in the order given."""
+        if self.listing:
+            listed = listed_stamps(self.listing, files)
+            return hash_strings([f"{name} {listed.get(name, 'missing')}" for name in files])
         return hash_strings([f"{name} {self._stamp(name)}" for name in files])
 
     def _stamp(self, name: str) -> str:
@@ -113,7 +150,7 @@ class Stamps:
 
     @cached_property
     def _listing(self) -> dict[str, str]:
-        """An object store is asked once for all, not once a file."""
+        """What a rerun compares: an object store is asked once for all, not once a file."""
         assert self.root is not None
         return stamps_below(self.root)
 
@@ -127,96 +164,145 @@ def source_stamp(path: Path) -> str:
     return Stamps(root=path).of(sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()))
 
 
-def stage_rows(source: Source, progress: Progress | None = None, read: Reader | None = None) -> Staged:
-    """Reads the source once, in order, and lays its rows out in chunk files of `samples_per_shard` samples.
+def stage_rows(
+    source: Source, progress: Progress | None = None, read: Reader | None = None, run: Run = in_process
+) -> Staged:
+    """Reads the source and lays its rows out in chunk files of `samples_per_shard` samples.
 
-    Rows of pairs that name one medium are one sample with all their captions, wherever they stand. Those that come
-    after the medium's chunk was written are held in memory to the end, about 1 KB each, and their chunks are
-    written again. `read` is the reader to take in place of the entry's.
+    Rows of pairs that name one medium are one sample with all their captions, wherever they stand. `read` is the reader
+    to take in place of the entry's; `run` makes a task of each piece of work, where there are several.
     """
-    read = read or READERS[source.entry.reader]
     remove_tree(source.work / "rows")
-    stager = _Stager(source)
-    for row in with_found_names(read(source.entry, source.path), source.media):
-        reject = row if isinstance(row, Reject) else stager.take(row)
-        if reject:
-            stager.rejects.append(reject)
-        if progress:
-            progress.advance(1, rejected=int(reject is not None))
-    return stager.finish()
+    remove_tree(source.work / "read")
+    folder = source.work / "read"
+    read = read or READERS[source.entry.reader]
+    listing = _list_media(source, folder / "listing.parquet", run)
+    reading = Reading(
+        entry=source.entry, path=source.path, media=source.media, read=read, folder=folder, listing=listing
+    )
+    counts = read_source(reading, _several(run), progress)
+    settled = settle(folder, counts, source.entry.modality is not None, run)
+    _reject(folder, settled, _several(run))
+    kept = [found.samples - settled.dropped[section] for section, found in enumerate(counts)]
+    rejected = Counter(settled.rejected)
+    for found in counts:
+        rejected.update(found.rejected)
+    return Staged(
+        folder=folder,
+        chunks=_lay_chunks(source, settled, listing, plan_pieces(kept, source.samples_per_shard), _several(run)),
+        sections=len(counts),
+        rows=sum(found.rows for found in counts),
+        merged=settled.merged.total(),
+        rejected=dict(rejected),
+    )
 
 
-class _Stager:
-    """Lays rows out as they come."""
-
-    def __init__(self, source: Source) -> None:
-        self.rejects: list[Reject] = []
-        self._source, self._size = source, source.samples_per_shard
-        self._known, self._stamps = KnownRows(), Stamps(root=source.media)
-        self._chunks: list[Chunk] = []
-        self._rows: list[Sample] = []
-        # By the number of a sample: its further rows, as long as its chunk is not written with them.
-        self._further: dict[int, list[Sample]] = {}
-        self._merged = Counter[int]()
-
-    def take(self, row: Sample) -> Reject | None:
-        """Takes a row in; returns why not where it is none of its own and adds nothing."""
-        if "\n" in row.source:  # of a file whose name has line breaks; a line of a sample's source is a row
-            row = replace(row, source=row.source.replace("\n", " "))
-        if self._known.is_duplicate(row):
-            return _rejected(row, f"duplicate key: {row.key}")
-        medium = _medium(row) if self._source.entry.modality else ""
-        number = self._known.sample_of(medium) if medium else None
-        if number is not None:
-            return self._add_captions(number, row, medium)
-        if len(self._rows) == self._size:
-            self._write_chunk()
-        number = len(self._chunks) * self._size + len(self._rows)
-        self._rows.append(self._known.add(row, number, medium))
+def _list_media(source: Source, listing: Path, run: Run) -> Path | None:
+    """Lists the media of an object store, in a task: there may be very many."""
+    media = source.media
+    if media is None or is_local(media):
         return None
 
-    def finish(self) -> Staged:
-        """Writes what is left."""
-        if self._rows:
-            self._write_chunk()
-        for number in sorted({sample // self._size for sample in self._further}):
-            rows = self._with_captions(number, list(staged_rows(self._source, number)))
-            chunk = self._chunks[number]
-            fingerprint = _write_rows(self._source, number, rows, chunk.stamps)
-            self._chunks[number] = replace(chunk, fingerprint=fingerprint)
-        return Staged(chunks=self._chunks, rejects=self.rejects, merged=self._merged.total())
+    def step(row: dict[str, Any]) -> dict[str, Any]:
+        write_listing(media, listing)
+        return row
 
-    def _add_captions(self, number: int, row: Sample, medium: str) -> Reject | None:
-        if not is_inline(medium) and _outer(medium) != medium:
-            return _rejected(row, f"duplicate key: {row.key}: {medium} is there twice, and only the first can be read")
-        if self._merged[number] == MAX_CAPTIONS:
-            return _rejected(row, f"too many captions: {MAX_CAPTIONS} more rows than one name {medium}")
-        self._known.note(row, number)
-        self._merged[number] += 1
-        self._further.setdefault(number, []).append(row)
-        return None
-
-    def _write_chunk(self) -> None:
-        rows = self._with_captions(len(self._chunks), self._rows)
-        names = (item.name for row in rows for item in row.items())
-        media = list(dict.fromkeys(_outer(name) for name in names if name and not is_inline(name)))
-        stamps = self._stamps.of(media)
-        fingerprint = _write_rows(self._source, len(self._chunks), rows, stamps)
-        self._chunks.append(Chunk(rows=len(rows), fingerprint=fingerprint, media=media, stamps=stamps))
-        self._rows = []
-
-    def _with_captions(self, chunk: int, rows: list[Sample]) -> list[Sample]:
-        """The samples of a chunk with what further rows say of their media."""
-        start = chunk * self._size
-        return [_merged(row, self._further.pop(number, [])) for number, row in enumerate(rows, start)]
+    list(run([{"listing": 0}], step))
+    return listing
 
 
-def _medium(pair: Sample) -> str:
-    """The name of the one medium of a pair; empty where it has several."""
-    names = [item.name for item in pair.items()]
-    if len(names) != 1:
-        return ""
-    return names[0] if is_inline(names[0]) else str(PurePosixPath(names[0]))
+def _several(run: Run) -> Run:
+    """Runs a single piece of work here, as several are by `run`."""
+    return lambda rows, step: (run if len(rows) > 1 else in_process)(rows, step)
+
+
+def _reject(folder: Path, settled: Settled, run: Run) -> None:
+    """Adds to the rejects of each section those of its samples that are none of their own."""
+
+    def step(row: dict[str, Any]) -> dict[str, Any]:
+        section = row["section"]
+        lines, changes = Lines(folder, section), settled.changes(section)
+        rejects = read_rejects(folder, section)
+        for change in changes[np.isin(changes["kind"], list(_REASONS))]:
+            number = int(change["id"]) - (section << 32)
+            sample = lines.sample(number)
+            reason = _REASONS[int(change["kind"])].format(key=sample.key, medium=shared_medium(sample))
+            reject = Reject(source=sample.source, key=sample.key, stage="read", reason=reason)
+            rejects.append({"number": int(lines.numbers[number]), **asdict(reject)})
+        write_rejects(folder, section, sorted(rejects, key=lambda reject: int(reject["number"])))
+        return row
+
+    list(run([{"section": section} for section in sorted(settled.rejecting)], step))
+
+
+def _lay_chunks(
+    source: Source, settled: Settled, listing: Path | None, plan: Sequence[Sequence[Piece]], run: Run
+) -> list[Chunk]:
+    """Lays samples out, several chunks a task."""
+    several = max(1, _TASK_ROWS // source.samples_per_shard)
+
+    def step(row: dict[str, Any]) -> dict[str, Any]:
+        laying = _Laying(source, settled, listing)
+        numbers = range(row["first"], min(row["first"] + several, len(plan)))
+        return row | {"chunks": json.dumps([asdict(laying.chunk(number, plan[number])) for number in numbers])}
+
+    found = {row["first"]: row["chunks"] for row in run([{"first": n} for n in range(0, len(plan), several)], step)}
+    return [Chunk(**chunk) for first in sorted(found) for chunk in json.loads(found[first])]
+
+
+class _Laying:
+    """Lays out chunks of samples that were read."""
+
+    def __init__(self, source: Source, settled: Settled, listing: Path | None) -> None:
+        self._source, self._settled = source, settled
+        self._stamps = Stamps(root=source.media, listing=listing)
+        self._section = lru_cache(maxsize=_OPEN_SECTIONS)(self._open)
+
+    def chunk(self, number: int, pieces: Iterable[Piece]) -> Chunk:
+        """Writes a chunk's samples and the names of their media's files."""
+        media: dict[str, None] = {}
+        lines = list[str]()
+        for piece in pieces:
+            for files, line in self._samples(piece):
+                media.update(dict.fromkeys(files))
+                lines.append(line)
+        stamps = self._stamps.of(list(media))
+        with atomic_path(_rows_path(self._source, number)) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json(_media_path(self._source, number), list(media))
+        fingerprint = hash_strings([self._source.content_settings, *lines, stamps])
+        return Chunk(rows=len(lines), fingerprint=fingerprint, stamps=stamps)
+
+    def _open(self, section: int) -> tuple[Lines, Array, dict[int, int]]:
+        """The lines of a section, which of them are samples of their own, and the choices of those that are renamed."""
+        lines, changes = Lines(self._settled.folder, section), self._settled.changes(section)
+        numbers = (changes["id"] - np.uint64(section << 32)).astype(np.int64)
+        is_renamed = changes["kind"] == RENAMED
+        choices = dict(zip(numbers[is_renamed].tolist(), changes["choice"][is_renamed].tolist(), strict=True))
+        return lines, np.delete(np.arange(len(lines.numbers)), numbers[~is_renamed]), choices
+
+    def _samples(self, piece: Piece) -> Iterator[tuple[list[str], str]]:
+        lines, own, choices = self._section(piece.part)
+        taken = own[piece.start : piece.stop]
+        first, stop = int(taken[0]), int(taken[-1]) + 1
+        further = self._further(piece.part, first, stop)
+        found = lines.between(first, stop)
+        for number in taken.tolist():
+            files, line = split_line(found[number - first])
+            if number in choices or number in further:
+                row = to_sample(line)
+                row = renamed(row, choices[number]) if number in choices else row
+                line = to_line(_merged(row, further.get(number, [])))
+            yield files, line
+
+    def _further(self, section: int, start: int, stop: int) -> dict[int, list[Sample]]:
+        """The samples that are further captions of samples of a section, by the number of these."""
+        found: dict[int, list[Sample]] = {}
+        for change in self._settled.further(section, start, stop):
+            lines, _, _ = self._section(int(change["id"]) >> 32)
+            sample = lines.sample(int(change["id"]) & _NUMBER)
+            found.setdefault(int(change["leader"]) & _NUMBER, []).append(sample)
+        return found
 
 
 def _merged(row: Sample, further: Sequence[Sample]) -> Sample:
@@ -229,16 +315,16 @@ def _merged(row: Sample, further: Sequence[Sample]) -> Sample:
     return replace(row, source=source, turns=(told, *row.turns[1:]))
 
 
-def _rejected(row: Sample, reason: str) -> Reject:
-    return Reject(source=row.source, key=row.key, stage="read", reason=reason)
-
-
 def staged_rows(source: Source, chunk: int) -> Iterator[Sample]:
     """Reads back the rows of a chunk."""
     with _rows_path(source, chunk).open(encoding="utf-8") as file:
-        for line in file:
-            key, origin, turns, meta = json.loads(line)
-            yield Sample(key=key, source=origin, turns=turns_from_json(turns), meta=meta)
+        yield from map(to_sample, file)
+
+
+def staged_media(source: Source, chunk: int) -> list[str]:
+    """The files of the media of a chunk, those that its `stamps` are of."""
+    names: list[str] = read_json(_media_path(source, chunk))
+    return names
 
 
 def part_path(source: Source, part: int) -> Path:
@@ -246,22 +332,9 @@ def part_path(source: Source, part: int) -> Path:
     return source.work / "parts" / shard_name(part)
 
 
-def _write_rows(source: Source, chunk: int, rows: Iterable[Sample], stamps: str) -> str:
-    """Writes the rows of a chunk; returns its fingerprint."""
-    lines = [
-        json.dumps([row.key, row.source, turns_to_json(row.turns), dict(row.meta)], ensure_ascii=False) for row in rows
-    ]
-    with atomic_path(_rows_path(source, chunk)) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return hash_strings([source.content_settings, *lines, stamps])
-
-
-def _outer(name: str) -> str:
-    """The file a medium is in: a container where the name goes on inside of one."""
-    parts = PurePosixPath(name).parts
-    ends = (place for place, part in enumerate(parts[:-1], 1) if part.lower().endswith(SUFFIXES))
-    return str(PurePosixPath(*parts[: next(ends, len(parts))]))
-
-
 def _rows_path(source: Source, chunk: int) -> Path:
     return source.work / "rows" / f"{chunk:05d}.jsonl"
+
+
+def _media_path(source: Source, chunk: int) -> Path:
+    return source.work / "rows" / f"{chunk:05d}.media.json"

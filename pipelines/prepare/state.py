@@ -5,21 +5,23 @@ Losing it costs one run that reads all media again; the shards stay as they are.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.prepare.staging import Source, Stamps, source_stamp
+from pipelines.prepare.ledger import by_reason
+from pipelines.prepare.staging import Chunk, Source, Stamps, source_stamp
 from pipelines.sample import Reject
-from pipelines.storage.files import read_metadata, read_rows, stamp, write_rows
+from pipelines.storage.files import iterate_rows, read_metadata, stamp, write_many_rows
 from pipelines.storage.shards import MANIFEST, REJECTS, STATE, Manifest, Shard, hash_file, index_path, is_whole
 
 # What an outcome counts beside items where a medium has several captions: all, and the most of one sample.
 CAPTIONS, MOST = "captions", "most_captions"
 _DETAILS = "state"
+_CHUNKS_AT_ONCE = 16
 _SCHEMA = pa.schema(
     [
         ("fingerprint", pa.string()),
@@ -35,14 +37,38 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What became of a chunk, in numbers: accepted rows, a hash of their content, how many rows were rejected by the
+    category of the reason, and the items each sidecar will hold.
+    """
+
+    fingerprint: str
+    accepted: int
+    result: str
+    rejected: dict[str, int]
+    items: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a chunk: accepted rows, a hash of their content, rejects, and the items each sidecar will hold."""
+    """What became of a chunk, with the rows that were rejected."""
 
     fingerprint: str
     accepted: int
     result: str
     rejects: list[Reject]
     items: dict[str, int]
+
+    @property
+    def summary(self) -> Summary:
+        """The same in numbers."""
+        return Summary(
+            fingerprint=self.fingerprint,
+            accepted=self.accepted,
+            result=self.result,
+            rejected=by_reason(self.rejects),
+            items=self.items,
+        )
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "Outcome":
@@ -68,71 +94,56 @@ class StoredShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The memory of one dataset; `media` and `stamps` are by chunk, as in `staging.Chunk`."""
+    """The memory of one dataset, but for its rejects and the names of its media: these are in its file alone."""
 
     settings: str
     source: str
-    outcomes: list[Outcome]
-    rows: list[int]
-    media: list[list[str]]
-    stamps: list[str]
+    outcomes: list[Summary]
     shards: dict[str, StoredShard]
     rejects: str
 
-    def write(self, directory: Path) -> None:
-        """Writes the memory beside the shards."""
-        rows = [
+    def write(self, directory: Path, chunks: Iterable[tuple[Chunk, list[Reject], list[str]]]) -> None:
+        """Writes the memory beside the shards, with each chunk's rejects and files of media as they come."""
+        rows = (
             {
                 "fingerprint": outcome.fingerprint,
-                "rows": count,
+                "rows": chunk.rows,
                 "accepted": outcome.accepted,
                 "result": outcome.result,
-                "rejects": json.dumps([asdict(reject) for reject in outcome.rejects]),
+                "rejects": json.dumps([asdict(reject) for reject in rejects]),
                 "items": json.dumps(outcome.items),
                 "media": media,
-                "stamps": stamps,
+                "stamps": chunk.stamps,
             }
-            for outcome, count, media, stamps in zip(self.outcomes, self.rows, self.media, self.stamps, strict=True)
-        ]
+            for outcome, (chunk, rejects, media) in zip(self.outcomes, chunks, strict=True)
+        )
+        self._write(directory, rows)
+
+    def _write(self, directory: Path, rows: Iterable[dict[str, Any]]) -> None:
         shards = {name: asdict(stored) for name, stored in self.shards.items()}
         details = {"settings": self.settings, "source": self.source, "shards": shards, "rejects": self.rejects}
-        write_rows(directory / STATE, rows, _SCHEMA.with_metadata({_DETAILS: json.dumps(details)}))
+        schema = _SCHEMA.with_metadata({_DETAILS: json.dumps(details)})
+        write_many_rows(directory / STATE, rows, schema, _CHUNKS_AT_ONCE)
 
     @classmethod
     def read(cls, directory: Path) -> "State | None":
         """Reads the memory; None where there is none, or it is damaged."""
         path = directory / STATE
         try:
-            details, rows = json.loads(read_metadata(path)[_DETAILS]), read_rows(path)
+            details = json.loads(read_metadata(path)[_DETAILS])
+            outcomes = [_summary(row) for row in _rows(directory, *(name for name in _SCHEMA.names if name != "media"))]
         except (OSError, ValueError, KeyError, pa.ArrowException):
             return None
-        outcomes = [
-            Outcome(
-                fingerprint=row["fingerprint"],
-                accepted=row["accepted"],
-                result=row["result"],
-                rejects=[Reject(**reject) for reject in json.loads(row["rejects"])],
-                items=json.loads(row["items"]),
-            )
-            for row in rows
-        ]
         shards = {
             name: StoredShard(**{**stored, "shard": Shard(**stored["shard"])})
             for name, stored in details.pop("shards").items()
         }
-        return cls(
-            **details,
-            outcomes=outcomes,
-            rows=[row["rows"] for row in rows],
-            media=[row["media"] for row in rows],
-            stamps=[row["stamps"] for row in rows],
-            shards=shards,
-        )
+        return cls(**details, outcomes=outcomes, shards=shards)
 
-    def restamped(self, directory: Path) -> "State":
-        """The same memory with the stamps that the shards have now."""
+    def restamp(self, directory: Path) -> None:
+        """Writes the same memory with the stamps that the shards have now."""
         shards = {name: StoredShard.at(directory, stored.shard, stored.recipe) for name, stored in self.shards.items()}
-        return replace(self, shards=shards)
+        replace(self, shards=shards)._write(directory, _rows(directory))
 
     def holds(self, directory: Path, name: str, recipe: str) -> bool:
         """Whether a shard is there, whole, and made by this recipe."""
@@ -143,6 +154,27 @@ class State:
         if (stamp(tar), stamp(index_path(tar))) == (stored.tar, stored.index):
             return True
         return is_whole(tar, stored.shard)
+
+
+def stored_rejects(directory: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The rejects that are remembered, by the fingerprints of their chunks; those without any are left out."""
+    for row in _rows(directory, "fingerprint", "rejects"):
+        if rejects := json.loads(row["rejects"]):
+            yield row["fingerprint"], rejects
+
+
+def _rows(directory: Path, *columns: str) -> Iterator[dict[str, Any]]:
+    return iterate_rows(directory / STATE, list(columns) or None, _CHUNKS_AT_ONCE)
+
+
+def _summary(row: dict[str, Any]) -> Summary:
+    return Summary(
+        fingerprint=row["fingerprint"],
+        accepted=row["accepted"],
+        result=row["result"],
+        rejected=by_reason(Reject(**reject) for reject in json.loads(row["rejects"])),
+        items=json.loads(row["items"]),
+    )
 
 
 def finished(source: Source) -> Manifest | None:
@@ -160,7 +192,7 @@ def finished(source: Source) -> Manifest | None:
     if stamp(rejects) != state.rejects and not (rejects.is_file() and hash_file(rejects) == manifest.rejects_sha256):
         return None
     stamps = Stamps(root=source.media)
-    if any(stamps.of(media) != before for media, before in zip(state.media, state.stamps, strict=True)):
+    if any(stamps.of(row["media"]) != row["stamps"] for row in _rows(source.directory, "media", "stamps")):
         return None
     return manifest
 

@@ -7,11 +7,12 @@ from pipelines.sample import Reject, Sample
 from pipelines.sources import rows, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import row_key
+from pipelines.tables.raw import Section
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each instruction with its input as one exchange; tags such as `<video>` in it are HTML and stay text."""
-    return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
+    return rows.read(entry, source, lambda row, index: row_key(index), _dialogue)
 
 
 def _dialogue(row: rows.Row) -> rows.Dialogue:

@@ -11,7 +11,7 @@ from pipelines.sources.entry import Entry
 from pipelines.tables.decompression import open_text
 from pipelines.tables.keys import row_key
 from pipelines.tables.lines import text_lines
-from pipelines.tables.raw import Raw
+from pipelines.tables.raw import Raw, Section
 
 _TAG = re.compile(r"<(image|video|audio)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _LOOSE_TAG = re.compile(r"</?(image|video|audio)>", re.IGNORECASE)
@@ -19,14 +19,14 @@ _FILE_NAME = re.compile(r"\S+\.(jpe?g|png|webp|gif|mp4|webm|wav|mp3|flac)", re.I
 _SPEAKER = re.compile(r"(Human|GPT)[:\uff1a]\s*(.*)", re.DOTALL)  # Some colons in the public files are full-width.
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each dialogue: `<Image>...</Image>` is an input in a user's turn and to be generated in an assistant's.
 
     A tag holds the caption of its item, or (older JSON) the name of a medium in `image_list`; newer JSON has
     `image_captions` and placeholders instead. A `.txt` file holds turns `Human: ...` and `GPT: ...`, dialogues
     between lines of dashes. Named media lie in `images/`, `videos/` and `audios/`.
     """
-    return rows.read(entry, path, _key, _dialogue, {".txt": _written})
+    return rows.read(entry, source, _key, _dialogue, {".txt": _written})
 
 
 def _key(row: rows.Row, index: int) -> str:

@@ -13,7 +13,7 @@ from pipelines.sources import rows
 from pipelines.sources.entry import Entry, filled
 from pipelines.tables.keys import make_key, row_key, stem_of
 from pipelines.tables.media_formats import SUFFIXES, modalities_of
-from pipelines.tables.raw import identifier
+from pipelines.tables.raw import Section, identifier
 from pipelines.tables.tars import MEMBERS
 
 OTHER_NAMES = "other_names"  # in the meta of a row that was read: patterns of what its medium may be called
@@ -42,14 +42,14 @@ _CLIP_NAMES = (
 _COMMON = 8  # formats that clips are looked for in
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each pair as one exchange, user: the item with its captions, assistant: the first of them.
 
     The entry's `fields` say which columns are `caption`, `name` and `id`, where they are none of the usual; a row
     that names no medium gets the entry's `media_name`, or a name that people give to clips of YouTube, and in its meta
     the other names to look for.
     """
-    return rows.read(entry, path, partial(_key, entry), partial(_findable, entry))
+    return rows.read(entry, source, partial(_key, entry), partial(_findable, entry))
 
 
 def _key(entry: Entry, row: rows.Row, index: int) -> str:
@@ -89,9 +89,9 @@ def _findable(entry: Entry, row: rows.Row) -> rows.Dialogue:
 def _possible_names(entry: Entry, row: rows.Row, spelled: Callable[[str], str] = str) -> list[str]:
     """What the medium of a row that names none may be called: by the entry's `media_name`, or as a clip of YouTube."""
     assert entry.modality is not None
+    if rows.optional(row, *_CLIP["youtube_id"]) is None:  # as of nearly every row; all names of clips hold it
+        return filled(entry.media_name, row, spelled) if entry.media_name else []
     clip = {column: rows.optional(row, *spellings) for column, spellings in _CLIP.items()}
-    if clip["youtube_id"] is None:  # as of nearly every row; all names of clips hold it
-        return filled(entry.media_name, row, spelled)
     names = (f"{name}.{SUFFIXES[entry.modality][0]}" for name in _CLIP_NAMES)
     return [*filled(entry.media_name, row, spelled), *filled(names, clip, spelled)]
 

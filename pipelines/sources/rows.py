@@ -11,7 +11,7 @@ from pipelines.sources.entry import Entry
 from pipelines.tables import formats
 from pipelines.tables.containers import inline_name
 from pipelines.tables.keys import row_key
-from pipelines.tables.raw import Parser, Raw, is_missing
+from pipelines.tables.raw import Parser, Raw, Section, is_missing
 from pipelines.tables.tars import lacking
 
 Row = Mapping[str, Any]
@@ -37,9 +37,13 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 def read(
-    entry: Entry, path: Path, to_key: ToKey, to_dialogue: ToDialogue, parsers: Mapping[str, Parser] | None = None
+    entry: Entry,
+    source: Path | Section,
+    to_key: ToKey,
+    to_dialogue: ToDialogue,
+    parsers: Mapping[str, Parser] | None = None,
 ) -> Iterator[Sample | Reject]:
-    """Yields a sample for every good row of a file or folder and a reject for every bad one, in order.
+    """Yields a sample for every good row of a file, a folder or a section, and a reject for every bad one, in order.
 
     The entry's column names are translated first. `to_key` and `to_dialogue` raise ValueError with the reason to reject
     a row. Where a file breaks off, what was readable is followed by one reject. `parsers` read further file suffixes.
@@ -47,8 +51,9 @@ def read(
     Raises:
         ValueError: the file is not of its format, or the folder holds no rows.
     """
-    raws = formats.read(path, entry.patterns(path), parsers or {})
-    return (_sample(entry, raw, index, to_key, to_dialogue) for index, raw in enumerate(raws))
+    section = source if isinstance(source, Section) else formats.whole(source, entry.patterns(source))
+    raws = enumerate(formats.read(section, parsers or {}), section.index)
+    return (_sample(entry, raw, index, to_key, to_dialogue) for index, raw in raws)
 
 
 def field(row: Row, *spellings: str) -> Any:
@@ -65,7 +70,11 @@ def field(row: Row, *spellings: str) -> Any:
 
 def optional(row: Row, *spellings: str) -> Any:
     """As `field`, but None where no spelling is there."""
-    return next((row[spelling] for spelling in spellings if not is_missing(row.get(spelling))), None)
+    for spelling in spellings:
+        value = row.get(spelling)
+        if not is_missing(value):
+            return value
+    return None
 
 
 def listed(row: Row, *spellings: str) -> list[Any]:
@@ -195,4 +204,6 @@ def _sample(entry: Entry, raw: Raw, index: int, to_key: ToKey, to_dialogue: ToDi
 
 def _translated(entry: Entry, row: Row) -> Row:
     """The row with its columns under the names that readers know; the columns' own names stay too."""
+    if not entry.fields:
+        return row
     return {**row, **{name: optional(row, *columns) for name, columns in entry.fields.items()}}

@@ -7,15 +7,16 @@ from pipelines.sample import Item, Modality, Reject, Sample
 from pipelines.sources import rows, speakers, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.tables.keys import row_key
+from pipelines.tables.raw import Section
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each conversation; items to generate replace `<audio>`, or come at the end of the answer.
 
     Newer files list the captions in `audio_captions` and have placeholders in the text; older ones give `caption` and
     `output_modality` with each answer and have none. The media they name were never published.
     """
-    return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
+    return rows.read(entry, source, lambda row, index: row_key(index), _dialogue)
 
 
 def _dialogue(row: rows.Row) -> rows.Dialogue:

@@ -9,11 +9,12 @@ from pipelines.sources import rows, turn_parts
 from pipelines.sources.entry import Entry
 from pipelines.sources.speakers import Speech
 from pipelines.tables.keys import row_key, stem_of
+from pipelines.tables.raw import Section
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each row as one dialogue: the medium, then its questions and answers in order."""
-    return rows.read(entry, path, _key, _dialogue)
+    return rows.read(entry, source, _key, _dialogue)
 
 
 def _key(row: rows.Row, index: int) -> str:

@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 COPY_BYTES = 1 << 20
+_ROWS_AT_ONCE = 4096
 # What goes wrong in writing alone: whoever writes a file may read others meanwhile.
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 # Indexes are small; and Arrow's threads, when a short process ends, have been seen to end it with an abort.
@@ -170,6 +172,35 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Non
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, write_page_checksum=True)
 
 
+def write_many_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, at_once: int) -> None:
+    """Writes rows as they come, in row groups of `at_once` each but the last, atomically.
+
+    Up to that many, and up to 2**20, the bytes are those of `write_rows`.
+    """
+    left = iter(rows)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
+        for number in count():
+            group = _next_group(left, schema, at_once)
+            if group.num_rows or number == 0:
+                writer.write_table(group)
+            if group.num_rows < at_once:
+                break
+
+
+def _next_group(rows: Iterator[dict[str, Any]], schema: pa.Schema, size: int) -> pa.Table:
+    taken, tables = islice(rows, size), list[pa.Table]()
+    while batch := list(islice(taken, _ROWS_AT_ONCE)):
+        tables.append(pa.Table.from_pylist(batch, schema=schema))
+    return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+
+
+def iterate_rows(path: Path, columns: list[str] | None = None, at_once: int = 4096) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file as dictionaries, of which no more than `at_once` are in memory."""
+    with path.open("rb") as file:
+        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(at_once, columns=columns, use_threads=False):
+            yield from batch.to_pylist()
+
+
 def share_file(path: Path, target: Path) -> None:
     """Adds a file at a second path, atomically: as a hard link if possible, otherwise as a copy."""
     temporary = target.with_name(f".{target.name}.link")
@@ -203,6 +234,12 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Reads a Parquet file as a table."""
     with path.open("rb") as file:
         return pq.read_table(file, columns=columns, **_ONE_THREAD)
+
+
+def read_where(path: Path, condition: Any) -> pa.Table:
+    """Reads those rows of a Parquet file for which an expression of Arrow holds; row groups without any are skipped."""
+    with path.open("rb") as file:
+        return pq.read_table(file, filters=condition, **_ONE_THREAD)
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:

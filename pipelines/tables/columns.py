@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -79,17 +80,17 @@ def open_arrow(path: Path) -> pa.ipc.RecordBatchStreamReader | pa.ipc.RecordBatc
     return pa.ipc.open_file(source) if magic == _FILE_MAGIC else pa.ipc.open_stream(source)
 
 
-def arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of an Arrow file as they are stored.
+def arrow_batches(path: Path, first: int = 0) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow file as they are stored, from number `first` on.
 
     Raises:
         pyarrow.ArrowException, OSError: it is damaged; the batches before that are yielded.
     """
     with open_arrow(path) as reader:
         if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+            yield from (reader.get_batch(index) for index in range(first, reader.num_record_batches))
         else:
-            yield from reader
+            yield from islice(reader, first, None)
 
 
 class _Cursor:

@@ -16,7 +16,8 @@ from pipelines.tables.media_formats import media_format
 
 SUFFIXES = (*archives.SUFFIXES, *columns.SUFFIXES)
 _INLINE = re.compile(r"data:([^,]{0,200}),", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{64}")
+_BASE64_CHARACTERS = 64
+_BASE64 = re.compile(rf"[A-Za-z0-9+/\r\n]{{{_BASE64_CHARACTERS}}}")
 
 
 def split(root: Path, name: str) -> tuple[Path, str]:
@@ -56,9 +57,9 @@ def read_member(path: Path, member: str, max_bytes: int) -> tuple[bytes, str]:
 
 def inline_name(text: str) -> str:
     """The name of a medium that a text holds itself, as a data URI or in bare base64; empty where it holds none."""
-    if _INLINE.match(text):
+    if is_inline(text) and _INLINE.match(text):
         return text
-    if start := _BASE64.match(text):
+    if len(text) >= _BASE64_CHARACTERS and (start := _BASE64.match(text)):
         try:
             media_format(base64.b64decode(start[0]), "", "text")
         except ValueError:

@@ -38,11 +38,12 @@ def open_decompressed(path: Path) -> BinaryIO:
     return cast(BinaryIO, file)
 
 
-def open_text(path: Path) -> BinaryIO:
+def open_text(path: Path, at: int = 0) -> BinaryIO:
     """The text of a file as UTF-8 without a byte order mark, decompressed; read forward only.
 
     UTF-16 and UTF-32 are told by their mark, UTF-16 also by the zero byte of its first character. Bytes of UTF-8 are
-    passed on as they are, right or wrong.
+    passed on as they are, right or wrong. Where the file is such bytes (`is_plain_text`), `at` says how many to leave
+    out in front.
 
     Raises:
         OSError: as of `open_decompressed`.
@@ -51,7 +52,18 @@ def open_text(path: Path) -> BinaryIO:
     start = file.read(4)
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
     encoding = _MARKS[mark] if mark else _unmarked(start)
-    return cast(BinaryIO, io.BufferedReader(_Utf8(file, start[len(mark) :], encoding), _BLOCK_BYTES))
+    if at:
+        file.seek(len(mark) + at)
+    return cast(BinaryIO, io.BufferedReader(_Utf8(file, b"" if at else start[len(mark) :], encoding), _BLOCK_BYTES))
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a text can be read from any of its bytes on: it is UTF-8, and not compressed."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
+    is_packed = any(start.startswith(magic) for magic in COMPRESSIONS)
+    return not is_packed and (_MARKS[mark] if mark else _unmarked(start)) == "utf-8"
 
 
 def plain_suffix(path: Path) -> str:

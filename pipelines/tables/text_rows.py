@@ -6,16 +6,18 @@ Which of them a file is, its content says; it may be compressed, have a byte ord
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from pipelines.tables.decompression import open_text, plain_suffix
-from pipelines.tables.delimited import csv_rows
-from pipelines.tables.lines import HEAD_BYTES, MAX_LINE_BYTES, byte_lines
-from pipelines.tables.raw import Parser, Raw, one_line
+from pipelines.tables.decompression import is_plain_text, open_text, plain_suffix
+from pipelines.tables.delimited import csv_places, csv_rows
+from pipelines.tables.lines import HEAD_BYTES, MAX_LINE_BYTES, byte_lines, row_places
+from pipelines.tables.raw import START, Parser, Place, Raw, one_line
 
 _BLOCK_BYTES = 1 << 16
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n])")
 _WHITE = re.compile(r"[ \t\r\n]*")
 _POSSIBLE = "rows may be a JSON array, JSON lines, an object of rows by id, CSV or TSV; also gzip or zstandard of these"
 # What is no text of rows, by what it begins with.
@@ -27,21 +29,34 @@ _OTHERS = {
 }
 
 
-def text_rows(path: Path, name: str) -> Iterator[Raw]:
+def text_rows(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     """The rows of a text file of any kind. Where compressed data break off, one error ends them.
 
     Raises:
         ValueError: it is of no kind that is known; one line says what was seen.
     """
-    count = 0
+    count = place.row
     try:
-        for raw in _parser(path, _head(path))(path, name):
+        parser = _parser(path, _head(path))
+        for raw in _from(place)[parser](path, name) if place.row else parser(path, name):
             yield raw
             count += 1
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         yield Raw(source=f"{name}#{count}", key="", error=f"unreadable: {name} breaks off ({one_line(error)})")
+
+
+def text_places(path: Path) -> tuple[list[Place], int] | None:
+    """Places where a text can be read from, and how many rows it has; None of one that is read as a whole.
+
+    Raises:
+        ValueError: as of `text_rows`.
+    """
+    if not is_plain_text(path):
+        return None
+    places = _PLACES.get(_parser(path, _head(path)))
+    return places and places(path)
 
 
 def json_array(path: Path, name: str) -> Iterator[Raw]:
@@ -71,15 +86,22 @@ def json_object(path: Path, name: str) -> Iterator[Raw]:
         yield from _numbered(rows, name)
 
 
-def json_lines(path: Path, name: str) -> Iterator[Raw]:
+def json_lines(path: Path, name: str, place: Place = START) -> Iterator[Raw]:
     """The JSON of each line that is not blank; a bad line costs that line."""
-    count = 0
-    with open_text(path) as file:
+    count = place.row
+    with open_text(path, place.at) as file:
         for line in byte_lines(file):
             if not line or line.isspace():
                 continue
             yield _parsed(line, f"{name}#{count}")
             count += 1
+
+
+def json_places(path: Path) -> tuple[list[Place], int]:
+    """Places where a file of JSON lines can be read from, and how many rows it has."""
+    with open_text(path) as file:
+        *places, (_, rows) = row_places(file)
+    return [Place(row, at) for at, row in places if 0 < row < rows], rows
 
 
 def parse_json(data: bytes) -> Any:
@@ -92,6 +114,15 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data.decode("utf-8-sig", errors="replace"), parse_constant=_null)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"bad JSON: {one_line(error)}") from None
+
+
+def _from(place: Place) -> Mapping[Parser, Parser]:
+    """The parsers that can begin at a place, for those that begin at the beginning."""
+    return {csv_rows: partial(csv_rows, place=place), json_lines: partial(json_lines, place=place)}
+
+
+# Where files can be read from, of the kinds that need not be read from their beginning.
+_PLACES: Mapping[Parser, Callable[[Path], tuple[list[Place], int]]] = {csv_rows: csv_places, json_lines: json_places}
 
 
 def _null(constant: str) -> None:
@@ -210,10 +241,16 @@ class _Json:
         """The elements of an array whose bracket was taken; ValueError where it is no JSON."""
         if not self.take("]"):
             yield self._value()
-            while self.take(","):
+            while self._is_next_here() or self.take(","):
                 yield self._value()
             self._expect("]")
         self._end()
+
+    def _is_next_here(self) -> bool:
+        """As `take(",")`, where the comma and what is behind it were read already; that is nearly always."""
+        match = _COMMA.match(self._text, self._at)
+        self._at = match.end() if match else self._at
+        return match is not None
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """The names and values of an object whose brace was taken; ValueError where it is no JSON."""
@@ -233,7 +270,7 @@ class _Json:
 
     def _value(self) -> Any:
         """The next value. What cannot be read may go on in bytes not read yet: up to a limit, they are read."""
-        if self._next() in "]},:":
+        if self._text[self._at : self._at + 1] != "{" and self._next() in "]},:":
             self._refuse()
         while True:
             ahead = len(self._text) - self._at

@@ -21,7 +21,8 @@ import pyarrow as pa
 import ray.data
 
 from jobs.common import cli
-from pipelines.prepare.part_tars import Piece, write_part
+from pipelines.prepare.part_tars import write_part
+from pipelines.prepare.pieces import Piece
 from pipelines.prepare.preprocess import assemble_shards
 from pipelines.prepare.staging import Source
 from pipelines.sample import Item, Media, Modality, Sample, Turn

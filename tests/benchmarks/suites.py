@@ -22,6 +22,7 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "captions": "caption embeddings, against float32 in arrival order and padding to 512",
         "reading": "reading an epoch, against the webdataset library",
         "rerun": "a rerun with nothing to do, for 1,000 shards",
+        "sources": "reading text rows on two cores, against one; the driver's memory; a rerun of many rows",
     },
     "training": {
         "waiting": "time a real run of stage 3 waits for data, against its steps",

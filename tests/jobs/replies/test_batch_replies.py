@@ -107,7 +107,7 @@ def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
 
 
 def test_replies_depend_on_how_the_model_is_loaded() -> None:
-    chunk = Chunk(rows=1, fingerprint="rows", media=[], stamps="")
+    chunk = Chunk(rows=1, fingerprint="rows", stamps="")
     plan = ReplySettings(
         checkpoint="x", config=load_preset("tiny"), architecture="joint", require=[], sampling=Sampling(), steps=1
     )

@@ -38,7 +38,7 @@ def source_of(tmp_path: Path, path: Path, media: Path | None = None, samples_per
 
 def staged(source: Source) -> tuple[list[Sample], list[Reject]]:
     found = stage_rows(source)
-    return [row for chunk in range(len(found.chunks)) for row in staged_rows(source, chunk)], found.rejects
+    return [row for chunk in range(len(found.chunks)) for row in staged_rows(source, chunk)], list(found.rejects())
 
 
 def keys_and_captions(source: Source) -> dict[str, str]:

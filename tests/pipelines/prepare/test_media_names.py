@@ -63,7 +63,7 @@ def prepared(root: Path, out: Path) -> list[Sample | Reject]:
     source = Source(entry=entry, path=path, media=media, directory=out, samples_per_shard=8)
     staged = stage_rows(source)
     rows = [row for number in range(len(staged.chunks)) for row in staged_rows(source, number)]
-    return [*staged.rejects, *load_rows(rows, media, MediaPolicy(keep_originals=True))]
+    return [*staged.rejects(), *load_rows(rows, media, MediaPolicy(keep_originals=True))]
 
 
 def heard(result: Sample | Reject) -> tuple[str, str, float]:

@@ -26,7 +26,8 @@ from pipelines.media.codecs import decode
 from pipelines.media.folder import Links, load_rows
 from pipelines.prepare import state
 from pipelines.prepare.ledger import TooManyRejected
-from pipelines.prepare.part_tars import assemble_shard, plan_shards, prepare_part
+from pipelines.prepare.part_tars import assemble_shard, prepare_part
+from pipelines.prepare.pieces import plan_pieces
 from pipelines.prepare.preprocess import Prepared, prepare
 from pipelines.prepare.staging import Source, Stamps, stage_rows
 from pipelines.sample import Modality, Sample
@@ -102,7 +103,7 @@ def copy(folder: Path, target: Path) -> Path:
 def test_shards_are_exact_but_the_last_and_take_every_accepted_row_once_in_order(
     accepted: list[int], samples_per_shard: int
 ) -> None:
-    shards = plan_shards(accepted, samples_per_shard)
+    shards = plan_pieces(accepted, samples_per_shard)
     taken = [[(p.part, place) for p in pieces for place in range(p.start, p.stop)] for pieces in shards]
     assert list(itertools.chain(*taken)) == [
         (part, place) for part, count in enumerate(accepted) for place in range(count)

@@ -13,6 +13,7 @@ from pipelines.sources.catalog import load_catalog
 from pipelines.sources.entry import Entry
 from pipelines.sources.readers import READERS
 from pipelines.tables.keys import row_key
+from pipelines.tables.raw import Section
 
 CATALOG = """
 my_questions:
@@ -24,9 +25,9 @@ my_questions:
 """
 
 
-def read(entry: Entry, path: Path) -> Iterator[Sample | Reject]:
+def read(entry: Entry, source: Path | Section) -> Iterator[Sample | Reject]:
     """Yields each row as one exchange about a picture: `{"picture", "question", "answers": [...]}`."""
-    return rows.read(entry, path, lambda row, index: row_key(index), _dialogue)
+    return rows.read(entry, source, lambda row, index: row_key(index), _dialogue)
 
 
 def _dialogue(row: rows.Row) -> rows.Dialogue:

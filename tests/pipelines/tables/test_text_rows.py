@@ -43,7 +43,7 @@ def table(captions: list[str]) -> list[dict[str, Any]]:
 
 def values(path: Path) -> list[Any]:
     """The rows of a file, of which none may be an error."""
-    raws = list(formats.read(path, [], {}))
+    raws = list(formats.read(formats.whole(path, []), {}))
     assert [raw.error for raw in raws if raw.error] == []
     return [raw.value for raw in raws]
 
@@ -181,6 +181,28 @@ def test_a_caption_in_front_cut_by_a_line_break_is_no_row(tmp_path: Path, read_p
     ]
 
 
+def test_a_caption_cut_where_both_pieces_have_the_right_width_is_no_row(tmp_path: Path, read_path: ReadPath) -> None:
+    lines = [f"{number},a dog barks {number} times" for number in range(5)]
+    cut = ["5,a bell rings while", "a small crowd talks, and laughs", "6,a cat"]
+    (tmp_path / "rows.csv").write_text("\n".join(["audio,caption", *lines, *cut]))
+    results = read_path("pairs", tmp_path / "rows.csv", modality="audio")
+    assert captions_of(results) == [*(f"a dog barks {number} times" for number in range(5)), "a cat"]
+    why = "lines 7 and 8 may be one that a line break without quotes cut: 'a small crowd talks' is no audio"
+    assert reasons_of(results) == [f"bad row: {why}"] * 2
+
+
+def test_a_caption_in_front_cut_where_both_pieces_have_the_right_width_is_no_row(
+    tmp_path: Path, read_path: ReadPath
+) -> None:
+    lines = [f"a dog barks {number} times,{number}.wav" for number in range(5)]
+    cut = ["a bell rings, while", "a crowd talks,5.wav", "a cat,6.wav"]
+    (tmp_path / "rows.csv").write_text("\n".join(["caption,audio", *lines, *cut]))
+    results = read_path("pairs", tmp_path / "rows.csv", modality="audio")
+    assert captions_of(results) == [*(f"a dog barks {number} times" for number in range(5)), "a cat"]
+    why = "lines 7 and 8 may be one that a line break without quotes cut: 'while' is no audio"
+    assert reasons_of(results) == [f"bad row: {why}"] * 2
+
+
 @pytest.mark.parametrize("size", [(1 << 20) + 1, 3 << 20])
 def test_a_cell_over_the_limit_is_no_row_whatever_its_width(tmp_path: Path, read_path: ReadPath, size: int) -> None:
     (tmp_path / "rows.csv").write_text(f"caption,image_name\na cat,0.jpg\na dog,{'x' * size}\na bird,2.jpg\n")
@@ -195,7 +217,7 @@ def test_a_quote_that_never_closes_costs_no_memory(tmp_path: Path) -> None:
         file.write('caption\timage_name\n"open\t0.jpg\n')
         file.writelines(f"{'word ' * 30}\t{index}.jpg\n" for index in range(1, 30_000))
     tracemalloc.start()
-    names = [raw.value["image_name"] for raw in formats.read(path, [], {})]
+    names = [raw.value["image_name"] for raw in formats.read(formats.whole(path, []), {})]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert names == [f"{index}.jpg" for index in range(30_000)]
