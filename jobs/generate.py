@@ -95,7 +95,7 @@ def _answer_file(arguments: Namespace, settings: "ReplySettings", out: "Path") -
 
 
 def _answer_prompt(arguments: Namespace, settings: "ReplySettings", out: "Path") -> None:
-    from jobs.replies.reply import answer
+    from jobs.replies.batch_replies import answer
     from pipelines.storage.files import write_json
 
     inputs = _inputs(arguments)

@@ -1,4 +1,4 @@
-"""Steps of Ray Data over rows, whose errors come out as they were raised.
+"""Steps of Ray Data over rows, whose errors come out as they were raised, and what they count.
 
 Ray Data logs an error of a step at length and puts words of its own into it. What a person is to be told, such as that
 a disk is full, therefore comes out of a step as a row, and is raised where the rows are taken.
@@ -7,13 +7,21 @@ a disk is full, therefore comes out of a step as a row, and is raised where the 
 import errno
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray.data
+from ray.util.metrics import Counter
 
 Row = dict[str, Any]
 _FAILURE = "failure"
+# Counters of rows, rejects and bytes for the dashboards of a cluster.
+_COUNTERS = {
+    "rows": "rows that became samples",
+    "rejects": "rows that were rejected",
+    "bytes": "bytes written to shards",
+    "items": "captions and media that were embedded",
+}
 
 
 def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
@@ -78,3 +86,15 @@ def _raising(rows: Iterable[Row]) -> Iterator[Row]:
             told = json.loads(row[_FAILURE])
             raise ValueError(*told) if len(told) == 1 else OSError(*told)
         yield row
+
+
+def count(dataset: str, **amounts: int) -> None:
+    """Adds to the counters `nextgpt_<name>` of a dataset, from inside a task or actor of Ray."""
+    for name, amount in amounts.items():
+        if amount:
+            _counter(name).inc(amount, tags={"dataset": dataset})
+
+
+@cache
+def _counter(name: str) -> Counter:
+    return Counter(f"nextgpt_{name}", description=_COUNTERS[name], tag_keys=("dataset",))

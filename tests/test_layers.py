@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipelines", "model", "jobs")
 MOST_MODULES = 13
-RAY_STEPS = {"preprocess", "embedding", "caption_files", "handover", "metrics", "ray_steps", "survey"}
+RAY_STEPS = {"preprocess", "embedding", "caption_files", "handover", "ray_steps", "survey"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -80,6 +80,16 @@ def test_no_folder_is_imported_by_what_it_imports() -> None:
 def test_no_folder_has_more_modules_than_one_takes_in_at_a_glance() -> None:
     counts = Counter(path.parent for package in PACKAGES for path in files(package) if path.stem != "__init__")
     assert {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_the_name_of_a_public_class_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in files(package):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(module_of(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
 @pytest.mark.parametrize("path", files("pipelines"), ids=str)

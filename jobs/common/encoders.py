@@ -21,7 +21,7 @@ from pipelines.storage.files import stamp
 from pipelines.storage.sidecars import ENCODER, LATENTS, output_modality
 
 if TYPE_CHECKING:
-    from model.parts.mixed_precision import Precision
+    from model.decoders.text_encoders import Precision
 
 _ROOT = Path(__file__).parents[2]
 # What an encoder's id depends on besides its own files and settings.

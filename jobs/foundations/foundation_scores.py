@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jobs.foundations.recipes import SEED_HELD_OUT, aspect, captioned, dialogues
-from model.architectures.imagebind_text import TextEncoder
+from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.bootstrap.language import token_accuracy
 from model.decoders.decoder import Decoder
 from model.decoders.text_encoders import CaptionEncoder
@@ -59,7 +59,7 @@ def _score_encoder(folder: Path, modality: Modality) -> Scores:
     """Zero-shot classification: the attribute value whose text embedding is nearest to a medium's embedding."""
     from transformers import CLIPTokenizer
 
-    encode_text = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    encode_text = ImageBindTextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     wanted = _subjects(modality)
     media = [decode(encode(render(subject, index)), fps=FPS) for index, subject in enumerate(wanted)]
     items_NE = torch.from_numpy(ImageBindEncoder(str(folder))(media))

@@ -1,4 +1,4 @@
-"""Answers a JSON-lines file of conversations in batches on Ray Data.
+"""Answers on Ray: one prompt on a worker, or a JSON-lines file of conversations in batches.
 
 The file is split into chunks of rows, as datasets are. An actor answers one chunk at a time and records the result, so
 an interrupted run resumes after the last finished chunk. Which rows share a batch depends only on the file, so neither
@@ -6,16 +6,17 @@ the number of actors nor a restart changes a reply.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.data
 
-from jobs.replies.respond import ReplySettings, respond_batch
-from model.inference.query import Query
+from jobs.replies.respond import ReplySettings, respond_batch, stream
+from model.inference.query import Query, Response
 from pipelines.embed.embedding import Pool, plan_pool
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
@@ -23,14 +24,14 @@ from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
-from pipelines.sample import Item, Media, Part, Reject, Sample
+from pipelines.sample import Item, Media, Part, Reject, Sample, Turn
 from pipelines.sources.conversations import read_prompts
 from pipelines.sources.entry import Entry
-from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json
+from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json, write_text
 from pipelines.storage.shards import hash_strings
 
 if TYPE_CHECKING:
-    from model.inference.responder import Responder, Response
+    from model.inference.responder import Responder
 
 ROWS_AT_ONCE = 16  # per chunk: answered in one batch, and repeated together after an interruption
 REPLIES = "replies.jsonl"
@@ -47,6 +48,41 @@ class Summary:
     rejects: int
     before: int
     untrained: tuple[str, ...]
+
+
+def answer(
+    settings: ReplySettings, prompt: str, inputs: Sequence[Media], say: Callable[[str], None]
+) -> Response[Media]:
+    """Answers a prompt with its input media on a worker; `say` receives the text in pieces as they come."""
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    on_worker = ray.remote(num_gpus=gpus, num_cpus=1, num_returns="streaming")(respond)
+    for reference in on_worker.remote(settings, prompt, inputs):
+        part = ray.get(reference)
+        if isinstance(part, str):
+            say(part)
+    assert isinstance(part, Response)
+    return part
+
+
+def respond(settings: ReplySettings, prompt: str, inputs: Sequence[Media]) -> Iterator[str | Response[Media]]:
+    """Yields the reply's text in pieces, and the whole reply last."""
+    responder = settings.load()
+    items = [Item(modality=medium.modality, name=str(place)) for place, medium in enumerate(inputs)]
+    media = {item.name: codecs.decode(medium, fps=VIDEO_FPS) for item, medium in zip(items, inputs, strict=True)}
+    query = settings.query([Turn(role="user", parts=(*items, prompt))], media)
+    for part in stream(settings.architecture, responder, query):
+        if isinstance(part, str):
+            yield part
+        elif not isinstance(part, Item):
+            yield Response(
+                parts=part.parts,
+                media=tuple(codecs.encode(medium) for medium in part.media),
+                prompt_tokens=part.prompt_tokens,
+                tokens=part.tokens,
+                was_cut=part.was_cut,
+                plan=part.plan,
+                untrained=part.untrained,
+            )
 
 
 def answer_file(
@@ -173,7 +209,7 @@ class Answerer:
         return names
 
 
-def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
+def _message(response: Response[Any], names: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
     """A reply as a turn of a chat; media with a note carry it."""
     left = iter(zip(names, notes, strict=True))
 
@@ -187,9 +223,9 @@ def _message(response: "Response", names: Sequence[str], notes: Sequence[str]) -
     return {"message": {"role": "assistant", "content": [content(part) for part in response.parts]}}
 
 
-def _write_lines(path: Path, rows: Any) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+def _write_lines(path: Path, rows: Iterable[Any]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    write_text(path, "".join(lines))
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipelines.sample import Media, Modality, Part
+from model.inference.query import Response
+from pipelines.sample import Media, Modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ItemProgress:
     """Progress of item `number`: `done` of `total` steps."""
 
     number: int
@@ -44,22 +45,8 @@ class Made:
     media: Media
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """The whole reply, always the last event: its parts in order, the media of its items, and token counts.
-
-    `plan` is the plan that was carried out, or empty.
-    """
-
-    parts: tuple[Part, ...]
-    media: tuple[Media, ...]
-    prompt_tokens: int
-    tokens: int
-    was_cut: bool
-    plan: str = ""
-
-
-Event = Planned | Said | Begun | Progress | Made | Finished
+# The whole reply is always the last event.
+Event = Planned | Said | Begun | ItemProgress | Made | Response[Media]
 
 
 class Full(Exception):

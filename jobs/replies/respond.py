@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.replies.options import Architecture, decoder_settings
-from jobs.replies.scheduler import Asks, Prepared, needs_guides, prepare
-from model.inference.query import Query, Sampling, side_by_side
+from jobs.replies.scheduler import Asks, Preparation, needs_guides, prepare
+from model.inference.query import Query, Response, Sampling, side_by_side
 from model.parts.config import ModelConfig
 from pipelines.sample import Decoded, Item, Modality, Part, Turn
 
 if TYPE_CHECKING:
     from model.inference.generation import Reply
-    from model.inference.responder import Responder, Response
+    from model.inference.responder import Responder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +59,19 @@ class ReplySettings:
 def asks(architecture: Architecture, query: Query, *, guides: bool) -> Asks:
     """What an architecture asks the LLM for a reply; raises NoPlan. `guides` is as in `scheduler.prepare`."""
     if architecture == "joint":
-        return Prepared(query=query)
+        return Preparation(query=query)
     return (yield from prepare(query, guides=guides))
 
 
 def respond_batch(
     architecture: Architecture, responder: "Responder", queries: Sequence[Query]
-) -> "list[Response | ValueError]":
+) -> list[Response[Decoded] | ValueError]:
     """Answers dialogues side by side; one that cannot be answered gets its error, the others their replies."""
     prepared = _prepare(architecture, responder, queries)
-    good = [found for found in prepared if isinstance(found, Prepared)]
+    good = [found for found in prepared if isinstance(found, Preparation)]
     last = iter(side_by_side(responder.respond_batch, [found.query for found in good]))
     media = iter(responder.render([wish for found in good for wish in found.wishes]))
-    responses: list[Response | ValueError] = []
+    responses: list[Response[Decoded] | ValueError] = []
     for query, found in zip(queries, prepared, strict=True):
         if isinstance(found, ValueError):
             responses.append(found)
@@ -83,7 +83,7 @@ def respond_batch(
     return responses
 
 
-def stream(architecture: Architecture, responder: "Responder", query: Query) -> "Iterator[Part | Response]":
+def stream(architecture: Architecture, responder: "Responder", query: Query) -> Iterator[Part | Response[Decoded]]:
     """Yields the parts of one reply as they come, and at last the whole; raises ValueError where there is none."""
     [prepared] = _prepare(architecture, responder, [query])
     if isinstance(prepared, ValueError):
@@ -96,8 +96,8 @@ def stream(architecture: Architecture, responder: "Responder", query: Query) -> 
 
 
 def _whole(
-    responder: "Responder", query: Query, prepared: Prepared, last: "Response", made: tuple[Decoded, ...]
-) -> "Response":
+    responder: "Responder", query: Query, prepared: Preparation, last: Response[Decoded], made: tuple[Decoded, ...]
+) -> Response[Decoded]:
     """The last answer of the LLM together with what was asked and made before it."""
     parts = prepared.parts(last.parts)
     return replace(
@@ -106,17 +106,18 @@ def _whole(
         media=(*last.media, *made),
         prompt_tokens=prepared.prompt_tokens + last.prompt_tokens,
         tokens=prepared.tokens + last.tokens,
+        plan=prepared.plan,
         untrained=responder.untrained(bool(query.media), [part.modality for part in parts if isinstance(part, Item)]),
     )
 
 
 def _prepare(
     architecture: Architecture, responder: "Responder", queries: Sequence[Query]
-) -> list[Prepared | ValueError]:
+) -> list[Preparation | ValueError]:
     """Drives all dialogues side by side until each is prepared or has failed."""
     guides = needs_guides(responder.model.stages)
     generators = [asks(architecture, query, guides=guides) for query in queries]
-    done: dict[int, Prepared | ValueError] = {}
+    done: dict[int, Preparation | ValueError] = {}
     waiting: dict[int, Sequence[Query]] = {}
 
     def go_on(number: int, replies: "Sequence[Reply | ValueError]") -> None:

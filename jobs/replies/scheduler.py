@@ -33,7 +33,7 @@ class NoPlan(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class Preparation:
     """How to ask for a reply: the last query, the media to make meanwhile, and the plan that was carried out in JSON.
 
     `prompt_tokens` and `tokens` count what the LLM read and wrote so far.
@@ -50,7 +50,7 @@ class Prepared:
         return (*said, *(Item(modality=wish.modality) for wish in self.wishes))
 
 
-Asks = Generator[Sequence[Query], "Sequence[Reply]", Prepared]
+Asks = Generator[Sequence[Query], "Sequence[Reply]", Preparation]
 
 
 def needs_guides(stages: Iterable[Mapping[str, Any]]) -> bool:
@@ -85,7 +85,7 @@ class _Scheduler:
         made = [step for step in steps if step.verb == "make"]
         seed, settings = self._query.sampling.seed, self._query.settings
         words = replace(self._query.sampling, max_items=0)
-        return Prepared(
+        return Preparation(
             query=_words_query(self._asking.reply((step, results[step.id]) for step in steps), words),
             wishes=tuple(
                 Wish(step.modality, results[step.id], seed + number, settings.get(step.modality, {}))

@@ -20,7 +20,7 @@ from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track
 from pipelines.sample import Decoded, Item, Modality, Turn
-from pipelines.world.exam import Case, Response, Row, cases, grade, score, shown
+from pipelines.world.exam import Attempt, Case, ExamRow, cases, grade, score, shown
 
 if TYPE_CHECKING:
     from model.inference.responder import Responder
@@ -57,7 +57,7 @@ class Compared:
 class _Held:
     """A reply: what is graded, its time in seconds, tokens read and written, and whether it failed."""
 
-    response: Response
+    response: Attempt
     seconds: float
     read: int = 0
     written: int = 0
@@ -68,7 +68,9 @@ _Settings = Mapping[Modality, Mapping[str, int]]
 _Hold = Callable[[Case, Mapping[str, Decoded]], list[_Held]]
 
 
-def compare(responder: "Responder", rows: Sequence[Row], count: int, seed: int, steps: int | None) -> list[Compared]:
+def compare(
+    responder: "Responder", rows: Sequence[ExamRow], count: int, seed: int, steps: int | None
+) -> list[Compared]:
     """Runs the first `count` conversations of each row in all arms, interleaved so that load affects all alike."""
     compared = []
     with track("compare", len(rows) * count, "conversations") as bar:
@@ -130,9 +132,9 @@ def _converse(architecture: Architecture, responder: "Responder", settings: _Set
             [found] = respond_batch(architecture, responder, [query])
             seconds = perf_counter() - started
             if isinstance(found, ValueError):
-                held.append(_Held(Response(parts=(), media=()), seconds, failed=True))
+                held.append(_Held(Attempt(parts=(), media=()), seconds, failed=True))
             else:
-                response = Response(parts=found.parts, media=found.media)
+                response = Attempt(parts=found.parts, media=found.media)
                 held.append(_Held(response, seconds, found.prompt_tokens, found.tokens))
             turns.append(Turn(role="assistant", parts=held[-1].response.parts))
         return held
@@ -153,13 +155,13 @@ def _captions(responder: "Responder", settings: _Settings) -> _Hold:
             ]
             started, number = perf_counter(), number + len(items)
             made = tuple(responder.render(wishes))
-            held.append(_Held(Response(parts=turn.parts, media=made), perf_counter() - started))
+            held.append(_Held(Attempt(parts=turn.parts, media=made), perf_counter() - started))
         return held
 
     return hold
 
 
-def _compared(row: Row, arm: str, chosen: Sequence[Case], held: Sequence[list[_Held]]) -> Compared:
+def _compared(row: ExamRow, arm: str, chosen: Sequence[Case], held: Sequence[list[_Held]]) -> Compared:
     scores = [
         score(row, grade(row, case.conversation, [one.response for one in of_case]))
         for case, of_case in zip(chosen, held, strict=True)

@@ -12,7 +12,7 @@ from pipelines.inspect.verdicts import Verdict, verdict
 from pipelines.media.codecs import encode
 from pipelines.sample import Item, Media, Modality
 from pipelines.storage.files import remove_tree, write_json
-from pipelines.world.exam import Case, Grades, Response, Row, chance, grade, score, shown
+from pipelines.world.exam import Attempt, Case, ExamRow, Grades, chance, grade, score, shown
 
 EXAMPLES = "examples"
 MOST_EXAMPLES = 6  # per row: so many right ones, and as many wrong ones
@@ -51,11 +51,11 @@ class Graded:
     """A conversation with its replies and their grades."""
 
     case: Case
-    responses: Sequence[Response]
+    responses: Sequence[Attempt]
     grades: Grades
 
 
-def grade_row(row: Row, arms: Mapping[str, Sitting]) -> dict[str, list[Graded]]:
+def grade_row(row: ExamRow, arms: Mapping[str, Sitting]) -> dict[str, list[Graded]]:
     """Grades a row's conversations in all arms; a row without kinds of its own grades those of all rows.
 
     The arm `untrained` is forced to produce the items, so it is not graded for producing them.
@@ -74,7 +74,7 @@ def grade_row(row: Row, arms: Mapping[str, Sitting]) -> dict[str, list[Graded]]:
     }
 
 
-def score_row(row: Row, graded: Mapping[str, Sequence[Graded]]) -> Scored:
+def score_row(row: ExamRow, graded: Mapping[str, Sequence[Graded]]) -> Scored:
     """The scores of a row in all arms."""
     means = {name: _mean([score(row, one.grades) for one in found]) for name, found in graded.items()}
     found, value = graded["model"], means["model"]

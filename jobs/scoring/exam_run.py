@@ -14,14 +14,14 @@ from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text
 from model.decoders.rendering import DecoderPool, Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
-from model.inference.generation import Prompt, Reply, generate_batch
-from model.inference.query import Sampling
+from model.inference.generation import Reply, generate_batch
+from model.inference.query import Query, Sampling
 from model.parts.config import ModelConfig
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track
 from pipelines.sample import Decoded, Item, Part, Turn
-from pipelines.world.exam import Case, Response, Row, cases, is_lost, shown
+from pipelines.world.exam import Attempt, Case, ExamRow, cases, is_lost, shown
 from pipelines.world.scenes import modality_of
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ MAX_ITEMS = 4  # per reply
 MOST_REPORTED = 64  # at most, per row without a target
 Condition = npt.NDArray[np.float32]
 Features = Mapping[str, Condition]  # of the media of each case (N, E), by its key
-Sitting = list[tuple[Case, list[Response]]]
+Sitting = list[tuple[Case, list[Attempt]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class ExamSettings:
     Rows without a target have at most 64 conversations.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ExamRow]
     count: int
     controls: int
     shuffled: Path | None
@@ -110,7 +110,7 @@ class FrozenParts:
         wishes = [Wish(item.modality, item.caption, noise(case, 0)) for case, item in zip(chosen, items, strict=True)]
         media = self.render(wishes, "from text")
         return [
-            (case, [Response(parts=(item,), media=(medium,))])
+            (case, [Attempt(parts=(item,), media=(medium,))])
             for case, item, medium in zip(chosen, items, media, strict=True)
         ]
 
@@ -162,15 +162,15 @@ def _replies(
                 # An untrained model does not stop by itself.
                 limit = 2 * max(_length(model, tokenizer, case.conversation.turns[2 * number + 1]) for case in asked)
                 sampling = Sampling(max_new_tokens=limit, max_items=MAX_ITEMS)
-                prompts = [_prompt(chosen[p], replies[p], features[chosen[p].key], forced, sampling) for p in places]
-                answers = generate_batch(model, tokenizer, prompts)
+                queries = [_query(chosen[p], replies[p], features[chosen[p].key], forced, sampling) for p in places]
+                answers = generate_batch(model, tokenizer, queries)
                 for place, reply in zip(places, answers, strict=True):
                     replies[place].append(reply)
                 bar.advance(len(places))
     return replies
 
 
-def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: bool, sampling: Sampling) -> Prompt:
+def _query(case: Case, replies: Sequence[Reply], features: Condition, forced: bool, sampling: Sampling) -> Query:
     """The next question of a conversation, after the replies so far."""
     asked = case.conversation.turns[: 2 * len(replies) + 1 : 2]
     turns: list[Turn] = []
@@ -179,7 +179,7 @@ def _prompt(case: Case, replies: Sequence[Reply], features: Condition, forced: b
     turns.append(asked[-1])
     num_shown = sum(isinstance(part, Item) for turn in asked for part in turn.parts)
     wanted = [modality_of(subject) for subject in case.conversation.answers[len(replies)].made]
-    return Prompt(turns=turns, features=features[:num_shown], require=wanted if forced else (), sampling=sampling)
+    return Query(turns=turns, features=features[:num_shown], require=wanted if forced else (), sampling=sampling)
 
 
 def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:
@@ -191,7 +191,7 @@ def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:
     return sum(map(tokens, turn.parts))
 
 
-def _response(model: NextGPT, reply: Reply) -> Response:
+def _response(model: NextGPT, reply: Reply) -> Attempt:
     """A reply, still without media; well formed if every item has a finite condition and the text no signal token."""
     modalities = [part.modality for part in reply.parts if isinstance(part, Item)]
     whole = [modality for modality, _ in reply.conditions] == modalities
@@ -199,7 +199,7 @@ def _response(model: NextGPT, reply: Reply) -> Response:
         output = model.config.outputs[modality]
         whole = whole and values.shape == (output.num_queries, output.dim) and bool(np.isfinite(values).all())
     whole = whole and not any(token in reply.text for token in model.vocabulary.tokens)
-    return Response(parts=reply.parts, media=(None,) * len(modalities), well_formed=whole)
+    return Attempt(parts=reply.parts, media=(None,) * len(modalities), well_formed=whole)
 
 
 def _only_item(case: Case) -> Item:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
-from model.architectures.imagebind_text import TextEncoder
+from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.core.tokenizer import encode_text
 from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.inference.query import Query, Sampling
@@ -152,7 +152,9 @@ def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decode
             pairs.references[item.modality].append((medium, reference))
 
 
-def _score(view: str, pairs: _Pairs, encoder: ImageBindEncoder, text_encoder: TextEncoder | None) -> Iterator[Scored]:
+def _score(
+    view: str, pairs: _Pairs, encoder: ImageBindEncoder, text_encoder: ImageBindTextEncoder | None
+) -> Iterator[Scored]:
     if pairs.texts:
         texts, references = [text for text, _ in pairs.texts], [known for _, known in pairs.texts]
         chance = caption_scores(texts, [*references[1:], references[0]])
@@ -190,7 +192,7 @@ def _items(turn: Turn) -> Iterator[Item]:
     return (part for part in turn.parts if isinstance(part, Item))
 
 
-def _text_encoder(config: ModelConfig, device: str) -> tuple[TextEncoder | None, list[str]]:
+def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncoder | None, list[str]]:
     """ImageBind's text tower, or a note where there is none.
 
     It reads CLIP tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own.
@@ -205,6 +207,8 @@ def _text_encoder(config: ModelConfig, device: str) -> tuple[TextEncoder | None,
     else:
         return None, ["similarities to captions are left out: no tokenizer for the encoder's text tower"]
     try:
-        return TextEncoder(path, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), device=device), []
+        return ImageBindTextEncoder(
+            path, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), device=device
+        ), []
     except ValueError as error:
         return None, [f"similarities to captions are left out: {error}"]

@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from jobs.replies.events import Event, Finished, Full, Lost, Made, Planned, Said
+from jobs.replies.events import Event, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.requests import openai_format as wire
 from jobs.serving.service import Service
-from model.inference.query import Query, TooLong
+from model.inference.query import Query, Response, TooLong
 
 _ERROR = {
     "type": "object",
@@ -65,7 +65,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
         summary="Answer a conversation in text and media",
         responses=_failures(400, 401, 413, 422, 429, 503),
     )
-    async def completions(request: wire.Request) -> Any:
+    async def completions(request: wire.ChatRequest) -> Any:
         head = wire.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
         # In a thread: it waits for the process that decodes media.
         query = await asyncio.to_thread(wire.to_query, request, allowed_urls)
@@ -74,7 +74,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
         if not request.stream:
             async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, Finished):
+                    if isinstance(event, Response):
                         return wire.completion(head, event)
         # The first event shows whether a place is free and the query can be answered.
         first = await anext(events)
@@ -131,7 +131,7 @@ async def _stream(
                 yield wire.sse(wire.chunk(head, {"content": event.text}))
             elif isinstance(event, Made):
                 yield wire.sse(wire.chunk(head, {"parts": [{"index": event.number, **wire.part_of(event.media)}]}))
-            elif isinstance(event, Finished):
+            elif isinstance(event, Response):
                 yield wire.sse(wire.chunk(head, {}, event))
                 if wants_usage:
                     yield wire.sse(

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.replies.scheduler import needs_guides
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
-from model.inference.painter import Painter, Step
+from model.inference.painter import Painter, RenderStep
 from model.inference.query import Query
 from model.inference.speaker import Speaker
 from model.parts.config import DecoderSettings, ModelConfig
@@ -87,12 +87,12 @@ class Renderer:
         # Other processes may hold the other decoders; this one can only leave the GPU when it is idle.
         self._painter = Painter(decoder, at_once=at_once, rests_on="cpu" if settings.on_device == "one" else None)
 
-    async def make(self, wish: Wish) -> AsyncIterator[Step | Media]:
+    async def make(self, wish: Wish) -> AsyncIterator[RenderStep | Media]:
         """Yields the denoising steps and finally the file; raises ValueError for unknown settings."""
         told, tell = _told()
         self._painter.ask(wish, tell)
         event = await told.get()
-        while isinstance(event, Step):
+        while isinstance(event, RenderStep):
             yield event
             event = await told.get()
         yield await asyncio.to_thread(codecs.encode, event)

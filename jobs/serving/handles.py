@@ -8,10 +8,10 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from jobs.replies.events import Lost, Made, Progress
+from jobs.replies.events import ItemProgress, Lost, Made
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
-from model.inference.painter import Step
+from model.inference.painter import RenderStep
 from model.inference.query import Query
 from pipelines.sample import Modality, Part
 
@@ -56,28 +56,32 @@ class Handles:
         finally:
             making.cancel()
 
-    async def make(self, number: int, wish: Wish) -> AsyncIterator[Progress | Made]:
+    async def make(self, number: int, wish: Wish) -> AsyncIterator[ItemProgress | Made]:
         """Makes medium `number`; retries if its decoder is lost."""
         handle, decoder = self.renderers[wish.modality], f"{wish.modality} decoder"
         async with aclosing(_stream(lambda: handle.make.remote(wish), decoder, can_repeat=True)) as events:
             async for event in events:
-                yield Progress(number, event.done, event.total) if isinstance(event, Step) else Made(number, event)
+                yield (
+                    ItemProgress(number, event.done, event.total)
+                    if isinstance(event, RenderStep)
+                    else Made(number, event)
+                )
 
 
 class Making:
     """The media of one reply, made concurrently from the moment they are known; `make` makes one."""
 
-    def __init__(self, make: Callable[[int, Wish], AsyncIterator[Progress | Made]]) -> None:
+    def __init__(self, make: Callable[[int, Wish], AsyncIterator[ItemProgress | Made]]) -> None:
         self._make = make
         self._tasks: list[asyncio.Task[None]] = []
-        self._events: asyncio.Queue[Progress | Made | Exception] = asyncio.Queue()
+        self._events: asyncio.Queue[ItemProgress | Made | Exception] = asyncio.Queue()
 
     def start(self, wanted: Sequence[Wish]) -> None:
         """Starts to make media, numbered after those already started."""
         first = len(self._tasks)
         self._tasks += [asyncio.create_task(self._run(number, wish)) for number, wish in enumerate(wanted, first)]
 
-    async def events(self) -> AsyncIterator[Progress | Made]:
+    async def events(self) -> AsyncIterator[ItemProgress | Made]:
         """Yields events until all media are made; raises the first error."""
         left = len(self._tasks)
         while left:

@@ -11,8 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from jobs.replies.options import OPTIONS
-from jobs.serving.cases import CASES
-from jobs.serving.page_events import PageEvents
+from jobs.serving.page_events import CASES, PageEvents
 from jobs.serving.requests import uploads
 from jobs.serving.requests.openai_format import MAX_TEXT, MIME, error
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions, Visitors

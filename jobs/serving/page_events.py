@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,29 @@ from typing import Any
 import gradio as gr
 
 from jobs.replies import options
-from jobs.replies.events import Finished, Full, Lost, Made
-from jobs.serving.cases import CASES, drawn
+from jobs.replies.events import Full, Lost, Made
 from jobs.serving.requests import uploads
 from jobs.serving.requests.openai_format import MAX_TEXT, alternating
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.service import Service
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
-from model.inference.query import Query
+from model.inference.query import Query, Response
+from pipelines.media.codecs import encode
 from pipelines.media.policy import Refused
-from pipelines.sample import Item, Part, Turn
+from pipelines.sample import Item, Media, Part, Turn
+from pipelines.world.conversations import converse
+from pipelines.world.render import render
 
 _MIN_REFRESH = 0.04  # seconds between two updates of a growing reply
 _STOP_CHECKS, _STOP_INTERVAL = 200, 0.05  # how often, and at what interval in seconds, a stopped reply is waited for
+# Button labels, and the kind of conversation of each.
+CASES = {
+    "Picture → sound": "image_to_sound",
+    "Video → sound": "video_to_sound",
+    "Picture → picture + video": "image_to_video",
+    "Words → all three": "everything",
+}
+_SEED = 7
 
 
 class PageEvents:
@@ -145,7 +156,7 @@ class PageEvents:
         async with aclosing(self._service.answer(query)) as events:
             async for event in events:
                 growing.take(event, session)
-                if isinstance(event, Finished):
+                if isinstance(event, Response):
                     session.turns.append(Turn(role="assistant", parts=tuple(growing.parts)))
                     session.plan = growing.plan
                 elif isinstance(event, Made) or time.monotonic() - updated > _MIN_REFRESH:
@@ -211,3 +222,13 @@ def _path_of(file: Any) -> str:
 def _example(session: Session, title: str) -> Turn:
     text, media = drawn(CASES[title])
     return Turn(role="user", parts=(*(session.keep(medium) for medium in media), text))
+
+
+@cache
+def drawn(kind: str) -> tuple[str, tuple[Media, ...]]:
+    """The text and the input files of a kind of conversation."""
+    conversation = converse(kind, _SEED, 0)
+    turn = conversation.turns[0]
+    text = " ".join(part for part in turn.parts if isinstance(part, str))
+    items = [part for part in turn.parts if isinstance(part, Item)]
+    return text.strip(), tuple(encode(render(conversation.media[item.name], _SEED)) for item in items)

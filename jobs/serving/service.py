@@ -6,17 +6,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jobs.replies.events import Begun, Event, Finished, Full, Made, Planned, Said
+from jobs.replies.events import Begun, Event, Full, Made, Planned, Said
 from jobs.replies.options import Architecture
-from jobs.replies.scheduler import Asks, Prepared
+from jobs.replies.scheduler import Asks, Preparation
 from jobs.serving.deployments import About
 from jobs.serving.handles import Handles
 from model.inference.generation import Reply
-from model.inference.query import Query
+from model.inference.query import Query, Response
 from model.inference.responder import wishes
 from pipelines.sample import Item, Media
 
-Answer = Callable[[Query], AsyncGenerator[Event, None]]
+AnswerAll = Callable[[Query], AsyncGenerator[Event, None]]
 _LEAST_WAIT = 1
 
 
@@ -28,7 +28,7 @@ class Service:
     """
 
     about: About
-    answer_all: Answer
+    answer_all: AnswerAll
     places: int
     architecture: Architecture = "joint"
     taken: int = 0
@@ -76,7 +76,7 @@ async def answer(handles: Handles, asks: Asks) -> AsyncGenerator[Event, None]:
             if isinstance(event, Made):
                 media[event.number] = event.media
             yield event
-    yield Finished(
+    yield Response(
         parts=prepared.parts(reply.parts),
         media=tuple(media[place] for place in sorted(media)),
         prompt_tokens=prepared.prompt_tokens + reply.prompt_tokens,
@@ -86,14 +86,14 @@ async def answer(handles: Handles, asks: Asks) -> AsyncGenerator[Event, None]:
     )
 
 
-async def _prepared(handles: Handles, asks: Asks) -> Prepared:
+async def _prepared(handles: Handles, asks: Asks) -> Preparation:
     """Drives what an architecture asks before the reply itself."""
     go_on: Callable[[], Sequence[Query]] = partial(next, asks)
     while True:
         try:
             queries = go_on()
         except StopIteration as stop:
-            prepared: Prepared = stop.value
+            prepared: Preparation = stop.value
             return prepared
         try:
             replies: list[Reply] = await asyncio.gather(*(handles.reply(one) for one in queries))

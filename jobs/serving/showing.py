@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.replies.events import Begun, Event, Finished, Made, Planned, Progress, Said
+from jobs.replies.events import Begun, Event, ItemProgress, Made, Planned, Said
 from jobs.serving.requests.sessions import Session
+from model.inference.query import Response
 from pipelines.sample import Item, Modality, Part
 from pipelines.scheduling.tool_plans import from_json
 from pipelines.world.captions import NOUNS
@@ -36,11 +37,11 @@ class Growing:
             case Begun(number, modality):
                 self.parts.append(Item(modality=modality))
                 self.progress[number] = f"thinking of a {NOUNS[modality]} …"
-            case Progress(number, done, total):
+            case ItemProgress(number, done, total):
                 self.progress[number] = f"{done} of {total} steps"
             case Made(number, media):
                 self.made[number] = session.keep(media)
-            case Finished(parts=parts):
+            case Response(parts=parts):
                 items = iter([self.made[number] for number in sorted(self.made)])
                 self.parts = [next(items) if isinstance(part, Item) else part for part in parts]
 

@@ -168,7 +168,7 @@ class DryRun:
         return meta_model(self.settings.model, adapter=self.settings.stage == 3)
 
     def _trained(self) -> Iterator[str]:
-        from model.training.trainable import format_manifest, num_weights, trainable_table
+        from jobs.training.trainable import format_manifest, num_weights, trainable_table
 
         rows = trainable_table(self._model, self._model.set_stage(self.settings.stage))
         yield f"stage {self.settings.stage} of {self.settings.model.preset} would train:"

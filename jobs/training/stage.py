@@ -13,10 +13,10 @@ from model.checkpoints.description import latest_checkpoint
 from model.parts.sources import LLM, decoder_key, find_parts
 from model.runs.run_state import best_checkpoint, first_step
 from model.training.train_settings import TrainSettings
-from pipelines.handover.mixture import HeldOut, Mixture
+from pipelines.handover.mixture import HeldOutPlan, Mixture
 from pipelines.handover.stage_samples import PlannedView, plan_view
 from pipelines.sources.catalog import load_catalog
-from pipelines.storage.files import arrow_filesystem, is_local, read_json
+from pipelines.storage.files import arrow_filesystem, is_local, read_json, read_json_lines
 from pipelines.storage.shards import Manifest, list_datasets
 
 PADDING_STEPS = 1000  # enough to estimate the share of padding
@@ -37,7 +37,7 @@ class Order:
     """Which samples are used at which step, and which are held out."""
 
     mixture: Mixture
-    held_out: HeldOut
+    held_out: HeldOutPlan
     notes: list[str]
 
     @property
@@ -121,7 +121,7 @@ def order_samples(plan: StagePlan) -> Order:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    held_out = HeldOut([held for _, held in splits], **sizes, limit=settings.validation.samples)
+    held_out = HeldOutPlan([held for _, held in splits], **sizes, limit=settings.validation.samples)
     return Order(mixture=mixture, held_out=held_out, notes=notes)
 
 
@@ -205,9 +205,7 @@ def _steps(first: int, last: int) -> Any:
 
 def summary(run: Path, epoch_steps: int, metrics: Mapping[str, Any]) -> str:
     """The mean losses of the first and the last epoch, since single steps are too noisy to compare."""
-    from model.runs.run_log import read_log  # late: it loads torch, and most mistakes are told without
-
-    rows = [row for row in read_log(run / "log.jsonl") if "loss" in row]
+    rows = [row for row in read_json_lines(run / "log.jsonl") if "loss" in row]
     first, last = rows[:epoch_steps], rows[-epoch_steps:]
     figures = [
         f"  {name}: {_mean(first, name):.3f} -> {_mean(last, name):.3f}"

@@ -143,10 +143,10 @@ def _copy_logs(source: Path, target: Path) -> None:
 
 def _write_manifest(trainer: Any, run: Path) -> None:
     """Prints what trains by name, shape and count, and writes it into the run."""
-    from model.training.trainable import format_manifest, num_weights, trainable_table
+    from jobs.training.trainable import format_manifest, num_weights, trainable_table
 
     rows = trainable_table(trainer.model, trainer.manifest)
-    (run / "trainable.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(run / "trainable.json", rows)
     print(format_manifest(rows, num_weights(trainer.model)), flush=True)
 
 

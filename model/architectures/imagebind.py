@@ -4,7 +4,6 @@ Shape suffixes: N items, S clips of an item, C channels, T frames, H height, W w
 L tokens, P patches, D tower width, E embedding.
 """
 
-import json
 import pickle
 import re
 import zipfile
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from pipelines.storage.files import read_json, write_json
 
 MEL_BINS = 128
 MEL_FRAMES = 204
@@ -267,7 +268,7 @@ class ImageBind(nn.Module):
         """Writes `config.json` and `model.safetensors` for `load_imagebind`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_json(directory / "config.json", asdict(self.config))
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, directory / "model.safetensors")
 
 
@@ -314,8 +315,9 @@ def _blocks(tensors: Mapping[str, Tensor], tower: str) -> int:
 def _read_config(path: Path) -> ImageBindConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; an ImageBind directory holds config.json and model.safetensors")
+    values = read_json(path)
     try:
-        return ImageBindConfig(**json.loads(path.read_text()))
+        return ImageBindConfig(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; write it with ImageBind.save_pretrained") from error
 

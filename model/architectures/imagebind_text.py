@@ -62,7 +62,7 @@ class TextTower(nn.Module):
         return F.normalize(self.modality_heads["text"](x_NLD, ids_NL.argmax(dim=1)).float(), dim=-1)
 
 
-class TextEncoder:
+class ImageBindTextEncoder:
     """Embeds texts into the space of ImageBind's images and sounds.
 
     `path` is `imagebind_huge.pth` or a folder in our format; `tokenizer` is CLIP's. Raises ValueError if the file has

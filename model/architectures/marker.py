@@ -1,9 +1,8 @@
 """The marker file of parts with random weights."""
 
-import json
 from pathlib import Path
 
-from pipelines.storage.files import read_json
+from pipelines.storage.files import read_json, write_json
 
 MARKER = "untrained.json"
 _NOTE = "Random weights in the real architecture at toy size: it runs and keeps its shapes, it has learnt nothing."
@@ -11,8 +10,7 @@ _NOTE = "Random weights in the real architecture at toy size: it runs and keeps 
 
 def mark_untrained(directory: Path) -> None:
     """Writes the marker into the folder of a part."""
-    text = json.dumps({"trained": False, "note": _NOTE}, indent=2)
-    (directory / MARKER).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / MARKER, {"trained": False, "note": _NOTE})
 
 
 def is_marked(directory: Path) -> bool:

@@ -9,7 +9,6 @@ checkpoint/
   README.md                the model card
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +37,7 @@ from model.core.adapter import is_adapter_tensor, read_adapter, save_adapter
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import check_tokens, load_tokenizer
 from model.parts.config import ModelConfig
-from pipelines.storage.files import atomic_path
+from pipelines.storage.files import write_json
 
 __all__ = [
     "finish",
@@ -132,9 +131,7 @@ def write_files(
 
 def finish(directory: Path | str, description: Mapping[str, Any]) -> None:
     """Completes a checkpoint in a local or remote folder: writes `config.json`, which marks the rest as complete."""
-    content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(as_path(directory) / CONFIG) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_json(as_path(directory) / CONFIG, description, sort_keys=False)
 
 
 def push_to_hub(model: NextGPT, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -9,22 +9,23 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from model.parts.families import FAMILIES, Family, locate
 from model.parts.library_logs import quiet_libraries
-from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
 
 PIECE = 16  # batch size of a pooled encoder, with captions sorted by length; larger batches have more padding
+Precision = Literal["float32", "bfloat16"]  # of matrix products; accumulations are in float32
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class CaptionEncoder(TextEncoder):
         super().__init__(modality, name, device)
         self.id = f"{readable(name)}-{self._hash()}"
         if precision == "bfloat16" and not self._family.pooled:
-            use_bfloat16(self.text_encoder)
+            _use_bfloat16(self.text_encoder)
             self.id += "-bfloat16"
 
     def _hash(self) -> str:
@@ -147,3 +148,19 @@ def readable(name: str) -> str:
     """Turns a name into a valid directory name: the last folder of a path, or the whole hub id."""
     short = Path(name).resolve().name if Path(name).is_dir() else name.removeprefix("builtin:")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")
+
+
+def _use_bfloat16(model: nn.Module) -> None:
+    """Casts the linear layers of a frozen float32 model to bfloat16, in place.
+
+    Embeddings, layer norms and the residual stream stay in float32: in bfloat16 the rounding errors of the residual
+    stream would accumulate over layers, for no gain in speed. Autocast would recast the weights on every call.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+            module.register_forward_pre_hook(_halve)
+
+
+def _halve(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(torch.bfloat16), *inputs[1:])

@@ -106,7 +106,7 @@ class _Telling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class AnswerLimits:
     """The limits of an answer: its length in tokens, its number of items, and the tokens in `ends` that end it.
 
     A schema-constrained answer ends with the schema.
@@ -128,7 +128,7 @@ class Answer:
         self,
         detokenizer: Detokenizer,
         vocabulary: SignalVocabulary,
-        limits: Limits,
+        limits: AnswerLimits,
         require: Sequence[Modality] = (),
         on_part: OnPart | None = None,
     ) -> None:

@@ -32,9 +32,10 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An unfinished answer, and how its tokens are sampled."""
+class Pending:
+    """A tokenized query, its unfinished answer, and how the answer's tokens are sampled: one row of a batch."""
 
+    example: Example
     answer: Answer
     draw: Draw
 
@@ -90,7 +91,7 @@ class Decoding:
 
     def __init__(self, model: NextGPT, forbidden: Iterable[int]) -> None:
         self.model = model
-        self.rows: list[Row] = []
+        self.rows: list[Pending] = []
         self._device = model.new_input_rows.weight.device
         self._forbidden_V = torch.zeros(model.vocabulary.total_size, dtype=torch.bool, device=self._device)
         self._forbidden_V[list(forbidden)] = True
@@ -104,16 +105,15 @@ class Decoding:
         """Whether new rows can join."""
         return not self.rows or self._memory.is_plain
 
-    def join(self, examples: Sequence[Example], rows: Sequence[Row]) -> None:
-        """Reads prompts and chooses their first tokens; rows that are not complete then join the batch."""
+    def join(self, rows: Sequence[Pending]) -> None:
+        """Reads dialogues and chooses their first tokens; rows that are not complete then join the batch."""
         for row in rows:
             if not row.answer.room:
                 row.answer.complete()
-        open_rows = [(example, row) for example, row in zip(examples, rows, strict=True) if row.answer.room]
-        if not open_rows:
+        joining = [row for row in rows if row.answer.room]
+        if not joining:
             return
-        joining = [row for _, row in open_rows]
-        embeds_BTH, padding_B = self._left_padded([example for example, _ in open_rows])
+        embeds_BTH, padding_B = self._left_padded([row.example for row in joining])
         memory = _Memory(padding_B)
         hidden_BH = self._read(memory, embeds_BTH)
         self._choose(hidden_BH, joining)
@@ -134,7 +134,7 @@ class Decoding:
         self._choose(hidden_BH[choosing], [self.rows[place] for place in choosing])
         self.rows = _keep(self._memory, self.rows)
 
-    def drop(self, row: Row) -> None:
+    def drop(self, row: Pending) -> None:
         """Removes a row."""
         row.answer.unread = []
         self.rows = _keep(self._memory, self.rows)
@@ -178,7 +178,7 @@ class Decoding:
         memory.cache, memory.length = output.past_key_values, memory.length + embeds_BTH.shape[1]
         return output.last_hidden_state[:, -1]
 
-    def _closed(self, rows: Sequence[Row]) -> Tensor:
+    def _closed(self, rows: Sequence[Pending]) -> Tensor:
         """The mask of forbidden tokens (B, V), or (1, V) if the same for all rows; cached for the next token."""
         modalities = self.model.vocabulary.first_ids.values()
         closed_BM = [tuple(not row.answer.may_hold(modality) for modality in modalities) for row in rows]
@@ -189,7 +189,7 @@ class Decoding:
             self._closed_BV[:, self._openings_M] = torch.tensor(closed_BM, device=self._device)
         return self._closed_BV
 
-    def _choose(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
+    def _choose(self, hidden_BH: Tensor, rows: Sequence[Pending]) -> None:
         if not rows:
             return
         closed_BV = self._closed(rows)
@@ -222,7 +222,7 @@ def drawn(logits_BV: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     return drawn_B, found_B1[:, 0]
 
 
-def _keep(memory: _Memory, rows: list[Row]) -> list[Row]:
+def _keep(memory: _Memory, rows: list[Pending]) -> list[Pending]:
     """The rows that are not complete; the others are also removed from the cache."""
     stays = [bool(row.answer.unread) for row in rows]
     if all(stays) or not any(stays):

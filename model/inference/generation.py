@@ -6,7 +6,7 @@ length and width of a condition.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ from model.core.batch import Example, collate
 from model.core.dialogue import IGNORE, EncodedDialogue, encode_dialogue
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import eos_ids, special_ids
-from model.inference.answers import Answer, Detokenizer, Limits
+from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
-from model.inference.decoding import Decoding, Draw, Row
-from model.inference.query import Sampling, TooLong
+from model.inference.decoding import Decoding, Draw, Pending
+from model.inference.query import Query, Sampling, TooLong, text_of
 from pipelines.sample import Item, Modality, Part, Turn
 
 Condition = tuple[Modality, npt.NDArray[np.float32]]
@@ -31,31 +31,23 @@ _DIALOGUES_AT_ONCE = 32  # batch size for computing conditions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A dialogue that ends with a user turn, the media that its answer must contain, and sampling settings.
-
-    `features` (N, E) are the encoder's embeddings of the named input items, in order.
-    """
-
-    turns: Sequence[Turn]
-    features: npt.NDArray[np.floating] | None = None
-    require: Sequence[Modality] = ()
-    sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer: its text, its parts in order, and each item's modality and condition, float32 (L, D).
+    """An answer before its items are rendered: its parts in order, and each item's modality and condition (L, D).
 
-    `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the length limit ended it.
+    Conditions are float32. `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the
+    length limit ended it.
     """
 
-    text: str
     parts: tuple[Part, ...]
     conditions: list[Condition]
     prompt_tokens: int
     tokens: int
     was_cut: bool
+
+    @property
+    def text(self) -> str:
+        """The texts, joined by spaces."""
+        return text_of(self.parts)
 
 
 def generate(
@@ -67,16 +59,16 @@ def generate(
     require: Sequence[Modality] = (),
     **sampling: Any,
 ) -> Reply:
-    """Answers one prompt with `Sampling(**sampling)`: `generate_batch` with a batch of one."""
-    prompt = Prompt(turns=turns, features=features, require=require, sampling=Sampling(**sampling))
-    [reply] = generate_batch(model, tokenizer, [prompt])
+    """Answers one query with `Sampling(**sampling)`: `generate_batch` with a batch of one."""
+    query = Query(turns=turns, features=features, require=require, sampling=Sampling(**sampling))
+    [reply] = generate_batch(model, tokenizer, [query])
     return reply
 
 
 def generate_batch(
-    model: NextGPT, tokenizer: Any, prompts: Sequence[Prompt], *, on_part: OnPart | None = None
+    model: NextGPT, tokenizer: Any, queries: Sequence[Query], *, on_part: OnPart | None = None
 ) -> list[Reply]:
-    """Answers prompts as a batch, each as it would be answered alone.
+    """Answers queries as a batch, each as it would be answered alone; their media are their `features`.
 
     Signal tokens are generated in whole groups only; required items that the model did not generate are added at the
     end. If a dialogue exceeds the LLM's context, the oldest exchanges are dropped. `on_part` receives the row and each
@@ -90,30 +82,22 @@ def generate_batch(
         model.eval()
     try:
         generator = Generator(model, tokenizer)
-        for row, prompt in enumerate(prompts):
+        for row, query in enumerate(queries):
             try:
-                generator.add(prompt, partial(on_part, row) if on_part else None)
+                generator.add(query, partial(on_part, row) if on_part else None)
             except ValueError as error:
-                raise ValueError(f"prompt {row + 1}: {error}" if len(prompts) > 1 else str(error)) from None
+                raise ValueError(f"prompt {row + 1}: {error}" if len(queries) > 1 else str(error)) from None
         replies: dict[int, Reply] = {}
         while not generator.is_idle:
             replies |= generator.step()
     finally:
         if was_training:
             model.train()
-    return [replies[row] for row in range(len(prompts))]
-
-
-@dataclass(slots=True)
-class _Asked:
-    """An encoded prompt, and its unfinished answer."""
-
-    example: Example
-    row: Row
+    return [replies[row] for row in range(len(queries))]
 
 
 class Generator:
-    """Answers prompts as they arrive: waiting prompts join the batch at the next token, up to `at_once` in total.
+    """Answers queries as they arrive: waiting ones join the batch at the next token, up to `at_once` in total.
 
     Each is answered as it would be alone, up to rounding. The model must be in evaluation mode; not thread-safe.
     """
@@ -123,30 +107,29 @@ class Generator:
         self._ends, self._detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
         self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)
         self._constraints = Constraints(tokenizer, model.vocabulary.total_size)
-        self._waiting: dict[int, _Asked] = {}
-        self._running: dict[int, _Asked] = {}
+        self._waiting: dict[int, Pending] = {}
+        self._running: dict[int, Pending] = {}
         self._count = 0
 
     @property
     def is_idle(self) -> bool:
-        """Whether there are no prompts left."""
+        """Whether there are no queries left."""
         return not self._waiting and not self._running
 
-    def add(self, prompt: Prompt, on_part: Callable[[Part], None] | None = None) -> int:
-        """Queues a prompt; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
-        _check(self._model, prompt)
-        example = _example(self._model, self._tokenizer, prompt)
-        limits = self._limits(prompt)
-        answer = Answer(self._detokenizer, self._model.vocabulary, limits, prompt.require, on_part)
-        self._waiting[self._count] = _Asked(example, Row(answer, Draw(prompt.sampling)))
+    def add(self, query: Query, on_part: Callable[[Part], None] | None = None) -> int:
+        """Queues a query; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
+        _check(self._model, query)
+        example = _example(self._model, self._tokenizer, query)
+        answer = Answer(self._detokenizer, self._model.vocabulary, self._limits(query), query.require, on_part)
+        self._waiting[self._count] = Pending(example, answer, Draw(query.sampling))
         self._count += 1
         return self._count - 1
 
     def drop(self, number: int) -> None:
-        """Cancels a prompt."""
+        """Cancels a query."""
         self._waiting.pop(number, None)
-        if asked := self._running.pop(number, None):
-            self._decoding.drop(asked.row)
+        if row := self._running.pop(number, None):
+            self._decoding.drop(row)
 
     @torch.inference_mode()
     def step(self) -> dict[int, Reply]:
@@ -154,22 +137,17 @@ class Generator:
         if self._decoding.rows:
             self._decoding.step()
         self._admit()
-        done = {number: asked for number, asked in self._running.items() if not asked.row.answer.unread}
+        done = {number: row for number, row in self._running.items() if not row.answer.unread}
         for number in done:
             del self._running[number]
         if not done:
             return {}
-        conditions = _conditions(
-            self._model,
-            [asked.example for asked in done.values()],
-            [asked.row.answer for asked in done.values()],
-            self._detokenizer,
-        )
-        return {number: _reply(asked, items) for (number, asked), items in zip(done.items(), conditions, strict=True)}
+        conditions = _conditions(self._model, list(done.values()), self._detokenizer)
+        return {number: _reply(row, items) for (number, row), items in zip(done.items(), conditions, strict=True)}
 
-    def _limits(self, prompt: Prompt) -> Limits:
-        tokens, items, schema = prompt.sampling.max_new_tokens, prompt.sampling.max_items, prompt.sampling.schema
-        return Limits(
+    def _limits(self, query: Query) -> AnswerLimits:
+        tokens, items, schema = query.sampling.max_new_tokens, query.sampling.max_items, query.sampling.schema
+        return AnswerLimits(
             max_new_tokens=tokens,
             max_items=0 if schema else tokens if items is None else items,
             ends=self._ends,
@@ -184,33 +162,30 @@ class Generator:
         for number in joining:
             del self._waiting[number]
         self._running |= joining
-        asked = list(joining.values())
-        self._decoding.join([one.example for one in asked], [one.row for one in asked])
+        self._decoding.join(list(joining.values()))
 
 
-def _reply(asked: _Asked, conditions: list[Condition]) -> Reply:
-    parts, answer = asked.row.answer.parts(), asked.row.answer
+def _reply(row: Pending, conditions: list[Condition]) -> Reply:
     return Reply(
-        text=" ".join(part for part in parts if isinstance(part, str)),
-        parts=parts,
+        parts=row.answer.parts(),
         conditions=conditions,
-        prompt_tokens=len(asked.example.dialogue.input_ids),
-        tokens=sum(len(run.ids) for run in answer.runs),
-        was_cut=answer.was_cut,
+        prompt_tokens=len(row.example.dialogue.input_ids),
+        tokens=sum(len(run.ids) for run in row.answer.runs),
+        was_cut=row.answer.was_cut,
     )
 
 
-def _check(model: NextGPT, prompt: Prompt) -> None:
-    items, given = _num_inputs(prompt.turns), 0 if prompt.features is None else len(prompt.features)
+def _check(model: NextGPT, query: Query) -> None:
+    items, given = _num_inputs(query.turns), 0 if query.features is None else len(query.features)
     if items != given:
         raise ValueError(f"features for {given} items, but the turns contain {items} named ones; give one for each")
-    for modality in prompt.require:
+    for modality in query.require:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
-    if prompt.require and prompt.sampling.schema:
+    if query.require and query.sampling.schema:
         raise ValueError("require: an answer with a schema cannot contain items; drop one of the two")
-    needed = max(1, sum(model.vocabulary.groups[modality] for modality in prompt.require))
-    if (given := prompt.sampling.max_new_tokens) < needed:
+    needed = max(1, sum(model.vocabulary.groups[modality] for modality in query.require))
+    if (given := query.sampling.max_new_tokens) < needed:
         raise ValueError(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
 
 
@@ -220,12 +195,12 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
     )
 
 
-def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
+def _example(model: NextGPT, tokenizer: Any, query: Query) -> Example:
     """Encodes the dialogue, with as many of its latest exchanges as fit into the LLM's context."""
     longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
-    room = longest - prompt.sampling.max_new_tokens
+    room = longest - query.sampling.max_new_tokens
     num_input_tokens = model.config.input_projection.num_input_tokens
-    turns, features = prompt.turns, prompt.features
+    turns, features = query.turns, query.features
     while True:
         dialogue = encode_dialogue(turns, tokenizer, model.vocabulary, num_input_tokens, _NO_LIMIT, for_generation=True)
         if len(dialogue.input_ids) <= room:
@@ -236,15 +211,13 @@ def _example(model: NextGPT, tokenizer: Any, prompt: Prompt) -> Example:
         turns = turns[2:]
 
 
-def _conditions(
-    model: NextGPT, examples: Sequence[Example], answers: Sequence[Answer], detokenizer: Detokenizer
-) -> list[list[Condition]]:
+def _conditions(model: NextGPT, done: Sequence[Pending], detokenizer: Detokenizer) -> list[list[Condition]]:
     """Runs dialogues with items through the training forward pass; returns the conditions of each one's items."""
-    conditions: list[list[Condition]] = [[] for _ in answers]
+    conditions: list[list[Condition]] = [[] for _ in done]
     whole = {}
-    for row, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        if any(run.modality for run in answer.runs):
-            whole[row] = _whole(model, example, answer, detokenizer)
+    for row, pending in enumerate(done):
+        if any(run.modality for run in pending.answer.runs):
+            whole[row] = _whole(model, pending.example, pending.answer, detokenizer)
     for start in range(0, len(whole), _DIALOGUES_AT_ONCE):
         rows = list(whole)[start : start + _DIALOGUES_AT_ONCE]
         batch = collate([whole[row] for row in rows]).to(model.new_input_rows.weight.device)

@@ -12,14 +12,14 @@ from pipelines.sample import Decoded
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RenderStep:
     """Progress of a medium: `done` denoising steps of `total`."""
 
     done: int
     total: int
 
 
-Tell = Callable[[Step | Decoded | Exception], None]
+Tell = Callable[[RenderStep | Decoded | Exception], None]
 
 
 class Painter(Inbox[tuple[Wish, Tell]]):
@@ -77,7 +77,7 @@ class Painter(Inbox[tuple[Wish, Tell]]):
 
         def on_step(done: int, total: int) -> None:
             for tell in tells:
-                tell(Step(done, total))
+                tell(RenderStep(done, total))
 
         try:
             if self._rests_on is not None:

@@ -1,10 +1,13 @@
-"""Requests to a model: a dialogue with its media, and sampling settings. Imports no deep learning library."""
+"""What a model is asked, and its finished answers. Imports no deep learning library."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pipelines.sample import Decoded, Modality, Turn
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.sample import Decoded, Modality, Part, Turn
 
 T = TypeVar("T")
 
@@ -42,14 +45,45 @@ class Sampling:
 class Query:
     """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
-    `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps, guidance, sizes.
+    `features` (N, E) are the encoder's embeddings of the user's named items, in order; without them, the responder
+    embeds `media`. `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps,
+    guidance, sizes.
     """
 
     turns: Sequence[Turn]
     media: Mapping[str, Decoded] = field(default_factory=dict)
+    features: npt.NDArray[np.floating] | None = None
     require: Sequence[Modality] = ()
     sampling: Sampling = field(default_factory=Sampling)
     settings: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response(Generic[T]):
+    """A finished answer: its texts and items in order, and the medium of each item, decoded or as a file.
+
+    `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the length limit ended it.
+    `plan` is the plan that was carried out, in JSON, or empty. `untrained` names the parts with random weights that
+    were involved.
+    """
+
+    parts: tuple[Part, ...]
+    media: tuple[T, ...]
+    prompt_tokens: int
+    tokens: int
+    was_cut: bool = False
+    plan: str = ""
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The texts, joined by spaces."""
+        return text_of(self.parts)
+
+
+def text_of(parts: Sequence[Part]) -> str:
+    """The texts of an answer, joined by spaces."""
+    return " ".join(part for part in parts if isinstance(part, str))
 
 
 def side_by_side(answer: Callable[[Sequence[Query]], Sequence[T]], queries: Sequence[Query]) -> list[T | ValueError]:

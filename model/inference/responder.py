@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,27 +16,11 @@ from model.checkpoints.checkpoint import from_pretrained
 from model.core.nextgpt import NextGPT
 from model.decoders.rendering import DecoderPool, Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
-from model.inference.generation import OnPart, Prompt, Reply, generate_batch
-from model.inference.query import Query
+from model.inference.generation import OnPart, Reply, generate_batch
+from model.inference.query import Query, Response
 from model.parts.builtin import is_untrained
 from model.parts.config import ModelConfig
 from pipelines.sample import Decoded, Item, Modality, Part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A reply: its text, its parts in order, and the medium of each item.
-
-    `prompt_tokens` and `tokens` count the tokens read and generated; `untrained` names the parts with random weights
-    that were involved.
-    """
-
-    text: str
-    parts: tuple[Part, ...]
-    media: tuple[Decoded, ...]
-    prompt_tokens: int
-    tokens: int
-    untrained: tuple[str, ...]
 
 
 class Responder:
@@ -63,12 +47,12 @@ class Responder:
         """The encoder of input media."""
         return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
 
-    def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response:
+    def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response[Decoded]:
         """Answers one dialogue: `respond_batch` with a batch of one."""
         [response] = self.respond_batch([query], on_part=on_part and (lambda _, part: on_part(part)))
         return response
 
-    def stream(self, query: Query) -> Iterator[Part | Response]:
+    def stream(self, query: Query) -> Iterator[Part | Response[Decoded]]:
         """Yields the parts of a reply as they become final, as for `on_part`, and then the response itself."""
         parts: SimpleQueue[Part | None] = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
@@ -78,7 +62,7 @@ class Responder:
                 yield part
             yield response.result()
 
-    def respond_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Response]:
+    def respond_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Response[Decoded]]:
         """Answers dialogues as a batch; on one machine equal calls give equal bytes.
 
         Item k of a reply is rendered with seed + k. Otherwise as `generate_batch`. Raises ValueError as that does, and
@@ -89,11 +73,11 @@ class Responder:
         media = iter(self.render([wish for of_reply in wanted for wish in of_reply]))
         return [
             Response(
-                text=reply.text,
                 parts=reply.parts,
                 media=tuple(next(media) for _ in of_reply),
                 prompt_tokens=reply.prompt_tokens,
                 tokens=reply.tokens,
+                was_cut=reply.was_cut,
                 untrained=self.untrained(bool(_inputs(query)), [wish.modality for wish in of_reply]),
             )
             for query, reply, of_reply in zip(queries, replies, wanted, strict=True)
@@ -101,14 +85,11 @@ class Responder:
 
     def reply_batch(self, queries: Sequence[Query], *, on_part: OnPart | None = None) -> list[Reply]:
         """The LLM's replies, before their items are rendered; raises as `respond_batch`."""
-        return generate_batch(self.model, self.tokenizer, self.prompts(queries), on_part=on_part)
+        return generate_batch(self.model, self.tokenizer, self.embedded(queries), on_part=on_part)
 
-    def prompts(self, queries: Sequence[Query]) -> list[Prompt]:
-        """Queries with their media embedded; raises ValueError for an item without a medium."""
-        return [
-            Prompt(turns=query.turns, features=rows, require=query.require, sampling=query.sampling)
-            for query, rows in zip(queries, self._features(queries), strict=True)
-        ]
+    def embedded(self, queries: Sequence[Query]) -> list[Query]:
+        """Queries with the features of their media; raises ValueError for an item without a medium."""
+        return [replace(query, features=rows) for query, rows in zip(queries, self._features(queries), strict=True)]
 
     def _features(self, queries: Sequence[Query]) -> list[npt.NDArray[np.float32]]:
         """The embeddings (N, E) of each dialogue's input items."""

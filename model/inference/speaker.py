@@ -71,8 +71,8 @@ class Speaker(Inbox[tuple[int, Query | None, Tell]]):
                     del self._asked[number]
                 continue
             try:
-                [prompt] = self._responder.prompts([query])
-                number = self._generator.add(prompt, tell)
+                [embedded] = self._responder.embedded([query])
+                number = self._generator.add(embedded, tell)
             except Exception as error:
                 tell(error)
                 continue

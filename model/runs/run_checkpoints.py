@@ -7,7 +7,7 @@ run/
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class RunCheckpoints:
                         target = folder / path.relative_to(scratch).as_posix()
                         target.parent.mkdir(parents=True, exist_ok=True)
                         target.write_bytes(path.read_bytes())
-            (folder / FOLDER / STATE).write_text(state.to_json(), encoding="utf-8")
+            write_json(folder / FOLDER / STATE, asdict(state))
         return description
 
     def _prune(self) -> None:

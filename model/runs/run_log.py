@@ -7,6 +7,7 @@ tracker.json             the run's id at MLflow or Weights & Biases
 mlflow/, wandb/          local data of MLflow, if no server is set, and of Weights & Biases
 """
 
+import io
 import json
 import math
 import os
@@ -16,24 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import PIL.Image
+import soundfile
 from torch.utils.tensorboard import SummaryWriter
 
-from model.decoders.previews import preview, summary
 from model.runs.trackers import Tracker, TrackerName, open_tracker
-from pipelines.sample import Decoded, Modality
-from pipelines.storage.files import atomic_path
+from pipelines.sample import Audio, Decoded, Image, Modality, Video
+from pipelines.storage.files import read_json_lines, write_text
 
 LOG = "log.jsonl"
 # Suffixes of figures that depend on the clock; all others are identical in an interrupted and resumed run.
 TIMES = ("_seconds", "_per_second", "data_wait")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without an incomplete last line; figures that were not finite are None."""
-    if not path.is_file():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +85,12 @@ class RunLog:
         self._board.add_text(tag, "\n\n".join(map(_as_markdown, texts, texts.values())), step)
         medium = None
         if sampled.medium is not None:
-            data, suffix = preview(sampled.medium)
+            data, suffix = _preview(sampled.medium)
             medium = folder / f"{stem}.{suffix}"
             medium.write_bytes(data)
             events = self._board.file_writer
             assert events is not None
-            events.add_summary(summary(tag, sampled.medium, data), step)
+            events.add_summary(_summary(tag, sampled.medium, data), step)
         self._track(lambda tracker: tracker.sample(step, tag, text, medium))
 
     def flush(self) -> None:
@@ -144,12 +138,44 @@ class RunLog:
 
 def _drop_after(path: Path, step: int) -> None:
     """Drops the rows after a step, and an incomplete last line."""
-    rows = [row for row in read_log(path) if row["step"] <= step]
+    rows = [row for row in read_json_lines(path) if row["step"] <= step]
     if path.is_file():
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _as_markdown(title: str, text: str) -> str:
     """A text under a title, shown verbatim as an indented code block."""
     return f"**{title}**\n\n" + "\n".join(f"    {line}" for line in text.splitlines() or [""])
+
+
+def _preview(medium: Decoded) -> tuple[bytes, str]:
+    """Encodes a medium: its bytes and file suffix; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    if isinstance(medium, Audio):
+        soundfile.write(buffer, medium.waveform.T, medium.sample_rate, format="WAV", subtype="PCM_16")
+        return buffer.getvalue(), "wav"
+    if isinstance(medium, Image):
+        PIL.Image.fromarray(medium.pixels).save(buffer, format="PNG")
+        return buffer.getvalue(), "png"
+    first, *others = (PIL.Image.fromarray(frame) for frame in medium.frames)
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=round(1000 / medium.fps), loop=0)
+    return buffer.getvalue(), "gif"
+
+
+def _summary(tag: str, medium: Decoded, data: bytes) -> Any:
+    """A medium and its preview as a TensorBoard summary; TensorBoard plays animated GIFs as images."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    if isinstance(medium, Audio):
+        channels, frames = medium.waveform.shape
+        sound = Summary.Audio(
+            sample_rate=medium.sample_rate,
+            num_channels=channels,
+            length_frames=frames,
+            encoded_audio_string=data,
+            content_type="audio/wav",
+        )
+        return Summary(value=[Summary.Value(tag=tag, audio=sound)])
+    height, width, colors = (medium.frames[0] if isinstance(medium, Video) else medium.pixels).shape
+    picture = Summary.Image(height=height, width=width, colorspace=colors, encoded_image_string=data)
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])

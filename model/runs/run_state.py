@@ -1,12 +1,12 @@
 """The progress of a run, read from its folder without loading weights or importing torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.description import CONFIG
-from pipelines.storage.files import read_json, to_json
+from pipelines.storage.files import read_json
 
 PREFIX = "checkpoint-"
 FOLDER = "engine"
@@ -33,10 +33,6 @@ class TrainState:
     def needs_conversion(self, world_size: int) -> bool:
         """Whether resuming with `world_size` workers needs a conversion; without ZeRO each worker holds everything."""
         return self.zero > 0 and self.world_size != world_size
-
-    def to_json(self) -> str:
-        """The file content for `read`."""
-        return to_json(asdict(self))
 
     @classmethod
     def read(cls, checkpoint: Path) -> "TrainState":

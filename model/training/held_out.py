@@ -1,21 +1,23 @@
 """Validation during a stage: scores of the held-out samples, and sample replies to some of them."""
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.core.batch import Batch
-from model.core.losses import Criterion, LossWeights
+from model.core.losses import FIGURES, Criterion, Losses, LossWeights, total
 from model.parts.builtin import BUILTIN
 from model.parts.families import is_full_size
 from model.runs.run_log import RunLog
 from model.training.engine import Rank
 from model.training.feed import Row
 from model.training.train_settings import TrainSettings
-from model.training.validation import validate
-from model.training.validation_replies import Sampler
+from model.training.validation_replies import Sampler, undisturbed
 from pipelines.sample import Modality
 
 
@@ -90,3 +92,29 @@ def _is_large(modality: Modality, name: str) -> bool:
         return is_full_size(modality, name)
     except (OSError, ValueError):
         return True
+
+
+def validate(
+    model: nn.Module,
+    criterion: Criterion,
+    batches: Iterable[Batch],
+    weights: LossWeights,
+    reduce: Callable[[list[float]], list[float]],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Scores this rank's batches; returns `loss` and the figures of `Losses.means` over the batches of all ranks.
+
+    `model` is a DeepSpeed engine, of any ZeRO stage, or its module. Every rank calls it with the same number of batches
+    on the model's device, some of them empty if it has fewer. `reduce` sums numbers over ranks. The result does not
+    depend on how the batches are split over ranks.
+    """
+    seen = [0.0] * (2 * len(FIGURES))
+    with undisturbed(model):
+        for batch in batches:
+            # The noise of the denoising loss is seeded by the batch, independent of the rank.
+            generator = torch.Generator().manual_seed(seed + zlib.crc32("\n".join(batch.keys).encode()))
+            losses = criterion(model(batch), batch, generator)
+            seen = [a + b for a, b in zip(seen, losses.to_list(), strict=True)]
+    losses = Losses.from_list(reduce(seen))
+    return {"loss": float(total(losses, losses.counts_F, weights)), **losses.means()}

@@ -4,16 +4,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from model.core.adapter import base_of
 from model.core.nextgpt import NextGPT
 from model.inference.generation import generate
 from model.runs.run_log import Sampled
 from model.training.feed import Row
-from model.training.validation import undisturbed
 from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_json
 
 if TYPE_CHECKING:
     from model.decoders.decoder import Decoder  # imports diffusers, which takes seconds
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """A context for evaluation without gradients, which restores the training mode and random state."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class Sampler:

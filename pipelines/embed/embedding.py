@@ -17,9 +17,8 @@ import numpy.typing as npt
 import ray
 import ray.data
 
-from pipelines import metrics
 from pipelines.embed.identities import EncoderIdentity, learn, recall
-from pipelines.embed.shard_embedder import EmbedTask, Piece, ShardEmbedder, count_units, shard_items
+from pipelines.embed.shard_embedder import EmbedTask, ShardEmbedder, ShardPiece, count_units, shard_items
 from pipelines.embed.sidecar_shards import (
     WORK,
     Places,
@@ -30,7 +29,7 @@ from pipelines.embed.sidecar_shards import (
     remember,
 )
 from pipelines.progress import track
-from pipelines.ray_steps import map_rows, stream_rows
+from pipelines.ray_steps import count, map_rows, stream_rows
 from pipelines.storage.files import remove_tree
 from pipelines.storage.ownership import ShardItems, ShardPlan, assign
 from pipelines.storage.precision import Loss
@@ -248,9 +247,9 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         dataset, work = self._sidecars[row["sidecar"]]
-        piece = Piece(plan=ShardPlan.from_row(row), number=row["number"], count=row["count"])
+        piece = ShardPiece(plan=ShardPlan.from_row(row), number=row["number"], count=row["count"])
         for pack, ranks in self._embedder(work, piece):
-            metrics.count(dataset, items=len(ranks))
+            count(dataset, items=len(ranks))
             name = f"{pack.path.parent.name}/{pack.path.name}"
             yield {
                 "sidecar": row["sidecar"],
@@ -305,5 +304,5 @@ def _assemble_row(row: dict[str, Any], works: Sequence[tuple[str, SidecarWork]])
     dataset, work = works[row["sidecar"]]
     plan = ShardPlan.from_row(row)
     state = assemble_shard(work, plan, Places.from_row(row))
-    metrics.count(dataset, bytes=state.shard.bytes)
+    count(dataset, bytes=state.shard.bytes)
     return {"sidecar": row["sidecar"], "shard": plan.shard, "state": state.to_json()}

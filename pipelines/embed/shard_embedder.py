@@ -84,7 +84,7 @@ Unit = list[Owned]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class ShardPiece:
     """A part of what one shard encodes: the `number`-th of `count`."""
 
     plan: ShardPlan
@@ -100,7 +100,7 @@ class ShardEmbedder:
         self._save_seconds = save_seconds
         self._kind, self._folder, self._units = "", Path(), list[Unit]()
 
-    def __call__(self, work: SidecarWork, piece: Piece) -> Iterator[tuple[Pack, list[int]]]:
+    def __call__(self, work: SidecarWork, piece: ShardPiece) -> Iterator[tuple[Pack, list[int]]]:
         """Encodes a piece, and yields every pack that holds some of it with the ranks of its embeddings, in order.
 
         Those that an interrupted run left are taken as they are; their encoder need not even be loaded. A call that is

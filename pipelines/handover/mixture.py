@@ -1,7 +1,7 @@
 """Which samples, at which step, in which micro-batch: a pure function of samples, weights, seed and step.
 
 A global batch holds samples of like length and is cut into micro-batches before it is shared out, so that neither
-depends on how many ranks there are. `Mixture` plans training, `HeldOut` validation.
+depends on how many ranks there are. `Mixture` plans training, `HeldOutPlan` validation.
 
 What is numbered here as a sample is an example: where a medium has several captions, it is one with each of them.
 """
@@ -192,7 +192,7 @@ class Mixture(Plan):
         return taken + self._starts[view].astype(np.int32)
 
 
-class HeldOut(Plan):
+class HeldOutPlan(Plan):
     """A plan of validation: at most `limit` samples by length, the views' shares as in training, each once."""
 
     def __init__(self, candidates: Sequence[Candidates], *, limit: int, batch_size: int, micro_batch_size: int) -> None:

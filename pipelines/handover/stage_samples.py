@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.handover.mixture import Plan
 from pipelines.sample import Modality, turns_to_json
-from pipelines.storage.random_access import Entry, Indexes, Ranges
+from pipelines.storage.random_access import IndexEntry, Indexes, Ranges
 from pipelines.storage.shards import Manifest, from_members
 from pipelines.storage.sidecars import (
     ENCODER,
@@ -140,7 +140,7 @@ class SampleReader:
             for (view, _), (_, caption), found in zip(pairs, places, entries, strict=True)
         ]
 
-    def _entries(self, view: int, sample: int) -> dict[str, Entry]:
+    def _entries(self, view: int, sample: int) -> dict[str, IndexEntry]:
         """Where the sample's document (`json`) and its embeddings (by kind) stand."""
         shard, place = divmod(sample, self._views[view].manifest.samples_per_shard)
         document = self._samples.entry(self._tars[view][shard], place)
@@ -157,7 +157,9 @@ class SampleReader:
         return found
 
 
-def _row(view: PlannedView, entries: Mapping[str, Entry], data: Mapping[str, bytes], caption: int) -> dict[str, Any]:
+def _row(
+    view: PlannedView, entries: Mapping[str, IndexEntry], data: Mapping[str, bytes], caption: int
+) -> dict[str, Any]:
     document = from_members({"json": data["json"]})
     sample = apply_view(view.kind, example(document, caption))
     row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}

@@ -1,8 +1,8 @@
-"""What a report shows of a dataset: thumbnails, frames of clips, short sounds and dialogues, each as a `data:` URI."""
+"""Pictures, film strips, players and spectrograms for pages: of a dataset's samples, and of a run's examples."""
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import numpy.typing as npt
 import PIL.Image
 import soundfile
 import soxr
+from PIL.ImageDraw import Draw
 
+from pipelines.inspect.run_examples import GivenMedium
 from pipelines.media.codecs import decode
-from pipelines.sample import Audio, Image, Item, Media, Sample, Video
+from pipelines.sample import Audio, Decoded, Image, Item, Media, Sample, Video
 from pipelines.storage.files import read_range, read_rows
 from pipelines.storage.shards import from_members, index_path, shard_name, split_members
 
@@ -27,6 +29,17 @@ PEAKS = 96
 QUALITY = 80
 MAX_TEXT = 1200  # characters of one text
 MAX_TURNS = 12
+ENLARGED = 128  # pixels to which a small picture in a player is enlarged
+STILL = 96  # pixels of a still; a small one is enlarged by a whole number
+STILLS = 3  # of a film strip
+PAPER, CARD, LINE = (247, 245, 240), (255, 254, 251), (224, 220, 209)  # colours of a drawing
+_FILM, _SOUND_INK = (38, 40, 46), (14, 118, 120)
+_SPECTRUM = (14, 138, 140)  # visible on light and on dark
+_TYPES = {"png": "image/png", "jpg": "image/jpeg", "mp4": "video/mp4", "wav": "audio/wav", "flac": "audio/flac"}
+_WINDOW, _HOP = 256, 128  # samples of a spectrogram's window, and from one to the next
+_HIGHEST = 5000.0  # Hz
+_RANGE = 50.0  # dB below the loudest that are shown
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +87,19 @@ class ShownDialogue:
     source: str
     turns: tuple[Bubble, ...]
     left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playable:
+    """A whole medium to play in a page; `picture` is a sound's spectrogram, `enlarged` shows sharp pixels."""
+
+    modality: str
+    caption: str
+    uri: str
+    width: int = 0
+    height: int = 0
+    enlarged: bool = False
+    picture: str = ""
 
 
 @dataclass(kw_only=True)
@@ -164,8 +190,8 @@ def _shown(exhibit: Exhibit, medium: Media, seconds: float) -> Exhibit:
         case Image(pixels=pixels):
             return replace(exhibit, pictures=(_picture(pixels, THUMBNAIL),))
         case Video(frames=frames):
-            chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
-            return replace(exhibit, pictures=tuple(_picture(frames[place], FRAME) for place in chosen))
+            chosen = _spread(frames, min(FRAMES, len(frames)))
+            return replace(exhibit, pictures=tuple(_picture(frame, FRAME) for frame in chosen))
         case Audio():
             return _with_sound(exhibit, decoded)
 
@@ -184,12 +210,12 @@ def _described(facts: dict[str, float]) -> str:
     return ", ".join(size + rest + rate)
 
 
-def _picture(pixels: npt.NDArray[np.uint8], side: int) -> Picture:
+def _picture(pixels: Pixels, side: int) -> Picture:
     picture = PIL.Image.fromarray(pixels)
     picture.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=QUALITY)
-    return Picture(uri=_uri("image/jpeg", buffer.getvalue()), width=picture.width, height=picture.height)
+    return Picture(uri=data_uri("image/jpeg", buffer.getvalue()), width=picture.width, height=picture.height)
 
 
 def _with_sound(exhibit: Exhibit, audio: Audio) -> Exhibit:
@@ -205,8 +231,93 @@ def _with_sound(exhibit: Exhibit, audio: Audio) -> Exhibit:
     loudness = [float(np.abs(block).max()) for block in np.array_split(samples, PEAKS) if len(block)]
     loudest = max(loudness) or 1.0
     peaks = tuple(round(value / loudest, 3) for value in loudness)
-    return replace(exhibit, sound=_uri("audio/flac", buffer.getvalue()), peaks=peaks, cut=cut)
+    return replace(exhibit, sound=data_uri("audio/flac", buffer.getvalue()), peaks=peaks, cut=cut)
 
 
-def _uri(kind: str, data: bytes) -> str:
+def _spread(frames: Pixels, count: int) -> list[Pixels]:
+    """Frames of a clip, evenly spread from the first to the last."""
+    return [frames[place] for place in np.linspace(0, len(frames) - 1, count).round().astype(int)]
+
+
+def playable(medium: GivenMedium) -> Playable:
+    """A medium with its bytes as a `data:` URI; a small picture or video is enlarged by a whole number."""
+    uri = data_uri(_TYPES[medium.media.format], medium.media.data)
+    shown = Playable(modality=medium.modality.value, caption=medium.caption, uri=uri)
+    match medium.decoded:
+        case Image(pixels=pixels):
+            height, width, _ = pixels.shape
+        case Video(frames=frames):
+            _, height, width, _ = frames.shape
+        case Audio():
+            return replace(shown, picture=_spectrogram_uri(medium.decoded))
+    factor = max(1, round(ENLARGED / max(height, width)))
+    return replace(shown, width=width * factor, height=height * factor, enlarged=factor > 1)
+
+
+def _spectrogram_uri(audio: Audio) -> str:
+    """One ink on nothing, so that it can be seen on light and on dark."""
+    strength = spectrogram(audio)
+    pixels = np.empty((*strength.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = _SPECTRUM, np.round(255 * strength)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
+
+
+def still(medium: Decoded) -> PIL.Image.Image:
+    """A medium in a drawing: a picture, a film strip, or a spectrogram with low notes at the bottom."""
+    match medium:
+        case Image(pixels=pixels):
+            return _scaled(PIL.Image.fromarray(pixels))
+        case Video(frames=frames):
+            return _film([_scaled(PIL.Image.fromarray(frame)) for frame in _spread(frames, STILLS)])
+        case Audio():
+            return _spectrum(medium)
+
+
+def _scaled(picture: PIL.Image.Image) -> PIL.Image.Image:
+    factor = STILL // max(picture.size)
+    if factor >= 1:
+        return picture.resize((picture.width * factor, picture.height * factor), PIL.Image.Resampling.NEAREST)
+    picture.thumbnail((STILL, STILL))
+    return picture
+
+
+def _film(frames: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """Frames beside each other, between the holes that a film has."""
+    edge, between = 11, 3
+    width, height = frames[0].size
+    strip = PIL.Image.new("RGB", (len(frames) * (width + between) + between, height + 2 * edge), _FILM)
+    draw = Draw(strip)
+    for left in range(5, strip.width - 6, 14):
+        for top in (3, strip.height - 8):
+            draw.rectangle((left, top, left + 5, top + 4), fill=PAPER)
+    for number, frame in enumerate(frames):
+        strip.paste(frame, (between + number * (width + between), edge))
+    return strip
+
+
+def _spectrum(audio: Audio) -> PIL.Image.Image:
+    strength = PIL.Image.fromarray(np.round(255 * spectrogram(audio)).astype(np.uint8))
+    strength = strength.resize((2 * STILL + 18, STILL), PIL.Image.Resampling.BILINEAR)
+    picture = PIL.Image.new("RGB", strength.size, CARD)
+    picture.paste(_SOUND_INK, (0, 0), strength)
+    Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=LINE)
+    return picture
+
+
+def spectrogram(audio: Audio) -> npt.NDArray[np.float64]:
+    """How strong each frequency is over time, (frequencies, times) from 0 to 1, high ones on top, up to 5 kHz."""
+    samples = audio.waveform.mean(axis=0).astype(np.float64)
+    samples = np.pad(samples, (0, max(0, _WINDOW - len(samples))))
+    windows = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[::_HOP] * np.hanning(_WINDOW)
+    powers = np.abs(np.fft.rfft(windows, axis=1)) ** 2
+    frequencies = np.fft.rfftfreq(_WINDOW, 1 / audio.sample_rate)
+    powers = powers[:, frequencies <= _HIGHEST].T[::-1]
+    decibels = 10 * np.log10(powers / (powers.max() or 1.0) + 1e-12)
+    return np.clip(1 + decibels / _RANGE, 0, 1)
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """Bytes as a `data:` URI of a media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

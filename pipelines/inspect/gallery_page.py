@@ -1,58 +1,37 @@
 """One page of what trained runs can do: scores, conversations, failures and learning curves, with nothing to load."""
 
-import base64
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 from jinja2 import Environment, StrictUndefined
 
 from pipelines.inspect.curves import Panel, panels
+from pipelines.inspect.exhibits import playable
 from pipelines.inspect.report import duration, number
-from pipelines.inspect.run_examples import Example, Medium, choose, read_examples, spectrogram
+from pipelines.inspect.run_examples import RunExample, choose, read_examples
 from pipelines.inspect.verdicts import verdict
-from pipelines.sample import Audio, Image, Video
-from pipelines.storage.files import atomic_path, read_json
+from pipelines.storage.files import read_json, read_json_lines, write_text
 
 BUDGET = 5 * 10**6  # characters of media in a page
 MOST_RIGHT, MOST_WRONG = 13, 9  # conversations in a page
-_SIDE = 128  # pixels that a small picture is enlarged to
-_INK = (14, 138, 140)  # of spectrograms; told from light and from dark
-_TYPES = {"png": "image/png", "jpg": "image/jpeg", "mp4": "video/mp4", "wav": "audio/wav", "flac": "audio/flac"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class ShownRun:
     """A training as its files tell it; `scores` and `settings` are empty where there are none."""
 
     name: str
     title: str
     scores: dict[str, Any]
     settings: dict[str, Any]
-    examples: list[Example]
+    examples: list[RunExample]
     panels: list[Panel]
     steps: int
     seconds: float
     samples_per_second: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exhibit:
-    """A medium as a page shows it; `picture` is a sound's spectrogram, `enlarged` says that pixels are to be seen."""
-
-    modality: str
-    caption: str
-    uri: str
-    width: int = 0
-    height: int = 0
-    enlarged: bool = False
-    picture: str = ""
 
 
 def write_gallery(runs: Sequence[Path], out: Path) -> None:
@@ -63,14 +42,12 @@ def write_gallery(runs: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: the runs hold none of these, or a file is not what it should be.
     """
-    page = render([read_run(run) for run in runs])
-    with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(out, render([read_run(run) for run in runs]))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> ShownRun:
     """Reads what there is of a run."""
-    rows = _read_log(folder / "log.jsonl")
+    rows = read_json_lines(folder / "log.jsonl")
     scores = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else {}
     effective = read_json(folder / "settings.json") if (folder / "settings.json").is_file() else {}
     if not rows and not scores:
@@ -79,7 +56,7 @@ def read_run(folder: Path) -> Run:
     settings = effective.get("settings", {})
     stage = settings.get("stage")
     title = f"stage {stage}" if stage else folder.name
-    return Run(
+    return ShownRun(
         name=folder.name,
         title=f"{title}, shuffled" if settings.get("shuffle_items") else title,
         scores=scores,
@@ -99,7 +76,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[ShownRun]) -> str:
     """The page as HTML."""
     shown = next((run for run in reversed(runs) if run.examples), None)
     examples = shown.examples if shown else []
@@ -132,12 +109,12 @@ class Display:
 
     budget: int
 
-    def of(self, examples: Sequence[Example]) -> list[tuple[Example, list[Any]]]:
+    def of(self, examples: Sequence[RunExample]) -> list[tuple[RunExample, list[Any]]]:
         """Examples with their turns as (role, texts and exhibits)."""
         placed = []
         for example in examples:
             turns = [
-                (turn.role, [part if isinstance(part, str) else exhibit(part) for part in turn.parts])
+                (turn.role, [part if isinstance(part, str) else playable(part) for part in turn.parts])
                 for turn in example.turns
             ]
             cost = sum(
@@ -147,38 +124,3 @@ class Display:
                 self.budget -= cost
                 placed.append((example, turns))
         return placed
-
-
-def exhibit(medium: Medium) -> Exhibit:
-    """A medium with its bytes as a `data:` URI; a small picture or video is enlarged by a whole number."""
-    uri = _uri(_TYPES[medium.media.format], medium.media.data)
-    shown = Exhibit(modality=medium.modality.value, caption=medium.caption, uri=uri)
-    match medium.decoded:
-        case Image(pixels=pixels):
-            height, width, _ = pixels.shape
-        case Video(frames=frames):
-            _, height, width, _ = frames.shape
-        case Audio():
-            return replace(shown, picture=_spectrogram(medium.decoded))
-    factor = max(1, round(_SIDE / max(height, width)))
-    return replace(shown, width=width * factor, height=height * factor, enlarged=factor > 1)
-
-
-def _spectrogram(audio: Audio) -> str:
-    """One ink on nothing, so that it can be seen on light and on dark."""
-    strength = spectrogram(audio)
-    pixels = np.empty((*strength.shape, 4), np.uint8)
-    pixels[..., :3], pixels[..., 3] = _INK, np.round(255 * strength)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return _uri("image/png", buffer.getvalue())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without a last line that was torn."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]

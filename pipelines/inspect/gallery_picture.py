@@ -6,25 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 from PIL.ImageDraw import Draw, ImageDraw
 from PIL.ImageFont import FreeTypeFont, load_default
 
-from pipelines.inspect.run_examples import Example, Medium, Said, choose, read_examples, spectrogram
-from pipelines.sample import Audio, Image, Video
+from pipelines.inspect.exhibits import CARD, LINE, PAPER, still
+from pipelines.inspect.run_examples import ExampleTurn, GivenMedium, RunExample, choose, read_examples
 from pipelines.storage.files import atomic_path
 
 MOST_BYTES = 300_000
 EXCHANGES = 6  # of user and model, at most
 WIDTH, MARGIN, GAP = 1280, 28, 14  # pixels
-SIDE = 96  # of a picture; a small one is enlarged by a whole number
-FRAMES = 3  # of a film strip
 _FIRST, _SECOND = 360, WIDTH - 2 * MARGIN - 360 - 3 * GAP  # widths of the user's and the model's column
-_PAPER, _CARD, _LINE, _INK = (247, 245, 240), (255, 254, 251), (224, 220, 209), (29, 31, 36)
-_USER, _MODEL, _FILM, _SOUND = (226, 230, 243), (239, 236, 227), (38, 40, 46), (14, 118, 120)
+_INK = (29, 31, 36)
+_USER, _MODEL = (226, 230, 243), (239, 236, 227)
 _SIZE, _LEADING, _PADDING, _ROUND = 17, 23, 12, 12
-Picture = PIL.Image.Image
 
 
 @dataclass(kw_only=True)
@@ -32,7 +28,7 @@ class _Block:
     """A medium, or nothing, under the words that stand before it."""
 
     words: list[str]
-    picture: Picture | None = None
+    picture: PIL.Image.Image | None = None
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -55,7 +51,7 @@ def write_picture(runs: Sequence[Path], out: Path) -> None:
         temporary.write_bytes(_fitting(_few(chosen)))
 
 
-def _few(examples: Sequence[Example]) -> list[Example]:
+def _few(examples: Sequence[RunExample]) -> list[RunExample]:
     """Those that together have no more exchanges than are drawn; the first in any case."""
     kept, left = list(examples[:1]), EXCHANGES - len(examples[0].turns) // 2
     for example in examples[1:]:
@@ -65,7 +61,7 @@ def _few(examples: Sequence[Example]) -> list[Example]:
     return kept
 
 
-def _fitting(examples: list[Example]) -> bytes:
+def _fitting(examples: list[RunExample]) -> bytes:
     """As many of them as fit into the size that is allowed."""
     while True:
         buffer = io.BytesIO()
@@ -76,17 +72,17 @@ def _fitting(examples: list[Example]) -> bytes:
         examples = examples[:-1]
 
 
-def _drawn(examples: Sequence[Example]) -> Picture:
+def _drawn(examples: Sequence[RunExample]) -> PIL.Image.Image:
     cards = [_card(example) for example in examples]
     height = sum(card.height + GAP for card in cards) - GAP + 2 * MARGIN
-    canvas, top = PIL.Image.new("RGB", (WIDTH, height), _PAPER), MARGIN
+    canvas, top = PIL.Image.new("RGB", (WIDTH, height), PAPER), MARGIN
     for card in cards:
         canvas.paste(card, (MARGIN, top))
         top += card.height + GAP
     return canvas
 
 
-def _card(example: Example) -> Picture:
+def _card(example: RunExample) -> PIL.Image.Image:
     """A conversation, each exchange a row."""
     font = load_default(_SIZE)
     assert isinstance(font, FreeTypeFont)
@@ -96,8 +92,8 @@ def _card(example: Example) -> Picture:
         for user, model in zip(asked, answered, strict=True)
     ]
     heights = [max(user.height, model.height) + GAP for user, model in rows]
-    canvas = PIL.Image.new("RGB", (WIDTH - 2 * MARGIN, sum(heights) + GAP), _PAPER)
-    Draw(canvas).rounded_rectangle((0, 0, canvas.width - 1, canvas.height - 1), _ROUND + 4, fill=_CARD, outline=_LINE)
+    canvas = PIL.Image.new("RGB", (WIDTH - 2 * MARGIN, sum(heights) + GAP), PAPER)
+    Draw(canvas).rounded_rectangle((0, 0, canvas.width - 1, canvas.height - 1), _ROUND + 4, fill=CARD, outline=LINE)
     top = GAP
     for (user, model), height in zip(rows, heights, strict=True):
         # Beside each other, their middles on one line.
@@ -107,7 +103,7 @@ def _card(example: Example) -> Picture:
     return canvas
 
 
-def _bubble(turn: Said, width: int, colour: tuple[int, int, int], font: FreeTypeFont) -> Picture:
+def _bubble(turn: ExampleTurn, width: int, colour: tuple[int, int, int], font: FreeTypeFont) -> PIL.Image.Image:
     """What one said, no wider than `width`: blocks beside each other, in as many lines as they take."""
     inner = width - 2 * _PADDING
     lines: list[list[_Block]] = [[]]
@@ -140,7 +136,7 @@ def _drawn_width(block: _Block, font: FreeTypeFont) -> int:
 
 
 def _place(
-    block: _Block, canvas: Picture, draw: ImageDraw, left: int, top: int, height: int, font: FreeTypeFont
+    block: _Block, canvas: PIL.Image.Image, draw: ImageDraw, left: int, top: int, height: int, font: FreeTypeFont
 ) -> None:
     for number, words in enumerate(block.lines):
         draw.text((left, top + number * _LEADING), words, fill=_INK, font=font)
@@ -153,11 +149,11 @@ def _height(block: _Block) -> int:
     return words + (block.picture.height + (6 if words else 0) if block.picture else 0)
 
 
-def _blocks(turn: Said) -> Iterable[_Block]:
+def _blocks(turn: ExampleTurn) -> Iterable[_Block]:
     words: list[str] = []
     for part in turn.parts:
-        if isinstance(part, Medium):
-            yield _Block(words=words, picture=_picture(part))
+        if isinstance(part, GivenMedium):
+            yield _Block(words=words, picture=still(part.decoded))
             words = []
         elif part:
             words.append(part)
@@ -178,46 +174,3 @@ def _wrapped(words: Sequence[str], width: int, font: FreeTypeFont) -> list[str]:
                 line = longer
             lines.append(line)
     return lines
-
-
-def _picture(medium: Medium) -> Picture:
-    match medium.decoded:
-        case Image(pixels=pixels):
-            return _scaled(PIL.Image.fromarray(pixels))
-        case Video(frames=frames):
-            places = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
-            return _film([_scaled(PIL.Image.fromarray(frames[place])) for place in places])
-        case Audio():
-            return _sound(medium.decoded)
-
-
-def _scaled(picture: Picture) -> Picture:
-    factor = SIDE // max(picture.size)
-    if factor >= 1:
-        return picture.resize((picture.width * factor, picture.height * factor), PIL.Image.Resampling.NEAREST)
-    picture.thumbnail((SIDE, SIDE))
-    return picture
-
-
-def _film(frames: Sequence[Picture]) -> Picture:
-    """Frames beside each other, between the holes that a film has."""
-    edge, between = 11, 3
-    width, height = frames[0].size
-    strip = PIL.Image.new("RGB", (len(frames) * (width + between) + between, height + 2 * edge), _FILM)
-    draw = Draw(strip)
-    for left in range(5, strip.width - 6, 14):
-        for top in (3, strip.height - 8):
-            draw.rectangle((left, top, left + 5, top + 4), fill=_PAPER)
-    for number, frame in enumerate(frames):
-        strip.paste(frame, (between + number * (width + between), edge))
-    return strip
-
-
-def _sound(audio: Audio) -> Picture:
-    """A spectrogram, low notes at the bottom."""
-    strength = PIL.Image.fromarray(np.round(255 * spectrogram(audio)).astype(np.uint8))
-    strength = strength.resize((2 * SIDE + 18, SIDE), PIL.Image.Resampling.BILINEAR)
-    picture = PIL.Image.new("RGB", strength.size, _CARD)
-    picture.paste(_SOUND, (0, 0), strength)
-    Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_LINE)
-    return picture

@@ -15,7 +15,7 @@ from pipelines.inspect.exhibits import Showcase, shortened
 from pipelines.inspect.histogram import Histogram, Spread
 from pipelines.prepare.ledger import accounts, advice
 from pipelines.sample import Modality
-from pipelines.storage.files import atomic_path
+from pipelines.storage.files import write_text
 from pipelines.storage.shards import MANIFEST, Manifest, Shard
 from pipelines.storage.sidecars import SidecarManifest
 
@@ -62,8 +62,7 @@ def write_report(dataset: Path, out: Path, run: RunFigures | None = None) -> Non
         FileNotFoundError: the dataset is not finished.
     """
     manifest = Manifest.read(dataset)
-    with atomic_path(out) as temporary:
-        temporary.write_text(render(dataset, manifest, run), encoding="utf-8")
+    write_text(out, render(dataset, manifest, run))
 
 
 def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:

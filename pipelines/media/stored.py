@@ -17,7 +17,7 @@ from pipelines.media.codecs import refusals, write_mp4
 from pipelines.media.films import Film, Frame, open_video
 from pipelines.media.pictures import IMAGE_SUFFIXES, is_plain, open_image, orientation, upright_rgb, without_long_asides
 from pipelines.media.policy import AudioPolicy, MediaPolicy, Refused
-from pipelines.media.streams import Block, Sound, open_sound
+from pipelines.media.streams import Block, SoundStream, open_sound
 from pipelines.sample import Media, Modality
 
 Facts = dict[str, int | float]
@@ -92,7 +92,7 @@ def _store_audio(media: Media, policy: MediaPolicy) -> Stored:
     return _stored(media, data, "flac", {"seconds": round(samples / rate, 3), "sample_rate": rate})
 
 
-def _long_enough(sound: Sound, policy: AudioPolicy) -> Iterator[Block]:
+def _long_enough(sound: SoundStream, policy: AudioPolicy) -> Iterator[Block]:
     """The blocks of a sound, refused at its end where they were too few."""
     samples = 0
     for block in sound.blocks:
@@ -101,7 +101,7 @@ def _long_enough(sound: Sound, policy: AudioPolicy) -> Iterator[Block]:
     policy.check_seconds(samples / sound.sample_rate)
 
 
-def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
+def _flac(sound: SoundStream, rate: int) -> tuple[bytes, int]:
     """A sound as mono FLAC of 24 bits at `rate`, and its number of samples."""
     buffer, written = io.BytesIO(), 0
     with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_24", format="FLAC") as file:
@@ -114,7 +114,7 @@ def _flac(sound: Sound, rate: int) -> tuple[bytes, int]:
     return buffer.getvalue(), written
 
 
-def _resampled(sound: Sound, rate: int) -> Iterator[npt.NDArray[np.float32]]:
+def _resampled(sound: SoundStream, rate: int) -> Iterator[npt.NDArray[np.float32]]:
     """The mean of the channels at another rate, in pieces."""
     mono = (block.mean(axis=1, dtype=np.float32) for block in sound.blocks)
     if sound.sample_rate == rate:

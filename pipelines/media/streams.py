@@ -28,7 +28,7 @@ Block = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class SoundStream:
     """An opened sound: `format` is libsndfile's name or empty; `blocks` are float32 (T, num_channels) in [-1, 1]."""
 
     format: str
@@ -38,19 +38,21 @@ class Sound:
 
 
 @contextmanager
-def open_sound(data: bytes, limits: Limits) -> Iterator[Sound]:
+def open_sound(data: bytes, limits: Limits) -> Iterator[SoundStream]:
     """Opens a sound file, or the first sound of any container."""
     file = _open_file(_with_true_length(data))
     if file:
         with file:
             blocks = _checked(_file_blocks(file), file.samplerate, limits)
-            yield Sound(file.format, file.samplerate, file.channels, blocks)
+            yield SoundStream(file.format, file.samplerate, file.channels, blocks)
         return
     with open_container(data) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise Refused("no audio stream")
-        yield Sound("", stream.rate, stream.channels, _checked(_stream_blocks(container, stream), stream.rate, limits))
+        yield SoundStream(
+            "", stream.rate, stream.channels, _checked(_stream_blocks(container, stream), stream.rate, limits)
+        )
 
 
 def _open_file(data: bytes) -> soundfile.SoundFile | None:

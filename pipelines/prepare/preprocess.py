@@ -14,13 +14,12 @@ from typing import Any
 
 import ray
 
-from pipelines.metrics import count
 from pipelines.prepare.ledger import by_reason, check_rejected
 from pipelines.prepare.part_tars import Piece, assemble_shard, is_made, plan_shards, prepare_part
 from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows
 from pipelines.prepare.state import CAPTIONS, MOST, Outcome, State, StoredShard, finished
 from pipelines.progress import track
-from pipelines.ray_steps import map_rows
+from pipelines.ray_steps import count, map_rows
 from pipelines.sample import Modality, Reject
 from pipelines.storage.files import remove_tree, stamp, write_rows
 from pipelines.storage.shards import (

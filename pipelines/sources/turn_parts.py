@@ -11,7 +11,7 @@ from pipelines.sources.rows import Dialogue, Row, caption, listed, name, prose
 PLACEHOLDER = re.compile(r"<(image|video|audio)>", re.IGNORECASE)
 
 
-class Pool:
+class MediaPool:
     """The media a row names beside its text, taken in order, modality by modality.
 
     With `repeat` a placeholder is given the last item again when no more are left: all turns may show one and the same
@@ -152,8 +152,8 @@ class _Media:
     def __init__(
         self, inputs: Sequence[Item], outputs: Sequence[Item], *, video_as_image: bool, has_media: bool | None
     ) -> None:
-        self.inputs = Pool(inputs, repeat=True, video_as_image=video_as_image)
-        self.outputs = Pool(outputs)
+        self.inputs = MediaPool(inputs, repeat=True, video_as_image=video_as_image)
+        self.outputs = MediaPool(outputs)
         self._has_media = bool(inputs or outputs) if has_media is None else has_media
 
     def parts(self, speaker: speakers.Speaker, part: str | content_parts.Medium) -> list[Part]:

@@ -134,15 +134,20 @@ def _stamp_of(info: dict[str, Any]) -> str:
     return " ".join(str(info.get(name, "")) for name in ("size", "ETag", "etag", "LastModified", "mtime", "created"))
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, *, sort_keys: bool = True) -> str:
     """A value as the text of a JSON file; equal values give equal text."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically."""
+def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
+    """Writes JSON atomically; `sort_keys=False` keeps the order of mappings where it has a meaning."""
+    write_text(path, to_json(value, sort_keys=sort_keys))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(to_json(value), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -151,6 +156,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); mend or delete it and run the job again") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSON-lines file without an incomplete last line; none where there is no such file."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -27,7 +27,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class IndexEntry:
     """A member of a tar as its index says: its sample's key, where it stands, and a sidecar's lengths."""
 
     key: str
@@ -55,7 +55,7 @@ class Indexes:
         self._kept: OrderedDict[Path, _Index] = OrderedDict()
         self.num_bytes = 0
 
-    def entry(self, tar: Path, place: int) -> Entry:
+    def entry(self, tar: Path, place: int) -> IndexEntry:
         """The member of the sample at `place` of a tar.
 
         Raises:
@@ -63,7 +63,7 @@ class Indexes:
         """
         index = self._kept.get(tar) or self._load(tar)
         self._kept.move_to_end(tar)
-        return Entry(
+        return IndexEntry(
             key=index.keys[place].as_py(),
             range=Range(tar, int(index.offsets[place]), int(index.sizes[place])),
             lengths=index.lengths[place].as_py() if index.lengths is not None else [],

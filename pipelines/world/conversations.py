@@ -35,7 +35,7 @@ _NUM_WAYS = 3  # to say a place or direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Expected:
     """What one assistant turn must do: name these attributes in its text, and make these subjects, one an item.
 
     An attribute of which the text names two values is not in `named`.
@@ -52,7 +52,7 @@ class Conversation:
     kind: str
     turns: tuple[Turn, ...]
     media: Mapping[str, Subject]
-    answers: tuple[Answer, ...]
+    answers: tuple[Expected, ...]
 
 
 def converse(kind: str, seed: int, index: int, *, held_out: bool = False) -> Conversation:
@@ -89,7 +89,7 @@ class _Talk:
         self.subjects: list[Subject] = []  # all that came up, the main one first
         self.turns: list[Turn] = []
         self.media: dict[str, Subject] = {}
-        self.answers: list[Answer] = []
+        self.answers: list[Expected] = []
 
     def pick(self, values: Sequence[T]) -> T:
         return values[int(self.rng.integers(len(values)))]
@@ -136,7 +136,7 @@ class _Talk:
             part if isinstance(part, str) else Item(modality=modality_of(part), caption=words(part)) for part in said
         )
         self.turns.append(Turn(role="assistant", parts=tuple(parts)))
-        self.answers.append(Answer(named=named, made=tuple(part for part in said if not isinstance(part, str))))
+        self.answers.append(Expected(named=named, made=tuple(part for part in said if not isinstance(part, str))))
 
     def describe(self, subject: Subject) -> None:
         """The user shows a subject, the assistant describes it."""

@@ -13,7 +13,7 @@ from typing import Literal
 from pipelines.media.codecs import encode
 from pipelines.sample import Decoded, Item, Media, Modality, Part
 from pipelines.world.captions import NOUNS
-from pipelines.world.conversations import Answer, Conversation, converse
+from pipelines.world.conversations import Conversation, Expected, converse
 from pipelines.world.oracles import grade as grade_medium
 from pipelines.world.oracles import read, read_text
 from pipelines.world.render import render
@@ -40,7 +40,7 @@ _HARDER = {"speed": tuple(filter(None, SPEEDS)), "melody": tuple(filter(None, ME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ExamRow:
     """One row of the table: how many of the answers in conversations of `kinds` are right; of all where it has none.
 
     By `grading` a conversation counts for
@@ -75,24 +75,28 @@ _CASES = {
 _HARD = {Modality.IMAGE: "hard: two objects", Modality.VIDEO: "hard: speeds", Modality.AUDIO: "hard: melodies"}
 
 
-def _rows() -> Iterator[Row]:
+def _rows() -> Iterator[ExamRow]:
     for modality, noun in NOUNS.items():
         kinds = (f"describe_{modality}",)
-        yield Row(name=f"understand_{modality}", title=f"{noun} to words", kinds=kinds, target=0.9, stage_1_target=0.7)
+        yield ExamRow(
+            name=f"understand_{modality}", title=f"{noun} to words", kinds=kinds, target=0.9, stage_1_target=0.7
+        )
     for modality, noun in NOUNS.items():
-        yield Row(name=f"make_{modality}", title=f"words to {noun}", kinds=(f"make_{modality}",), target=0.9)
-    yield Row(name="modalities", title="right modalities", grading="modalities", target=0.99)
-    yield Row(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
+        yield ExamRow(name=f"make_{modality}", title=f"words to {noun}", kinds=(f"make_{modality}",), target=0.9)
+    yield ExamRow(name="modalities", title="right modalities", grading="modalities", target=0.99)
+    yield ExamRow(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
     for kind, title in _CASES.items():
-        yield Row(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+        yield ExamRow(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     for kind in ("change", "remember"):
         title = f"several turns: {kind}"
-        yield Row(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+        yield ExamRow(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     for modality, title in _HARD.items():
-        yield Row(name=f"hard_{modality}", title=title, kinds=(f"describe_{modality}", f"make_{modality}"), hard=True)
+        yield ExamRow(
+            name=f"hard_{modality}", title=title, kinds=(f"describe_{modality}", f"make_{modality}"), hard=True
+        )
 
 
-ROWS: Mapping[str, Row] = {row.name: row for row in _rows()}
+ROWS: Mapping[str, ExamRow] = {row.name: row for row in _rows()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +105,12 @@ class Case:
 
     key: str
     number: int
-    row: Row
+    row: ExamRow
     conversation: Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Attempt:
     """A model's answer: texts and items in the order they stand, and the medium of each item, if it was rendered."""
 
     parts: tuple[Part, ...]
@@ -124,7 +128,7 @@ class Response:
         return tuple(part.modality for part in self.parts if isinstance(part, Item))
 
 
-def cases(row: Row, count: int, seed: int = SEED) -> list[Case]:
+def cases(row: ExamRow, count: int, seed: int = SEED) -> list[Case]:
     """The first `count` conversations of a row; the main subject of each is a combination held out of all training.
 
     Harder subjects have their own combinations; none of them are held out, but `seed` draws them anew.
@@ -149,7 +153,7 @@ def shown(case: Case) -> dict[str, Media]:
     }
 
 
-def grade(row: Row, conversation: Conversation, responses: Sequence[Response]) -> Grades:
+def grade(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> Grades:
     """Says what is right; of things that several answers have, whether it is right in all of them."""
     grades: Grades = {}
     for number, (answer, response) in enumerate(zip(conversation.answers, responses, strict=True)):
@@ -166,7 +170,7 @@ def grade(row: Row, conversation: Conversation, responses: Sequence[Response]) -
     return grades
 
 
-def is_lost(row: Row, conversation: Conversation, responses: Sequence[Response]) -> bool:
+def is_lost(row: ExamRow, conversation: Conversation, responses: Sequence[Attempt]) -> bool:
     """Whether a conversation counts for nothing whatever its media hold."""
     if row.grading != "whole":
         return False
@@ -174,12 +178,12 @@ def is_lost(row: Row, conversation: Conversation, responses: Sequence[Response])
     return not all(right for answer, response in pairs for _, right in _grade_said(answer, response))
 
 
-def score(row: Row, grades: Grades) -> float:
+def score(row: ExamRow, grades: Grades) -> float:
     """What a conversation counts for, of 1."""
     return float(all(grades.values())) if row.grading == "whole" else sum(grades.values()) / len(grades)
 
 
-def chance(row: Row, conversation: Conversation) -> float | None:
+def chance(row: ExamRow, conversation: Conversation) -> float | None:
     """What a conversation counts for in the mean if each value is guessed, all V values of an attribute alike.
 
     * `attributes`: the mean over attributes of 1 / V, and of 1 / V^2 where it is asked of two objects. Speed and melody
@@ -203,12 +207,12 @@ def chance(row: Row, conversation: Conversation) -> float | None:
             return None
 
 
-def _guessed(answer: Answer) -> list[str]:
+def _guessed(answer: Expected) -> list[str]:
     made = [name for subject in answer.made for name in attributes(subject)]
     return made + [name for name in answer.named if name not in made]
 
 
-def _grade_attributes(conversation: Conversation, answer: Answer, response: Response) -> Grades:
+def _grade_attributes(conversation: Conversation, answer: Expected, response: Attempt) -> Grades:
     if answer.made:
         [(wanted, medium)] = _pairs(answer, response)
         return _grade_medium(wanted, medium)
@@ -216,24 +220,24 @@ def _grade_attributes(conversation: Conversation, answer: Answer, response: Resp
     return _grade_words(shown, response.text)
 
 
-def _grade_said(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+def _grade_said(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool]]:
     named = read_text(response.text)
     for name, value in answer.named.items():
         yield f"said {name}", named.get(name) == value
     yield "modalities", _modalities_right(answer, response)
 
 
-def _grade_made(answer: Answer, response: Response) -> Iterator[tuple[str, bool]]:
+def _grade_made(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool]]:
     for wanted, medium in _pairs(answer, response):
         for name, right in _grade_medium(wanted, medium).items():
             yield f"{modality_of(wanted)} {name}", right
 
 
-def _modalities_right(answer: Answer, response: Response) -> bool:
+def _modalities_right(answer: Expected, response: Attempt) -> bool:
     return Counter(response.modalities) == Counter(map(modality_of, answer.made))
 
 
-def _pairs(answer: Answer, response: Response) -> Iterator[tuple[Subject, Decoded | None]]:
+def _pairs(answer: Expected, response: Attempt) -> Iterator[tuple[Subject, Decoded | None]]:
     """Each subject to be made, and the next medium of its modality, if there is one."""
     media = {
         m: iter([d for d, of in zip(response.media, response.modalities, strict=True) if of is m]) for m in Modality

@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +82,17 @@ def in_a_process_of_its_own(function: Callable[..., _T], *arguments: object) -> 
     """Runs a function of a module in a new process, with nothing else in memory, and returns its result."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=cli.quiet) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def table_head(names: Sequence[str], numbers: bool = False) -> Iterator[str]:
+    """The first two lines of a Markdown table; with `numbers`, columns between the outer ones align right."""
+    yield table_row(names)
+    yield "|---|" + ("---:|" if numbers else "---|") * (len(names) - 2) + "---|"
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from jobs.serving.cases import CASES, drawn
+from jobs.serving.page_events import CASES, drawn
 from jobs.serving.requests.openai_format import part_of
 from tests.benchmarks import free_port
 

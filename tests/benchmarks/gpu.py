@@ -14,10 +14,19 @@ import torch
 
 from jobs.common.settings import deepspeed_settings, load_settings
 from model.architectures.imagebind import ImageBindConfig
+from model.decoders.text_encoders import PRECISIONS
 from model.footprint.footprint import measure as predict
-from model.parts.mixed_precision import PRECISIONS
 from pipelines.sample import Modality
-from tests.benchmarks import gpu_decoders, gpu_encoder, gpu_small, in_a_process_of_its_own, say, timed
+from tests.benchmarks import (
+    gpu_decoders,
+    gpu_encoder,
+    gpu_small,
+    in_a_process_of_its_own,
+    say,
+    table_head,
+    table_row,
+    timed,
+)
 from tests.benchmarks.decoder_shapes import PUBLISHED
 from tests.benchmarks.gpu_decoders import DecoderSizes
 from tests.benchmarks.gpu_memory import gibibytes
@@ -113,8 +122,9 @@ def _training(folder: Path, device: str, name: str, size: Size) -> Iterator[str]
         f"{settings.model.max_length} tokens, ZeRO-{settings.zero}:"
     )
     yield ""
-    yield "| batch | micro-batch | gradient checkpointing | samples/s | tokens/s | MFU | predicted | peak memory |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from table_head(
+        ["batch", "micro-batch", "gradient checkpointing", "samples/s", "tokens/s", "MFU", "predicted", "peak memory"]
+    )
     write_llm(folder / "llm", size.llama)
     for checkpointing in ("true", "false"):
         for batch, micro in size.batches:
@@ -124,7 +134,7 @@ def _training(folder: Path, device: str, name: str, size: Size) -> Iterator[str]
             *cells, peak = ["", "", "", "out of memory"] if found is None else _cells(found, peak_flops(name))
             told = "yes" if checkpointing == "true" else "no"
             predicted = _predicted(folder / "llm", size.preset, overrides, device)
-            yield "| " + " | ".join([str(batch), str(micro), told, *cells, predicted, peak]) + " |"
+            yield table_row([str(batch), str(micro), told, *cells, predicted, peak])
 
 
 def _predicted(llm: Path, preset: str, overrides: Sequence[str], device: str) -> str:
@@ -144,8 +154,7 @@ def _cells(figures: Figures, peak: float | None) -> list[str]:
 
 
 def _captions(folder: Path, device: str, size: Size) -> Iterator[str]:
-    yield "| text encoder | shape | precision | captions/s |"
-    yield "|---|---|---|---|"
+    yield from table_head(["text encoder", "shape", "precision", "captions/s"])
     for modality, shape in size.text_encoders.items():
         captions = draw_captions(modality, size.num_captions)
         # A pooled encoder always runs in float32.
@@ -158,4 +167,4 @@ def _captions(folder: Path, device: str, size: Size) -> Iterator[str]:
                     encoder(captions[start : start + CAPTION_BATCH])
             positions, width = encoder.shape
             cells = [str(modality), f"{positions} x {width}", precision, f"{len(captions) / watch.seconds:,.0f}"]
-            yield "| " + " | ".join(cells) + " |"
+            yield table_row(cells)

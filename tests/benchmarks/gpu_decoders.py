@@ -10,7 +10,7 @@ import torch
 
 from model.parts.config import DecoderSettings
 from pipelines.sample import Modality
-from tests.benchmarks import in_a_process_of_its_own, say, timed
+from tests.benchmarks import in_a_process_of_its_own, say, table_head, table_row, timed
 from tests.benchmarks.decoder_shapes import PUBLISHED, DecoderShape, write_decoder
 from tests.benchmarks.gpu_memory import gibibytes, reset_peak, wait_for
 from tests.benchmarks.text_encoders import draw_captions
@@ -48,8 +48,9 @@ class _Figures:
 
 def lines(folder: Path, device: str, sizes: DecoderSizes) -> Iterator[str]:
     """The lines of the table, as they are measured."""
-    yield "| decoder | medium | precision | batch | s a medium | weights | peak memory | s to load |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from table_head(
+        ["decoder", "medium", "precision", "batch", "s a medium", "weights", "peak memory", "s to load"]
+    )
     for modality, shape in sizes.shapes.items():
         place = decoder_folder(folder, modality, shape, device)
         settings = dict(sizes.settings.get(modality, {}))
@@ -64,7 +65,7 @@ def lines(folder: Path, device: str, sizes: DecoderSizes) -> Iterator[str]:
                     str(count),
                     *_cells(found, count),
                 ]
-                yield "| " + " | ".join(cells) + " |"
+                yield table_row(cells)
 
 
 def decoder_folder(folder: Path, modality: Modality, shape: DecoderShape, device: str) -> Path:

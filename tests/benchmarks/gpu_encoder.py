@@ -18,7 +18,7 @@ from model.encoders.imagebind_encoder import (
     video_inputs,
 )
 from pipelines.sample import Audio, Image, Modality, Video
-from tests.benchmarks import in_a_process_of_its_own, say, timed
+from tests.benchmarks import in_a_process_of_its_own, say, table_head, table_row, timed
 from tests.benchmarks.gpu_memory import gibibytes, wait_for
 from tests.benchmarks.training import held_bytes
 
@@ -31,8 +31,7 @@ Rates = dict[Modality, float]
 
 def lines(device: str, config: ImageBindConfig) -> Iterator[str]:
     """The lines of the table, as they are measured. Features are computed in float32; the rest is for comparison."""
-    yield f"| ImageBind, {CLIPS} clips at once | pictures/s | videos/s | sounds/s | peak memory |"
-    yield "|---|---|---|---|---|"
+    yield from table_head([f"ImageBind, {CLIPS} clips at once", "pictures/s", "videos/s", "sounds/s", "peak memory"])
     for title in ("float32", "float32 as TF32", "bfloat16 (autocast)"):
         say(f"gpu: ImageBind, {title}")
         rates, peak = in_a_process_of_its_own(_measure, device, config, title)
@@ -43,7 +42,7 @@ def lines(device: str, config: ImageBindConfig) -> Iterator[str]:
 
 
 def _row(title: str, rates: Rates, peak: str) -> str:
-    return "| " + " | ".join([title, *(f"{rate:,.0f}" for rate in rates.values()), peak]) + " |"
+    return table_row([title, *(f"{rate:,.0f}" for rate in rates.values()), peak])
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from model.architectures.imagebind import ImageBind, ImageBindConfig
 from model.parts.config import ModelConfig, load_preset
 from model.parts.library_logs import quiet_libraries
 from pipelines.sample import Image, Item, Modality, Turn
-from tests.benchmarks import in_a_process_of_its_own, say, timed
+from tests.benchmarks import in_a_process_of_its_own, say, table_head, table_row, timed
 from tests.benchmarks.decoder_shapes import DecoderShape
 from tests.benchmarks.gpu_decoders import decoder_folder
 from tests.benchmarks.gpu_memory import GIB, gibibytes, limit, reserved
@@ -105,8 +105,7 @@ def _write_imagebind(folder: Path, config: ImageBindConfig, device: str) -> None
 
 
 def _training(parts: _Parts, device: str, sizes: SmallSizes) -> Iterator[str]:
-    yield "| stage 3, micro-batch | samples/s | tokens/s | peak memory | fits |"
-    yield "|---|---|---|---|---|"
+    yield from table_head(["stage 3, micro-batch", "samples/s", "tokens/s", "peak memory", "fits"])
     for count in sizes.micro_batches:
         say(f"gpu: {sizes.preset}, micro-batch of {count}")
         overrides = (f"batch_size={count}", f"micro_batch_size={count}")
@@ -117,12 +116,13 @@ def _training(parts: _Parts, device: str, sizes: SmallSizes) -> Iterator[str]:
         if found is not None:
             rates = [f"{found.samples / found.seconds:.3g}", f"{found.tokens / found.seconds:,.0f}"]
             cells = [*rates, gibibytes(found.reserved_bytes), "yes"]
-        yield "| " + " | ".join([str(count), *cells]) + " |"
+        yield table_row([str(count), *cells])
 
 
 def _replies(parts: _Parts, device: str, sizes: SmallSizes) -> Iterator[str]:
-    yield "| a picture in, words and three media out | media | s to load | s first | s second | peak memory | fits |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from table_head(
+        ["a picture in, words and three media out", "media", "s to load", "s first", "s second", "peak memory", "fits"]
+    )
     for on_device in ("one", "all"):
         say(f"gpu: {sizes.preset}, replies, decoders on the device: {on_device}")
         found = in_a_process_of_its_own(_answer, parts.config(sizes.preset, on_device), device)
@@ -130,7 +130,7 @@ def _replies(parts: _Parts, device: str, sizes: SmallSizes) -> Iterator[str]:
         if found is not None:
             seconds = [f"{seconds:.1f}" for seconds in (found.load, found.first, found.second)]
             cells = [str(found.media), *seconds, gibibytes(found.peak), "yes"]
-        yield "| " + " | ".join([f"decoders on the device: {on_device}", *cells]) + " |"
+        yield table_row([f"decoders on the device: {on_device}", *cells])
 
 
 def _answer(config: ModelConfig, device: str) -> _Figures | None:

@@ -8,8 +8,8 @@ import torch
 from model.core.dialogue import encode_dialogue
 from model.core.nextgpt import NextGPT
 from model.inference.answers import Detokenizer
-from model.inference.generation import Prompt, generate_batch
-from model.inference.query import Sampling
+from model.inference.generation import generate_batch
+from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
 from model.parts.devices import best_device
 from pipelines.sample import Turn
@@ -64,7 +64,7 @@ def _row(served: Responder, asked: Responder, target: float | None, size: int, r
 
 def _ours(responder: Responder, turns: list[list[Turn]]) -> float:
     sampling = Sampling(max_new_tokens=NEW_TOKENS, max_items=0)
-    prompts = [Prompt(turns=one, sampling=sampling) for one in turns]
+    prompts = [Query(turns=one, sampling=sampling) for one in turns]
     started = perf_counter()
     replies = generate_batch(responder.model, responder.tokenizer, prompts)
     seconds = perf_counter() - started

@@ -6,7 +6,7 @@ Stage 3 reads the most: features and caption embeddings of all three modalities.
 from statistics import mean
 
 from jobs import train_stage
-from model.runs.run_log import read_log
+from pipelines.storage.files import read_json_lines
 from tests.benchmarks import Row, say
 from tests.benchmarks.training import Ground
 
@@ -33,7 +33,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
     ]
     say(f"waiting: training {steps} steps of stage 3")
     train_stage.main([*command, f"max_steps={steps}", "validation.generate=false"])
-    rows = [row for row in read_log(out / "log.jsonl") if "step_seconds" in row][1:]
+    rows = [row for row in read_json_lines(out / "log.jsonl") if "step_seconds" in row][1:]
     waits, computes = ([1000 * row[name] for row in rows] for name in ("data_seconds", "step_seconds"))
     return [
         Row(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.runs.run_log import read_log
+from pipelines.storage.files import read_json_lines
 from tests.conftest import Cluster
 
 # The fewest with which losses fall, and a run can be stopped twice (test_resume.py).
@@ -33,7 +33,7 @@ class Way:
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
-    return [row for row in read_log(run / "log.jsonl") if "loss" in row]
+    return [row for row in read_json_lines(run / "log.jsonl") if "loss" in row]
 
 
 def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:

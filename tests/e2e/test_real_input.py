@@ -21,7 +21,7 @@ from jobs import embed, generate, prepare, train_stage
 from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
-from model.runs.run_log import read_log
+from pipelines.storage.files import read_json_lines
 from pipelines.storage.shards import Manifest, hash_file
 from tests.conftest import ROOT, Cluster, Here
 from tests.e2e.conftest import EPOCHS, Way, stage_command, steps_of
@@ -145,7 +145,7 @@ def test_one_worker_follows_the_losses_of_two(way: Way, here: Here) -> None:
 
 
 def test_held_out_samples_are_scored_and_one_reply_a_modality_can_be_looked_at(way: Way) -> None:
-    (scores,) = [row for row in read_log(way.run(3) / "log.jsonl") if "validation/loss" in row]
+    (scores,) = [row for row in read_json_lines(way.run(3) / "log.jsonl") if "validation/loss" in row]
     assert scores["validation/loss"] > 0
     assert "held out, after step" in way.logs["stage-3"]
     assert "held out: validation/loss" in way.logs["stage-3"]  # the summary has it from Ray Train's Result.metrics

@@ -16,8 +16,9 @@ from torch import Tensor
 from upath import UPath
 
 from model.checkpoints.description import latest_checkpoint
-from model.runs.run_log import TIMES, read_log
+from model.runs.run_log import TIMES
 from model.runs.run_state import TrainState
+from pipelines.storage.files import read_json_lines
 from tests.conftest import ROOT, Cluster
 from tests.e2e.conftest import Way, stage_command
 
@@ -62,7 +63,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 def steps_of(run: Path) -> int:
     path = run / "log.jsonl"
-    return len([row for row in read_log(path) if "loss" in row]) if path.is_file() else 0
+    return len([row for row in read_json_lines(path) if "loss" in row]) if path.is_file() else 0
 
 
 def outcome(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -71,7 +72,7 @@ def outcome(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     tensors = load_file(last / "model.safetensors")
     if (last / "adapter").is_dir():
         tensors |= load_file(last / "adapter" / "adapter_model.safetensors")
-    rows = [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_log(run / "log.jsonl")]
+    rows = [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_json_lines(run / "log.jsonl")]
     return tensors, rows
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue
 
-from model.inference.generation import Prompt
-from model.inference.query import Sampling
+from model.inference.query import Query, Sampling
 from pipelines.sample import Item, Modality
 
 ASK = dialogue(("show me a dog",))
@@ -27,15 +26,15 @@ def lively(model, tokenizer):
 
 
 def prompts_of_many_kinds(**sampling):
-    """Prompt r is drawn from the seed r."""
+    """Query r is drawn from the seed r."""
     rng = np.random.default_rng(0)
     questions = ["hello", "show me a dog", "what is the sound of a large bell in the evening?", "###", "3"]
-    prompts = [Prompt(turns=dialogue((question,))) for question in questions]
+    prompts = [Query(turns=dialogue((question,))) for question in questions]
     for turns in (CAPTION[:1], MIXED[:1], MIXED[:3], REQUEST[:1]):
         inputs = sum(isinstance(part, Item) for turn in turns if turn.role == "user" for part in turn.parts)
         features = rng.standard_normal((inputs, 32)).astype(np.float32)
-        prompts.append(Prompt(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
-    prompts.append(Prompt(turns=ASK, require=[VIDEO, IMAGE]))
+        prompts.append(Query(turns=turns, features=features, require=[AUDIO] if len(turns) > 1 else []))
+    prompts.append(Query(turns=ASK, require=[VIDEO, IMAGE]))
     return [replace(prompt, sampling=Sampling(**{"seed": row, **sampling})) for row, prompt in enumerate(prompts)]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from trainer_process import NUM_STEPS, work
 
-from model.runs.run_log import TIMES, read_log
+from model.runs.run_log import TIMES
 from model.runs.run_state import TrainState, finished, first_step
+from pipelines.storage.files import read_json_lines
 from tests.benchmarks import free_port
 
 EVERY = "checkpoint_every=3"
@@ -45,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The log without what a clock says."""
-    return [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_log(run / "log.jsonl")]
+    return [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_json_lines(run / "log.jsonl")]
 
 
 @pytest.mark.slow  # tests/e2e/test_resume.py does it with Ray

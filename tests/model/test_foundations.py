@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 
 from model.architectures.imagebind import load_imagebind
-from model.architectures.imagebind_text import TextEncoder
+from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.decoders.decoder import Decoder
 from model.decoders.text_encoders import CaptionEncoder
 from model.encoders.imagebind_encoder import ImageBindEncoder
@@ -121,7 +121,7 @@ def test_media_and_the_texts_that_describe_them_lie_close() -> None:
     red, blue = np.full((32, 32, 3), 240, np.uint8), np.full((32, 32, 3), 240, np.uint8)
     red[10:22, 10:22], blue[10:22, 10:22] = (215, 30, 35), (35, 60, 215)
     media = torch.from_numpy(ImageBindEncoder(str(folder))([Image(pixels=red), Image(pixels=blue)]))
-    encode = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    encode = ImageBindTextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     texts = encode(["a big red square in the centre", "a big blue square in the centre"])
     similarity = media @ texts.T
     assert (similarity.argmax(dim=1) == torch.arange(2)).all()

@@ -43,7 +43,7 @@ def test_it_is_right_more_often_than_not_about_what_it_never_saw(responder: Resp
     ]
     responses = responder.respond_batch(queries)
     scores = [
-        exam.score(row, exam.grade(row, case.conversation, [exam.Response(parts=found.parts, media=found.media)]))
+        exam.score(row, exam.grade(row, case.conversation, [exam.Attempt(parts=found.parts, media=found.media)]))
         for case, found in zip(cases, responses, strict=True)
     ]
     assert sum(scores) / len(scores) > 0.55

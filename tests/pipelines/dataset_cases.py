@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipelines.embed.embedding import Embedded, Sidecar
 from pipelines.embed.identities import EncoderIdentity
-from pipelines.embed.shard_embedder import EmbedTask, Piece, ShardEmbedder, shard_items
+from pipelines.embed.shard_embedder import EmbedTask, ShardEmbedder, ShardPiece, shard_items
 from pipelines.embed.sidecar_shards import assemble_shard
 from pipelines.media.codecs import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
@@ -169,7 +169,7 @@ def begin_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> tuple[Si
             sidecar.plan([shard_items(sidecar.work, number) for number in range(len(sidecar.work.shards))])
         for plan in sidecar.to_encode():
             for number in range(pieces):
-                for pack, ranks in embedder(sidecar.work, Piece(plan=plan, number=number, count=pieces)):
+                for pack, ranks in embedder(sidecar.work, ShardPiece(plan=plan, number=number, count=pieces)):
                     name = f"{pack.path.parent.name}/{pack.path.name}"
                     sidecar.keep(plan.shard, name, np.array(ranks, np.int32))
                     yield plan.shard

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from jobs.replies import options
-from jobs.replies.events import Finished
 from jobs.replies.options import OPTIONS
 from jobs.serving.requests import uploads
-from model.inference.query import Query, Sampling
+from model.inference.query import Query, Response, Sampling
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Turn
 from pipelines.sources import content_parts
@@ -86,7 +85,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Request(BaseModel):
+class ChatRequest(BaseModel):
     """A request for a chat completion. Other fields of OpenAI's are ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -118,7 +117,7 @@ class Mistake(ValueError):
         self.param = param
 
 
-def to_query(request: Request, allowed_urls: Sequence[str] = ()) -> Query:
+def to_query(request: ChatRequest, allowed_urls: Sequence[str] = ()) -> Query:
     """The query for a request; its media are checked and decoded. Raises Mistake."""
     media: dict[str, Media] = {}
     said = list[Speech]()
@@ -155,7 +154,7 @@ def alternating(turns: Sequence[Turn]) -> list[Turn]:
     return joined
 
 
-def _sampling(request: Request, require: Collection[Modality]) -> Sampling:
+def _sampling(request: ChatRequest, require: Collection[Modality]) -> Sampling:
     """How the reply is sampled, under OpenAI's names; the media that are required are always allowed."""
     length = request.max_completion_tokens or request.max_tokens
     sampling = options.sampling(dict(request) | {"max_new_tokens": length})
@@ -201,18 +200,17 @@ def part_of(medium: Media) -> dict[str, Any]:
     return {"type": kind, kind: {"url": data_uri(medium)}} | ({"note": medium.note} if medium.note else {})
 
 
-def completion(head: Mapping[str, Any], finished: Finished) -> dict[str, Any]:
+def completion(head: Mapping[str, Any], response: Response[Media]) -> dict[str, Any]:
     """A whole answer: `content` is its text, `parts` everything in order, `plan` the steps if it was planned."""
-    media = iter(finished.media)
+    media = iter(response.media)
     parts = [
-        part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in finished.parts
+        part_of(next(media)) if isinstance(part, Item) else {"type": "text", "text": part} for part in response.parts
     ]
-    text = " ".join(part for part in finished.parts if isinstance(part, str))
-    message = {"role": "assistant", "content": text, "refusal": None, "parts": parts}
-    if finished.plan:
-        message |= plan_of(finished.plan)
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}
-    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(finished)}
+    message = {"role": "assistant", "content": response.text, "refusal": None, "parts": parts}
+    if response.plan:
+        message |= plan_of(response.plan)
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(response)}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage(response)}
 
 
 def plan_of(plan: str) -> dict[str, Any]:
@@ -220,9 +218,9 @@ def plan_of(plan: str) -> dict[str, Any]:
     return {"plan": json.loads(plan)["steps"]}
 
 
-def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], finished: Finished | None = None) -> dict[str, Any]:
+def chunk(head: Mapping[str, Any], delta: Mapping[str, Any], response: Response[Media] | None = None) -> dict[str, Any]:
     """A chunk of a streamed answer."""
-    reason = _reason(finished) if finished else None
+    reason = _reason(response) if response else None
     choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
@@ -232,12 +230,12 @@ def head(identity: str, model: str) -> dict[str, Any]:
     return {"id": identity, "created": int(time.time()), "model": model}
 
 
-def usage(finished: Finished) -> dict[str, int]:
+def usage(response: Response[Media]) -> dict[str, int]:
     """The token counts of the LLM."""
     return {
-        "prompt_tokens": finished.prompt_tokens,
-        "completion_tokens": finished.tokens,
-        "total_tokens": finished.prompt_tokens + finished.tokens,
+        "prompt_tokens": response.prompt_tokens,
+        "completion_tokens": response.tokens,
+        "total_tokens": response.prompt_tokens + response.tokens,
     }
 
 
@@ -251,5 +249,5 @@ def sse(document: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
 
-def _reason(finished: Finished) -> str:
-    return "length" if finished.was_cut else "stop"
+def _reason(response: Response[Media]) -> str:
+    return "length" if response.was_cut else "stop"

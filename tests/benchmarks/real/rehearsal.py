@@ -12,7 +12,7 @@ from jobs.common import cli
 from model.parts.config import load_preset
 from pipelines.storage.files import remove_tree
 from pipelines.world.dataset import write_world
-from tests.benchmarks import say
+from tests.benchmarks import say, table_head, table_row
 from tests.benchmarks.real.budget import Budget, num_layers
 from tests.benchmarks.real.hub import Hub
 from tests.benchmarks.real.measure import Measured, measure
@@ -61,8 +61,7 @@ def rehearse(arguments: Namespace, machine: str) -> Iterator[str]:
     )
 
     rows = []
-    yield "| " + " | ".join(_HEADER) + " |"
-    yield "|---|" + "---:|" * (len(_HEADER) - 2) + "---|"
+    yield from table_head(_HEADER, numbers=True)
     for row in _run(all_steps(hub, work, amount), work, arguments.only):
         rows.append(row)
         yield _line(row)
@@ -139,7 +138,7 @@ def _line(row: Row) -> str:
     found = row.measured
     gigabytes = (f"{value / 1e9:.2f}" for value in (found.driver, found.workers, found.largest, found.gpu, row.written))
     ended = f"{found.status}: {row.note}" if row.note else str(found.status)
-    return f"| {row.name} | {found.seconds:.0f} | " + " | ".join([*gigabytes, ended.replace("|", "/")]) + " |"
+    return table_row([row.name, f"{found.seconds:.0f}", *gigabytes, ended.replace("|", "/")])
 
 
 def _size(folder: Path) -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CLIPTokenizer, RobertaTokenizer
 
 from model.architectures.imagebind import load_imagebind
-from model.architectures.imagebind_text import TextEncoder
+from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.checkpoints.released import legacy_delta_shapes
 from model.core.tokenizer import encode_text, load_tokenizer
 from model.decoders.decoder import Decoder
@@ -151,7 +151,7 @@ def test_vicuna_loads_whole(parts: dict[str, Path]) -> None:
 def test_imagebind_loads_with_as_many_blocks_as_its_file_has(parts: dict[str, Path]) -> None:
     path = parts["imagebind"] / FILE
     model = load_imagebind(path)
-    texts = TextEncoder(path, CLIPTokenizer.from_pretrained(parts["image"] / "tokenizer"))
+    texts = ImageBindTextEncoder(path, CLIPTokenizer.from_pretrained(parts["image"] / "tokenizer"))
 
     assert (model.config.vision_layers, model.config.audio_layers) == (1, 1)
     assert model.forward_vision(torch.zeros(1, 3, 224, 224)).shape == (1, 1024)

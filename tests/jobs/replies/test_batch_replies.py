@@ -16,8 +16,7 @@ from jobs.replies.respond import ReplySettings
 from model.checkpoints.checkpoint import save_pretrained
 from model.checkpoints.description import SHIPPED
 from model.core.nextgpt import NextGPT
-from model.inference.query import Sampling
-from model.inference.responder import Response
+from model.inference.query import Response, Sampling
 from model.parts.config import load_preset
 from pipelines.media.codecs import decode, load
 from pipelines.prepare.staging import Chunk
@@ -98,7 +97,7 @@ def answered(checkpoint: Path, folder: Path, local_ray: None, tmp_path_factory: 
 
 def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
     picture = Item(modality=Modality.IMAGE)
-    response = Response(text="", parts=("Two:", picture, picture), media=(), prompt_tokens=0, tokens=0, untrained=())
+    response = Response(parts=("Two:", picture, picture), media=(), prompt_tokens=0, tokens=0, untrained=())
     message = batch_replies._message(response, ["a.png", "b.png"], ["", "withheld"])["message"]
     assert message["content"] == [
         text("Two:"),

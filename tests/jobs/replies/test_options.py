@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 import pytest
 
 from jobs.replies.options import OPTIONS, add_options, decoder_settings, mistakes, sampling
-from jobs.serving.requests.openai_format import Request
+from jobs.serving.requests.openai_format import ChatRequest
 from model.inference.query import Sampling
 from pipelines.sample import Modality
 
@@ -45,7 +45,7 @@ def test_the_command_line_may_go_beyond_what_the_network_may() -> None:
     add_options(parser, *OPTIONS)
     arguments = parser.parse_args(["--temperature", "3", "--max-new-tokens", "9000", "--steps", "500"])
     assert list(mistakes(arguments)) == []
-    schema = Request.model_json_schema()["properties"]
+    schema = ChatRequest.model_json_schema()["properties"]
     assert [bound["maximum"] for bound in schema["temperature"]["anyOf"][:1]] == [2.0]
     assert schema["max_items"] == {
         "default": 4,

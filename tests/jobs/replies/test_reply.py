@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.replies.reply import Result, respond
+from jobs.replies.batch_replies import respond
 from jobs.replies.respond import ReplySettings
 from model.checkpoints.checkpoint import save_pretrained
 from model.checkpoints.description import SHIPPED, as_path
 from model.checkpoints.hub import read_model_config
 from model.core.nextgpt import NextGPT
-from model.inference.query import Sampling
+from model.inference.query import Response, Sampling
 from model.parts.config import load_preset
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Image, Modality
@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplySettings:
 
 def test_a_request_gets_its_text_in_pieces_and_a_file_for_each_item(settings: ReplySettings) -> None:
     *pieces, result = respond(settings, PROMPT, [PICTURE])
-    assert isinstance(result, Result)
+    assert isinstance(result, Response)
     assert "".join(str(piece) for piece in pieces) == result.text
     assert [(medium.modality, medium.format) for medium in result.media] == [
         (Modality.IMAGE, "png"),
@@ -68,7 +68,7 @@ def test_the_scheduler_answers_with_text_and_what_it_planned_to_make(settings: R
         steps=None,
     )
     *pieces, result = respond(scheduler, prompt, [])
-    assert isinstance(result, Result)
+    assert isinstance(result, Response)
     assert "".join(str(piece) for piece in pieces) == result.text
     [picture] = result.media
     assert getattr(read(decode(picture)), "colour", None) == "red"

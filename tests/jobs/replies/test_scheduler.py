@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.replies.scheduler import NoPlan, Prepared, needs_guides, prepare
+from jobs.replies.scheduler import NoPlan, Preparation, needs_guides, prepare
 from model.inference.generation import Reply
 from model.inference.query import Query, Sampling, TooLong
 from pipelines.sample import Image, Item, Modality, Turn
@@ -27,10 +27,10 @@ def query(*shown: str, text: str = "Show me both.", **fields: Any) -> Query:
 
 
 def reply(text: str) -> Reply:
-    return Reply(text=text, parts=(text,), conditions=[], prompt_tokens=10, tokens=1, was_cut=False)
+    return Reply(parts=(text,), conditions=[], prompt_tokens=10, tokens=1, was_cut=False)
 
 
-def carried_out(asked: Query, *rounds: Sequence[str]) -> tuple[Prepared, list[list[Query]]]:
+def carried_out(asked: Query, *rounds: Sequence[str]) -> tuple[Preparation, list[list[Query]]]:
     """Sends the texts of each round; returns what was prepared, and the queries of each round."""
     asks, queries = prepare(asked, guides=False), []
     queries.append(list(next(asks)))

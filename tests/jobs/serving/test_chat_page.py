@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from jobs.serving.cases import CASES
+from jobs.serving.page_events import CASES
 from pipelines.media.codecs import encode
 from pipelines.sample import Image, Modality
 from pipelines.world.conversations import converse

@@ -9,7 +9,7 @@ import openai
 import pytest
 from playwright.sync_api import expect
 
-from jobs.serving.cases import CASES
+from jobs.serving.page_events import CASES
 from pipelines.media.codecs import decode
 from pipelines.sample import Media, Modality
 from pipelines.scheduling.tool_plans import TOOLS, Step, problem

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import RayActorError
 
-from jobs.replies.events import Begun, Event, Finished, Lost, Made, Planned, Progress, Said
+from jobs.replies.events import Begun, Event, ItemProgress, Lost, Made, Planned, Said
 from jobs.replies.options import Architecture
 from jobs.replies.respond import asks
 from jobs.replies.scheduler import NoPlan
@@ -21,14 +21,14 @@ from jobs.serving.handles import Handles
 from jobs.serving.service import Service, answer
 from model.decoders.rendering import Wish
 from model.inference.generation import Reply
-from model.inference.painter import Step
-from model.inference.query import Query, Sampling
+from model.inference.painter import RenderStep
+from model.inference.query import Query, Response, Sampling
 from pipelines.sample import Item, Media, Modality, Part, Turn
-from pipelines.scheduling.tool_plans import Step as Tool
+from pipelines.scheduling.tool_plans import RenderStep as Tool
 from pipelines.scheduling.tool_plans import to_json
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
-DONE = Finished(parts=("hello",), media=(), prompt_tokens=3, tokens=1, was_cut=True)
+DONE = Response(parts=("hello",), media=(), prompt_tokens=3, tokens=1, was_cut=True)
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -119,8 +119,7 @@ DRAW = Query(turns=(Turn(role="user", parts=("Draw a dog.",)),), sampling=Sampli
 
 
 def said(*parts: Part, conditions: Any = ()) -> Reply:
-    text = " ".join(part for part in parts if isinstance(part, str))
-    return Reply(text=text, parts=parts, conditions=list(conditions), prompt_tokens=10, tokens=2, was_cut=False)
+    return Reply(parts=parts, conditions=list(conditions), prompt_tokens=10, tokens=2, was_cut=False)
 
 
 class Parts:
@@ -142,7 +141,7 @@ class Parts:
 
     async def _make(self, wish: Wish) -> AsyncGenerator[Any, None]:
         self.wishes.append(wish)
-        yield Step(1, 2)
+        yield RenderStep(1, 2)
         yield PICTURE
 
     async def events(self, architecture: Architecture) -> list[Event]:
@@ -158,9 +157,9 @@ async def test_the_joint_architecture_is_asked_once_and_its_items_are_rendered_f
     assert await parts.events("joint") == [
         Said("Here "),
         Begun(0, Modality.IMAGE),
-        Progress(0, 1, 2),
+        ItemProgress(0, 1, 2),
         Made(0, PICTURE),
-        Finished(parts=("Here", item), media=(PICTURE,), prompt_tokens=10, tokens=2, was_cut=False),
+        Response(parts=("Here", item), media=(PICTURE,), prompt_tokens=10, tokens=2, was_cut=False),
     ]
     assert parts.asked == [DRAW]
     assert [(wish.seed, wish.condition is condition) for wish in parts.wishes] == [(5, True)]
@@ -174,9 +173,9 @@ async def test_the_scheduler_is_asked_for_its_plan_and_then_for_its_words() -> N
         Planned(plan),
         Said("Here."),
         Begun(0, Modality.IMAGE),
-        Progress(0, 1, 2),
+        ItemProgress(0, 1, 2),
         Made(0, PICTURE),
-        Finished(
+        Response(
             parts=("Here.", Item(modality=Modality.IMAGE)),
             media=(PICTURE,),
             prompt_tokens=20,

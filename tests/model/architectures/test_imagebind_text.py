@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from model.architectures.imagebind_text import TextEncoder, TextTower, text_ids
+from model.architectures.imagebind_text import ImageBindTextEncoder, TextTower, text_ids
 from model.parts.builtin import FOUNDATIONS
 
 
@@ -54,10 +54,10 @@ def test_a_saved_tower_is_read_back_by_its_shapes(tmp_path: Path, tokenizer: CLI
     texts = ["a red circle", "a low mi on the flute"]
     with torch.no_grad():
         wanted = tower(text_ids(tokenizer, texts, 16))
-    assert torch.allclose(TextEncoder(tmp_path, tokenizer)(texts), wanted, atol=1e-6)
+    assert torch.allclose(ImageBindTextEncoder(tmp_path, tokenizer)(texts), wanted, atol=1e-6)
 
 
 def test_a_file_without_a_text_tower_is_refused(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     save_file({"modality_heads.vision.2.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: no text tower"):
-        TextEncoder(tmp_path, tokenizer)
+        ImageBindTextEncoder(tmp_path, tokenizer)

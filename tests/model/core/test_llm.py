@@ -17,6 +17,7 @@ from dialogue_cases import (
 from llm_families import FAMILIES, build_llm, family_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from jobs.training.trainable import num_weights
 from model.core.adapter import base_of
 from model.core.batch import collate
 from model.core.dialogue import encode_dialogue
@@ -25,7 +26,6 @@ from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
 from model.inference.generation import generate
 from model.parts.builtin import resolve
-from model.training.trainable import num_weights
 from pipelines.sample import Item, Modality
 
 IDS_BT = torch.arange(5, 45)[None]

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
 from model.inference.constraint import Constraints
-from model.inference.generation import Prompt, Reply, generate_batch
-from model.inference.query import Sampling
+from model.inference.generation import Reply, generate_batch
+from model.inference.query import Query, Sampling
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from pipelines.sample import Modality
@@ -29,9 +29,9 @@ SHORT = {
 }
 
 
-def asked(document: dict[str, Any] = SHORT, **sampling: Any) -> Prompt:
+def asked(document: dict[str, Any] = SHORT, **sampling: Any) -> Query:
     options = {"max_new_tokens": 200, "schema": json.dumps(document), **sampling}
-    return Prompt(turns=dialogue(("show me a dog",)), sampling=Sampling(**options))
+    return Query(turns=dialogue(("show me a dog",)), sampling=Sampling(**options))
 
 
 def check(reply: Reply) -> None:

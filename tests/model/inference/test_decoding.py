@@ -10,18 +10,18 @@ from transformers import AutoTokenizer
 
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
-from model.inference.generation import Generator, Prompt, Reply, generate_batch
-from model.inference.query import Sampling
+from model.inference.generation import Generator, Reply, generate_batch
+from model.inference.query import Query, Sampling
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from pipelines.sample import Modality
 
 
-def alone(model: NextGPT, tokenizer: Any, prompts: list[Prompt]) -> list[Reply]:
+def alone(model: NextGPT, tokenizer: Any, prompts: list[Query]) -> list[Reply]:
     return [generate_batch(model, tokenizer, [prompt])[0] for prompt in prompts]
 
 
-def one_after_another(generator: Generator, prompts: list[Prompt], every: int) -> dict[int, Reply]:
+def one_after_another(generator: Generator, prompts: list[Query], every: int) -> dict[int, Reply]:
     """Adds a prompt every few tokens."""
     replies: dict[int, Reply] = {}
     for prompt in prompts:
@@ -56,7 +56,7 @@ def test_what_rows_leave_behind_does_not_pile_up(model: NextGPT, tokenizer: Any)
     """Someone is always being answered, and yet the cache is no longer than what is read."""
     model.eval()
     generator = Generator(model, tokenizer)
-    prompt = Prompt(turns=dialogue(("hello",)), require=[Modality.IMAGE], sampling=Sampling(max_new_tokens=20))
+    prompt = Query(turns=dialogue(("hello",)), require=[Modality.IMAGE], sampling=Sampling(max_new_tokens=20))
     longest = 0
     for _ in range(30):
         generator.add(prompt)

@@ -17,8 +17,8 @@ from model.core.dialogue import encode_dialogue
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text, load_tokenizer
 from model.inference.decoding import Draw, drawn
-from model.inference.generation import Prompt, generate, generate_batch
-from model.inference.query import Sampling
+from model.inference.generation import generate, generate_batch
+from model.inference.query import Query, Sampling
 from model.parts.builtin import resolve
 from pipelines.sample import Item, Modality, Turn
 
@@ -290,7 +290,7 @@ def test_tokens_within_top_p_are_drawn_in_their_proportions():
 
 def test_rows_of_a_batch_are_drawn_each_in_its_own_way(model, tokenizer):
     ways = [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 2.0, "top_p": 0.5}, {"max_new_tokens": 7}]
-    prompts = [Prompt(turns=ASK, sampling=Sampling(**{"max_new_tokens": 30, **way})) for way in ways]
+    prompts = [Query(turns=ASK, sampling=Sampling(**{"max_new_tokens": 30, **way})) for way in ways]
     replies = generate_batch(model, tokenizer, prompts)
     assert_alike(replies, [generate_batch(model, tokenizer, [prompt])[0] for prompt in prompts])
     assert len({reply.text for reply in replies}) == len(ways)
@@ -324,7 +324,7 @@ def test_a_group_is_read_whole_or_token_by_token_beside_others_alike(model, toke
         one, two = answer_batch(
             model,
             tokenizer,
-            [Prompt(turns=ASK), Prompt(turns=CAPTION[:1], features=np.ones((1, 32)))],
+            [Query(turns=ASK), Query(turns=CAPTION[:1], features=np.ones((1, 32)))],
             max_new_tokens=60,
         )
     assert one.parts == (Item(modality=VIDEO), "a dog")
@@ -339,7 +339,7 @@ def test_no_prompts_get_no_replies(model, tokenizer):
 
 
 def test_a_mistaken_prompt_of_a_batch_is_named(model, tokenizer):
-    prompts = [Prompt(turns=ASK), Prompt(turns=REQUEST)]
+    prompts = [Query(turns=ASK), Query(turns=REQUEST)]
     with pytest.raises(ValueError, match=r"^prompt 2: the last turn must be the user's$"):
         answer_batch(model, tokenizer, prompts, max_new_tokens=5)
 
@@ -376,7 +376,7 @@ def test_a_piece_of_text_is_never_taken_back(model, tokenizer, text, end):
     said = [i for char in text + end for byte in char.encode() for i in bytes_to_ids(tokenizer, byte)]
     with saying(model, said, tokenizer.eos_token_id):
         [reply] = answer_batch(
-            model, tokenizer, [Prompt(turns=ASK)], max_new_tokens=90, on_part=lambda row, part: told.append(part)
+            model, tokenizer, [Query(turns=ASK)], max_new_tokens=90, on_part=lambda row, part: told.append(part)
         )
     assert reply.text == (text + end).strip().removesuffix("###").strip()
     assert "".join(told) == reply.text

@@ -11,7 +11,7 @@ from decoder_cases import array_of
 
 from model.decoders.decoder import Decoder
 from model.decoders.rendering import Wish
-from model.inference.painter import Painter, Step
+from model.inference.painter import Painter, RenderStep
 from pipelines.sample import Image, Modality
 
 
@@ -33,9 +33,9 @@ def wish(decoder: Decoder, seed: int, **settings: Any) -> Wish:
     return Wish(Modality.IMAGE, condition, seed, {"steps": 2, **settings})
 
 
-def heard(told: "SimpleQueue[Any]") -> tuple[list[Step], Any]:
+def heard(told: "SimpleQueue[Any]") -> tuple[list[RenderStep], Any]:
     steps = []
-    while isinstance(event := told.get(timeout=120), Step):
+    while isinstance(event := told.get(timeout=120), RenderStep):
         steps.append(event)
     return steps, event
 
@@ -60,7 +60,7 @@ def test_what_waits_and_is_alike_goes_in_one_batch_and_all_is_as_if_alone(painte
     for asked, told in zip(wishes, queues, strict=True):
         steps, medium = heard(told)
         count = asked.settings["steps"]
-        assert steps == [Step(done, count) for done in range(1, count + 1)]
+        assert steps == [RenderStep(done, count) for done in range(1, count + 1)]
         assert isinstance(medium, Image)
         expected = alone.generate(asked.condition, asked.seed, count)
         assert np.abs(array_of(medium).astype(int) - array_of(expected)).max() <= 1

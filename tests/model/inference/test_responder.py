@@ -10,8 +10,8 @@ from dialogue_cases import dialogue, item
 
 from model.core.nextgpt import NextGPT
 from model.decoders import rendering
-from model.inference.query import Query, Sampling
-from model.inference.responder import Responder, Response
+from model.inference.query import Query, Response, Sampling
+from model.inference.responder import Responder
 from model.parts.config import ModelConfig
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Video
 

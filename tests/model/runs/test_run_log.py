@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.runs.run_log import TIMES, RunLog, read_log
+from model.runs.run_log import TIMES, RunLog
 from model.training.validation_replies import Sampled
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
+from pipelines.storage.files import read_json_lines
 
 RAMP = np.linspace(0, 255, 24 * 32 * 3).astype(np.uint8).reshape(24, 32, 3)
 
@@ -59,14 +60,14 @@ def test_the_log_has_a_line_a_step_and_one_a_validation(tmp_path: Path) -> None:
 def test_the_keys_of_a_step_are_in_its_line_and_no_figure(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.step(1, {"loss": 1.0, "samples": ["a", "b"]})
-    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 1.0, "samples": ["a", "b"]}]
+    assert read_json_lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": 1.0, "samples": ["a", "b"]}]
     assert board(tmp_path).Tags()["scalars"] == ["loss"]
 
 
 def test_a_line_is_on_its_way_before_the_next_step(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.step(1, {"loss": 1.0})
-        assert len(read_log(tmp_path / "log.jsonl")) == 1
+        assert len(read_json_lines(tmp_path / "log.jsonl")) == 1
 
 
 def test_a_figure_that_is_no_number_leaves_the_line_valid_json(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_the_log_of_an_interrupted_run_is_that_of_an_uninterrupted_one(saved: in
     with (tmp_path / "cut" / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed while it wrote
     train(tmp_path / "cut", saved, 7)
-    whole, cut = ([*map(without_times, read_log(tmp_path / name / "log.jsonl"))] for name in ("whole", "cut"))
+    whole, cut = ([*map(without_times, read_json_lines(tmp_path / name / "log.jsonl"))] for name in ("whole", "cut"))
     assert cut == whole
     for tag in ("loss", "validation/loss"):
         whole, cut = ([(e.step, e.value) for e in board(tmp_path / name).Scalars(tag)] for name in ("whole", "cut"))
@@ -96,7 +97,7 @@ def test_the_log_of_an_interrupted_run_is_that_of_an_uninterrupted_one(saved: in
 
 def test_a_run_that_goes_on_where_its_log_is_lost_begins_a_new_one(tmp_path: Path) -> None:
     train(tmp_path, 4, 6)
-    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [5, 6, 6]
+    assert [row["step"] for row in read_json_lines(tmp_path / "log.jsonl")] == [5, 6, 6]
 
 
 @given(cut=st.integers(0, 400))
@@ -104,7 +105,7 @@ def test_a_log_cut_anywhere_reads_as_its_whole_lines(cut: int, tmp_path_factory:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
     text = "".join(json.dumps({"step": step, "loss": step / 7}) + "\n" for step in range(1, 10))
     path.write_text(text[:cut])
-    assert len(read_log(path)) == text[:cut].count("\n")
+    assert len(read_json_lines(path)) == text[:cut].count("\n")
 
 
 @pytest.mark.parametrize("modality", list(Modality))

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.runs.run_log import RunLog, read_log
+from model.runs.run_log import RunLog
 from model.runs.trackers import TrackerName, check_tracker, flatten
 from model.training.validation_replies import Sampled
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
+from pipelines.storage.files import read_json_lines
 
 SETTINGS = {"stage": 1, "optimizer": {"betas": [0.9, 0.95]}, "datasets": {f"set{number}": 1.0 for number in range(120)}}
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -159,7 +160,7 @@ def test_a_server_that_is_away_does_not_end_a_training(
         for step in (1, 2):
             log.step(step, {"loss": 1.0})
             log.sample(step, Sampled(modality=Modality.IMAGE, prompt="", expected="", text="", medium=None))
-    assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [1.0, 1.0]
+    assert [row["loss"] for row in read_json_lines(tmp_path / "log.jsonl")] == [1.0, 1.0]
     assert capsys.readouterr().out.count("note: logging to the tracker failed") == 1
 
 

@@ -3,8 +3,8 @@ import json
 import torch
 from torch import nn
 
+from jobs.training.trainable import format_manifest, num_weights, trainable_table
 from model.core.nextgpt import NextGPT
-from model.training.trainable import format_manifest, num_weights, trainable_table
 
 
 def test_the_table_has_every_trained_tensor_with_its_shape_and_count(tiny):

@@ -14,12 +14,13 @@ from upath import UPath
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.core.dialogue import IGNORE
-from model.runs.run_log import RunLog, read_log
+from model.runs.run_log import RunLog
 from model.runs.run_state import TrainState, best_checkpoint, finished, first_step
 from model.training.divergence import Diverged
 from model.training.feed import Row
 from model.training.trainer import Trainer
 from pipelines.sample import Modality
+from pipelines.storage.files import read_json_lines
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -28,7 +29,7 @@ def train(trainer: Trainer, rows: list[Row], logs: Path) -> list[dict[str, float
     """Trains, and reads the log."""
     with RunLog(logs, first_step=trainer.first_step, tracker=None, name="test", settings={}) as log:
         trainer.run(rows, log=log)
-    return read_log(logs / "log.jsonl")
+    return read_json_lines(logs / "log.jsonl")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

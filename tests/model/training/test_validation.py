@@ -13,8 +13,8 @@ from model.core.losses import Criterion, LossWeights, total
 from model.core.nextgpt import NextGPT
 from model.parts.config import ModelConfig
 from model.training.engine import Rank, build_engine
-from model.training.validation import undisturbed, validate
-from model.training.validation_replies import Sampler
+from model.training.held_out import validate
+from model.training.validation_replies import Sampler, undisturbed
 from pipelines.sample import Modality, turns_to_json
 
 WEIGHTS = LossWeights(tokens=0.5, alignment={Modality.IMAGE: 2.0})

@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from pipelines.embed.embedding import Embedded, Pool, embed, plan_pool
-from pipelines.embed.shard_embedder import EmbedTask, Owned, Piece, ShardEmbedder, cut, shard_items
+from pipelines.embed.shard_embedder import EmbedTask, Owned, ShardEmbedder, ShardPiece, cut, shard_items
 from pipelines.embed.sidecar_shards import WORK, recall, remember
 from pipelines.media.codecs import decode
 from pipelines.sample import Item, Modality
@@ -320,7 +320,7 @@ def test_an_encoder_that_is_not_the_one_the_run_began_with_is_refused(pictures: 
     sidecar.plan([shard_items(sidecar.work, number) for number in range(3)])
     embedder = ShardEmbedder([task(encoder_id="after")])
     with pytest.raises(ValueError, match="noting: its id was before when this run began and is after here"):
-        list(embedder(sidecar.work, Piece(plan=sidecar.to_encode()[0])))
+        list(embedder(sidecar.work, ShardPiece(plan=sidecar.to_encode()[0])))
 
 
 class PatientEncoder(NotingEncoder):

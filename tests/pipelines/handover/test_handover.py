@@ -14,7 +14,7 @@ from dataset_cases import DIALOGUE_VIEWS, pair, talk, task, write_dataset, write
 
 from pipelines.handover import handover
 from pipelines.handover.handover import PlannedDataConfig, step_dataset
-from pipelines.handover.mixture import Candidates, HeldOut, Mixture, Plan
+from pipelines.handover.mixture import Candidates, HeldOutPlan, Mixture, Plan
 from pipelines.handover.stage_samples import PlannedView, SampleReader, plan_view
 from pipelines.storage.sidecars import ENCODER
 
@@ -52,8 +52,8 @@ def mixture_of(views: list[PlannedView]) -> Mixture:
     return Mixture(candidates_of(views), batch_size=6, micro_batch_size=2, window=2, seed=3, epochs=2)
 
 
-def held_out_of(views: list[PlannedView]) -> HeldOut:
-    return HeldOut(candidates_of(views), limit=7, batch_size=4, micro_batch_size=2)
+def held_out_of(views: list[PlannedView]) -> HeldOutPlan:
+    return HeldOutPlan(candidates_of(views), limit=7, batch_size=4, micro_batch_size=2)
 
 
 def by_step(shard: Any) -> Rows:

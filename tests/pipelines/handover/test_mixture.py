@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.handover.mixture import Candidates, HeldOut, Mixture, Pair, Plan
+from pipelines.handover.mixture import Candidates, HeldOutPlan, Mixture, Pair, Plan
 from pipelines.handover.survey import hash_key
 from pipelines.sample import Sample
 from pipelines.sources.catalog import load_catalog
@@ -51,10 +51,10 @@ def mixtures(draw: st.DrawFn) -> tuple[list[Candidates], Mixture]:
 
 
 @st.composite
-def held_out_plans(draw: st.DrawFn) -> tuple[list[Candidates], HeldOut]:
+def held_out_plans(draw: st.DrawFn) -> tuple[list[Candidates], HeldOutPlan]:
     taken = draw(views)
     settings = {name: draw(size) for name, size in sizes.items()}
-    return taken, HeldOut(taken, limit=draw(st.integers(1, 100)), **settings)
+    return taken, HeldOutPlan(taken, limit=draw(st.integers(1, 100)), **settings)
 
 
 def plain(**changes: Any) -> Mixture:
@@ -166,21 +166,21 @@ def test_nothing_to_train_on_is_an_error() -> None:
         Mixture([candidates([])], batch_size=1, micro_batch_size=1, window=1, seed=0, epochs=1)
 
 
-def held(*counts: int, weights: Sequence[float] = (), limit: int = 20) -> HeldOut:
+def held(*counts: int, weights: Sequence[float] = (), limit: int = 20) -> HeldOutPlan:
     taken = [candidates([5] * n, weight) for n, weight in zip(counts, weights or [1.0] * len(counts), strict=True)]
-    return HeldOut(taken, limit=limit, batch_size=8, micro_batch_size=4)
+    return HeldOutPlan(taken, limit=limit, batch_size=8, micro_batch_size=4)
 
 
-def shares(plan: HeldOut) -> Counter[int]:
+def shares(plan: HeldOutPlan) -> Counter[int]:
     return Counter(view for step in range(plan.num_steps) for view, _ in batch(plan, step))
 
 
 @given(held_out_plans(), st.integers(1, 100))
 def test_validation_takes_no_sample_twice_and_no_more_than_asked_for(
-    case: tuple[list[Candidates], HeldOut], limit: int
+    case: tuple[list[Candidates], HeldOutPlan], limit: int
 ) -> None:
     taken, _ = case
-    plan = HeldOut(taken, limit=limit, batch_size=8, micro_batch_size=4)
+    plan = HeldOutPlan(taken, limit=limit, batch_size=8, micro_batch_size=4)
     seen = [pair for step in range(plan.num_steps) for pair in batch(plan, step)]
     assert len(set(seen)) == len(seen) == min(limit, sum(len(view.samples) for view in taken))
     assert {pair[1] for pair in seen} <= {int(sample) for view in taken for sample in view.samples}
@@ -340,7 +340,7 @@ def test_batches_are_by_the_length_of_the_caption_that_is_taken() -> None:
 
 
 def test_of_each_medium_held_out_the_first_caption_is_taken() -> None:
-    plan = HeldOut([worded(range(6), [3] * 6)], limit=100, batch_size=4, micro_batch_size=2)
+    plan = HeldOutPlan([worded(range(6), [3] * 6)], limit=100, batch_size=4, micro_batch_size=2)
     assert sorted(chain(*(batch(plan, step) for step in range(plan.num_steps)))) == [(0, 5 * key) for key in range(6)]
 
 

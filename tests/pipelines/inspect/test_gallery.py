@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.inspect.curves import panels
+from pipelines.inspect.exhibits import spectrogram
 from pipelines.inspect.gallery_page import Display, percent, write_gallery
 from pipelines.inspect.gallery_picture import MOST_BYTES, WIDTH, write_picture
-from pipelines.inspect.run_examples import Example, Said, choose, read_examples, spectrogram
+from pipelines.inspect.run_examples import ExampleTurn, RunExample, choose, read_examples
 from pipelines.inspect.verdicts import verdict
 from pipelines.storage.files import read_json, write_json
 from pipelines.world.render import render
@@ -152,13 +153,13 @@ def test_a_row_is_met_at_its_target_and_close_to_the_text_or_else_missed(
     assert verdict(row | {"target": None}).kind == "reported"
 
 
-def spoken(row: str, words: str, right: bool) -> Example:
-    turns = (Said(role="user", parts=(words,)), Said(role="assistant", parts=()))
-    return Example(key=words, row=row, right=right, grades={}, wanted="", turns=turns)
+def spoken(row: str, words: str, right: bool) -> RunExample:
+    turns = (ExampleTurn(role="user", parts=(words,)), ExampleTurn(role="assistant", parts=()))
+    return RunExample(key=words, row=row, right=right, grades={}, wanted="", turns=turns)
 
 
 @given(st.lists(st.builds(spoken, st.sampled_from("abc"), st.sampled_from("uvwxyz"), st.booleans())), st.integers(0, 9))
-def test_rows_take_turns_and_nothing_is_shown_twice(examples: list[Example], most: int) -> None:
+def test_rows_take_turns_and_nothing_is_shown_twice(examples: list[RunExample], most: int) -> None:
     chosen = choose(examples, most, right=True)
     wanted = {example.key for example in examples if example.right}
     assert all(example.right for example in chosen)

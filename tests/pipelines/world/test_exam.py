@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.sample import Decoded, Item, Media, Modality, Turn
-from pipelines.world.conversations import Answer, Conversation
-from pipelines.world.exam import ROWS, Case, Response, Row, cases, chance, grade, is_lost, score, shown
+from pipelines.world.conversations import Conversation, Expected
+from pipelines.world.exam import ROWS, Attempt, Case, ExamRow, cases, chance, grade, is_lost, score, shown
 from pipelines.world.oracles import read
 from pipelines.world.render import render
 from pipelines.world.scenes import Motion, Scene, Sound, Subject, is_held_out, modality_of
@@ -19,7 +19,7 @@ any_row = st.sampled_from(OWN)
 numbers = st.integers(0, 11)
 
 
-def case_of(row: Row, number: int) -> Case:
+def case_of(row: ExamRow, number: int) -> Case:
     return cases(row, number + 1)[-1]
 
 
@@ -27,32 +27,32 @@ def subjects(conversation: Conversation) -> list[Subject]:
     return [*conversation.media.values(), *(subject for answer in conversation.answers for subject in answer.made)]
 
 
-def perfect(conversation: Conversation) -> list[Response]:
+def perfect(conversation: Conversation) -> list[Attempt]:
     """Answers in the words of the data, with rendered media."""
     return [
-        Response(parts=turn.parts, media=tuple(render(subject, 5) for subject in answer.made))
+        Attempt(parts=turn.parts, media=tuple(render(subject, 5) for subject in answer.made))
         for turn, answer in zip(conversation.turns[1::2], conversation.answers, strict=True)
     ]
 
 
-def speechless(conversation: Conversation) -> list[Response]:
-    return [Response(parts=(), media=()) for _ in conversation.answers]
+def speechless(conversation: Conversation) -> list[Attempt]:
+    return [Attempt(parts=(), media=()) for _ in conversation.answers]
 
 
 def exchange(asked: str | Subject, said: str, *made: Subject) -> Conversation:
     """One exchange, of which the grading looks at the words, the shown and the made subjects."""
     media = {} if isinstance(asked, str) else {"0": asked}
     turns = (Turn(role="user", parts=("?",)), Turn(role="assistant", parts=(said,)))
-    return Conversation(kind="", turns=turns, media=media, answers=(Answer(named={}, made=made),))
+    return Conversation(kind="", turns=turns, media=media, answers=(Expected(named={}, made=made),))
 
 
-def answer(text: str, *media: Decoded) -> Response:
+def answer(text: str, *media: Decoded) -> Attempt:
     items = [Item(modality=modality_of(found)) for medium in media if (found := read(medium))]
-    return Response(parts=(text, *items), media=media)
+    return Attempt(parts=(text, *items), media=media)
 
 
 @given(any_row, numbers)
-def test_the_answers_of_the_data_are_all_right(row: Row, number: int) -> None:
+def test_the_answers_of_the_data_are_all_right(row: ExamRow, number: int) -> None:
     conversation = case_of(row, number).conversation
     grades = grade(row, conversation, perfect(conversation))
     assert grades
@@ -61,27 +61,27 @@ def test_the_answers_of_the_data_are_all_right(row: Row, number: int) -> None:
 
 
 @given(any_row, numbers)
-def test_who_says_nothing_has_nothing_right(row: Row, number: int) -> None:
+def test_who_says_nothing_has_nothing_right(row: ExamRow, number: int) -> None:
     conversation = case_of(row, number).conversation
     assert score(row, grade(row, conversation, speechless(conversation))) == 0
 
 
 @given(any_row, numbers)
-def test_chance_lies_between_nothing_and_all(row: Row, number: int) -> None:
+def test_chance_lies_between_nothing_and_all(row: ExamRow, number: int) -> None:
     guess = chance(row, case_of(row, number).conversation)
     assert guess is not None
     assert 0 < guess < 1
 
 
 @given(any_row, numbers)
-def test_the_main_subject_is_held_out_unless_it_is_a_harder_one(row: Row, number: int) -> None:
+def test_the_main_subject_is_held_out_unless_it_is_a_harder_one(row: ExamRow, number: int) -> None:
     conversation = case_of(row, number).conversation
     assert any(map(is_held_out, subjects(conversation))) or row.hard
     assert not row.hard or not any(map(is_held_out, subjects(conversation)))
 
 
 @given(any_row)
-def test_more_conversations_begin_as_fewer_and_their_media_are_the_same(row: Row) -> None:
+def test_more_conversations_begin_as_fewer_and_their_media_are_the_same(row: ExamRow) -> None:
     few, more = cases(row, 2), cases(row, 4)
     assert more[:2] == few
     assert len({case.key for case in more}) == 4
@@ -148,11 +148,11 @@ def test_in_several_turns_one_mistake_is_one_too_many() -> None:
     conversation = case_of(row, 0).conversation
     first, *others = perfect(conversation)
     assert score(row, grade(row, conversation, [first, *others])) == 1
-    assert score(row, grade(row, conversation, [Response(parts=(), media=()), *others])) == 0
+    assert score(row, grade(row, conversation, [Attempt(parts=(), media=()), *others])) == 0
 
 
 @given(any_row, numbers)
-def test_a_conversation_is_lost_by_its_words_alone(row: Row, number: int) -> None:
+def test_a_conversation_is_lost_by_its_words_alone(row: ExamRow, number: int) -> None:
     conversation = case_of(row, number).conversation
     unseen = [replace(one, media=(None,) * len(one.media)) for one in perfect(conversation)]
     assert not is_lost(row, conversation, unseen)
@@ -162,7 +162,7 @@ def test_a_conversation_is_lost_by_its_words_alone(row: Row, number: int) -> Non
 def test_replies_count_one_by_one_where_modalities_and_groups_are_asked_for() -> None:
     conversation = case_of(ROWS["turns_change"], 0).conversation
     others = perfect(conversation)[1:]
-    silent = Response(parts=(), media=(), well_formed=False)
+    silent = Attempt(parts=(), media=(), well_formed=False)
     for row in (ROWS["modalities"], ROWS["well_formed"]):
         assert score(row, grade(row, conversation, [silent, *others])) == len(others) / (len(others) + 1)
 

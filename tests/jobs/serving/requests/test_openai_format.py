@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from jobs.replies.events import Finished
 from jobs.serving.requests import openai_format as wire
-from model.inference.query import Sampling
+from model.inference.query import Response, Sampling
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Image, Item, Media, Modality, Turn, Video
 
@@ -25,8 +24,8 @@ NO_VIDEO = {"type": "video_url", "video_url": {"url": wire.data_uri(SOUND)}}
 ELSEWHERE = {"type": "image_url", "image_url": {"url": "http://a.example/x.png"}}
 
 
-def request(*messages: Any, **more: Any) -> wire.Request:
-    return wire.Request.model_validate({"messages": list(messages), **more})
+def request(*messages: Any, **more: Any) -> wire.ChatRequest:
+    return wire.ChatRequest.model_validate({"messages": list(messages), **more})
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -102,14 +101,14 @@ def test_what_is_no_content_is_refused_in_one_line_that_names_the_field() -> Non
 
 
 def test_the_description_of_content_names_the_parts_that_clients_send() -> None:
-    schema = wire.Request.model_json_schema()["$defs"]["Message"]["properties"]["content"]
+    schema = wire.ChatRequest.model_json_schema()["$defs"]["Message"]["properties"]["content"]
     [parts] = [kind for kind in schema["anyOf"] if kind["type"] == "array"]
     kinds = {part["properties"]["type"]["const"] for part in parts["items"]["anyOf"]}
     assert kinds == {"text", "image_url", "video_url", "audio_url", "input_audio"}
 
 
 def test_a_reply_can_be_sent_back_as_it_came() -> None:
-    finished = Finished(
+    finished = Response(
         parts=("Here:", Item(modality=Modality.IMAGE), "and", Item(modality=Modality.AUDIO)),
         media=(PICTURE, SOUND),
         prompt_tokens=5,
@@ -191,7 +190,7 @@ def test_a_mistake_names_the_field_and_the_reason(messages: Any, param: str, rea
 )
 def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        wire.Request.model_validate({"messages": [user("a")], **wrong})
+        wire.ChatRequest.model_validate({"messages": [user("a")], **wrong})
 
 
 def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:

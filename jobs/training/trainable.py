@@ -7,6 +7,8 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
+from jobs.common.cli import aligned
+
 # The parts of names in which similar tensors differ: layer numbers and modalities.
 _VARYING = re.compile(r"(?<=\.)(?:\d+|image|video|audio)(?=\.)")
 
@@ -49,10 +51,8 @@ def format_manifest(rows: Sequence[TensorRow], total: int) -> str:
         (_folded([row["name"] for row in group]), shape, f"x{len(group)}", f"{sum(row['count'] for row in group):,}")
         for (_, shape), group in groups.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"{n:<{widths[0]}}  {s:>{widths[1]}}  {t:>{widths[2]}}  {c:>{widths[3]}}" for n, s, t, c in cells]
     trained = sum(row["count"] for row in rows)
-    return "\n".join([*lines, f"{trained:,} of {total:,} weights train ({trained / total:.2%})"])
+    return "\n".join([*aligned(cells), f"{trained:,} of {total:,} weights train ({trained / total:.2%})"])
 
 
 def _folded(names: Sequence[str]) -> str:
