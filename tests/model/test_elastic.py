@@ -17,7 +17,7 @@ EVERY = "checkpoint_every=3"
 
 # Processes begin as copies of one that has loaded torch and DeepSpeed, which takes longer than what they then do.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["trainer_process"])
+PROCESSES.set_forkserver_preload(["deepspeed", "model.training.trainer", "model.runs.run_log"])
 
 
 def launch(run: Path, workers: int, *settings: str, until: int = NUM_STEPS) -> None:
@@ -28,8 +28,10 @@ def launch(run: Path, workers: int, *settings: str, until: int = NUM_STEPS) -> N
         PROCESSES.Process(target=work, args=(shared | {"RANK": str(rank), "LOCAL_RANK": "0"}, *arguments))
         for rank in range(workers)
     ]
-    for process in started:
-        process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is loaded
+        for process in started:
+            process.start()
     for process in started:
         process.join(300)
     codes = [process.exitcode for process in started]
