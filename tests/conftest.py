@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,11 @@ import hypothesis
 import psutil
 import pytest
 
-import jobs.common.cli  # Sets what Ray reads from the environment when it is first imported.
+# Tests run side by side, and small matrices gain nothing from threads: they would only wait for each other, busily.
+# Before torch is imported, and for the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jobs.common import cli  # Sets what Ray reads from the environment when it is first imported.
 from tests.benchmarks import free_port
 
 # How long an example takes says how busy the machine is.
@@ -26,6 +30,18 @@ hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says to `--dist loadgroup` which tests run in one process: those of a file, or of files that say so themselves.
+
+    The latter share what takes long to start (a cluster and what was trained on it, a chat server). They come first, so
+    that nothing long is left for the end.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +73,32 @@ def local_ray() -> Iterator[None]:
             patch.setenv(name, os.environ.get(name, ""))
             patch.delenv(name)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        jobs.common.cli.configure_ray_data()
+        cli.configure_ray_data()
         yield
         ray.shutdown()
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(local_ray: None, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a command in this process: `here(train_stage.main, "--stage", "1")`; what it printed and how it ended.
+
+    Python, torch and Ray are loaded already, which is most of what a short command takes.
+    """
+
+    def run(main: cli.Main, *arguments: str) -> subprocess.CompletedProcess[str]:
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.run(lambda _: main(arguments))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -182,6 +221,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, kind)
-            process.wait(20)
+            process.wait(5)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue

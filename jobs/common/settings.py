@@ -75,7 +75,7 @@ def checkpoint_model(
     Raises:
         UsageError: all mistakes, one line each.
     """
-    from model.checkpoints.hub import read_model_config  # late: it imports torch, which most mistakes do not need
+    from model.checkpoints.hub import read_model_config  # late: most mistakes do not need the client of the hub
 
     return _found(_overridden(read_model_config(checkpoint), overrides, allowed=LOADING), needed)
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from jobs.replies.options import Architecture, decoder_settings
 from jobs.replies.scheduler import Asks, Preparation, needs_guides, prepare
-from model.inference.query import Query, Response, Sampling, side_by_side
+from model.inference.query import Query, Reply, Response, Sampling, side_by_side
 from model.parts.config import ModelConfig
 from pipelines.sample import Decoded, Item, Modality, Part, Turn
 
 if TYPE_CHECKING:
-    from model.inference.generation import Reply
     from model.inference.responder import Responder
 
 
@@ -120,7 +119,7 @@ def _prepare(
     done: dict[int, Preparation | ValueError] = {}
     waiting: dict[int, Sequence[Query]] = {}
 
-    def go_on(number: int, replies: "Sequence[Reply | ValueError]") -> None:
+    def go_on(number: int, replies: Sequence[Reply | ValueError]) -> None:
         generator = generators[number]
         failed = next((reply for reply in replies if isinstance(reply, ValueError)), None)
         try:

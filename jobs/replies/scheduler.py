@@ -8,17 +8,14 @@ import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from model.inference.query import Query, Sampling, TooLong
+from model.decoders.wish import Wish
+from model.inference.query import Query, Reply, Sampling, TooLong
 from pipelines.sample import Item, Part, Turn
 from pipelines.scheduling.plan_prompts import Asking, media_names
 from pipelines.scheduling.tool_plans import Step, from_json, problem, schema, to_json
 from pipelines.views import CAPTION_PROMPT
-
-if TYPE_CHECKING:
-    from model.decoders.rendering import Wish
-    from model.inference.generation import Reply
 
 DATASET = "plan_instruction"  # of the catalog: a model trained on it knows the format of plans
 _PLAN_TOKENS = 384
@@ -40,7 +37,7 @@ class Preparation:
     """
 
     query: Query
-    wishes: "tuple[Wish, ...]" = ()
+    wishes: tuple[Wish, ...] = ()
     plan: str = ""
     prompt_tokens: int = 0
     tokens: int = 0
@@ -50,7 +47,7 @@ class Preparation:
         return (*said, *(Item(modality=wish.modality) for wish in self.wishes))
 
 
-Asks = Generator[Sequence[Query], "Sequence[Reply]", Preparation]
+Asks = Generator[Sequence[Query], Sequence[Reply], Preparation]
 
 
 def needs_guides(stages: Iterable[Mapping[str, Any]]) -> bool:
@@ -78,8 +75,6 @@ class _Scheduler:
         self._prompt_tokens = self._tokens = 0
 
     def run(self) -> Asks:
-        from model.decoders.rendering import Wish
-
         steps, added = yield from self._plan()
         results = yield from self._carry_out(steps, added)
         made = [step for step in steps if step.verb == "make"]
@@ -97,13 +92,13 @@ class _Scheduler:
             tokens=self._tokens,
         )
 
-    def _ask(self, queries: Sequence[Query]) -> Generator[Sequence[Query], "Sequence[Reply]", list[str]]:
+    def _ask(self, queries: Sequence[Query]) -> Generator[Sequence[Query], Sequence[Reply], list[str]]:
         replies = yield queries
         self._prompt_tokens += sum(reply.prompt_tokens for reply in replies)
         self._tokens += sum(reply.tokens for reply in replies)
         return [reply.text for reply in replies]
 
-    def _plan(self) -> Generator[Sequence[Query], "Sequence[Reply]", tuple[list[Step], set[int]]]:
+    def _plan(self) -> Generator[Sequence[Query], Sequence[Reply], tuple[list[Step], set[int]]]:
         """The steps, and which of them were added because the query requires their media."""
         while True:
             try:
@@ -147,7 +142,7 @@ class _Scheduler:
 
     def _carry_out(
         self, steps: Sequence[Step], added: set[int]
-    ) -> Generator[Sequence[Query], "Sequence[Reply]", dict[int, str]]:
+    ) -> Generator[Sequence[Query], Sequence[Reply], dict[int, str]]:
         """The result of each step, by its number; steps whose needs are met run side by side."""
         by_number = {step.id: step for step in steps}
         results = {step.id: step.input for step in steps if step.verb == "make"}

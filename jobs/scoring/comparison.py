@@ -14,7 +14,7 @@ from jobs.replies.options import ARCHITECTURES, Architecture, decoder_settings
 from jobs.replies.respond import respond_batch
 from jobs.scoring.exam_run import MAX_ITEMS, noise
 from jobs.scoring.figures import wilson
-from model.decoders.rendering import Wish
+from model.decoders.wish import Wish
 from model.inference.query import Query, Sampling
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs

@@ -12,10 +12,11 @@ from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import check_compatible
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text
-from model.decoders.rendering import DecoderPool, Wish
+from model.decoders.rendering import DecoderPool
+from model.decoders.wish import Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
-from model.inference.generation import Reply, generate_batch
-from model.inference.query import Query, Sampling
+from model.inference.generation import generate_batch
+from model.inference.query import Query, Reply, Sampling
 from model.parts.config import ModelConfig
 from pipelines.embed.shard_embedder import VIDEO_FPS
 from pipelines.media import codecs

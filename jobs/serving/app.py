@@ -16,8 +16,7 @@ from jobs.replies.events import Event
 from jobs.replies.options import Architecture
 from jobs.replies.respond import asks
 from jobs.serving.deployments import About, Language, Renderer, about
-from model.inference.query import Query
-from model.inference.speaker import AT_ONCE
+from model.inference.query import AT_ONCE, Query
 from pipelines.sample import Modality
 
 Fraction = Annotated[float, Field(ge=0, le=64)]

@@ -1,4 +1,7 @@
-"""The deployments of a model on Ray Serve: the LLM with its encoder, and one decoder per modality."""
+"""The deployments of a model on Ray Serve: the LLM with its encoder, and one decoder per modality.
+
+The front end and the command import this module too, so what loads torch is imported where it is used.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.replies.scheduler import needs_guides
-from model.decoders.rendering import Wish
-from model.inference.generation import Reply
-from model.inference.painter import Painter, RenderStep
-from model.inference.query import Query
-from model.inference.speaker import Speaker
+from model.decoders.wish import RenderStep, Wish
+from model.inference.query import Query, Reply
 from model.parts.config import DecoderSettings, ModelConfig
 from pipelines.media import codecs
 from pipelines.sample import Media, Modality, Part
@@ -36,6 +36,7 @@ class Language:
     def __init__(self, checkpoint: str, config: ModelConfig, at_once: int) -> None:
         from jobs.common.cli import quiet
         from model.inference.responder import Responder
+        from model.inference.speaker import Speaker
         from model.parts.devices import best_device
 
         quiet()
@@ -78,6 +79,7 @@ class Renderer:
 
         from jobs.common.cli import quiet
         from model.decoders.decoder import Decoder
+        from model.inference.painter import Painter
         from model.parts.devices import best_device
 
         quiet()

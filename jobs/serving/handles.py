@@ -9,10 +9,8 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from jobs.replies.events import ItemProgress, Lost, Made
-from model.decoders.rendering import Wish
-from model.inference.generation import Reply
-from model.inference.painter import RenderStep
-from model.inference.query import Query
+from model.decoders.wish import RenderStep, Wish
+from model.inference.query import Query, Reply
 from pipelines.sample import Modality, Part
 
 _TRIES = 3

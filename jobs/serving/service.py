@@ -11,9 +11,7 @@ from jobs.replies.options import Architecture
 from jobs.replies.scheduler import Asks, Preparation
 from jobs.serving.deployments import About
 from jobs.serving.handles import Handles
-from model.inference.generation import Reply
-from model.inference.query import Query, Response
-from model.inference.responder import wishes
+from model.inference.query import Query, Reply, Response, wishes
 from pipelines.sample import Item, Media
 
 AnswerAll = Callable[[Query], AsyncGenerator[Event, None]]

@@ -12,13 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoints.description import as_path
+from model.checkpoints.description import BASE_ROWS, as_path
 from model.core.adapter import base_of
 from model.core.nextgpt import NextGPT
 from model.parts.weights import weights_hash
 from pipelines.storage.files import atomic_path
-
-BASE_ROWS = "base_rows.safetensors"
 
 
 def own_rows(model: NextGPT) -> dict[str, Tensor]:

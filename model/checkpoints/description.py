@@ -11,6 +11,7 @@ from pipelines.storage.files import read_json, to_path
 FORMAT = 2
 CONFIG = "config.json"
 ADAPTER = "adapter"
+BASE_ROWS = "base_rows.safetensors"
 SHIPPED = "builtin:world"
 
 

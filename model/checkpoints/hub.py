@@ -9,8 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
-from model.checkpoints.base_rows import BASE_ROWS
-from model.checkpoints.description import ADAPTER, as_path, latest_checkpoint, model_config, read_config
+from model.checkpoints.description import ADAPTER, BASE_ROWS, as_path, latest_checkpoint, model_config, read_config
 from model.parts.config import ModelConfig
 from pipelines.storage.files import is_local
 

@@ -8,10 +8,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.decoders.decoder import Decoder
+from model.decoders.wish import Wish
 from model.parts.config import ModelConfig
 from model.parts.families import latent_shape
 from pipelines.sample import Decoded, Modality
@@ -19,23 +19,6 @@ from pipelines.sample import Decoded, Modality
 # Latent values per batch: 16 images of Stable Diffusion, one video of ZeroScope.
 _LATENTS_AT_ONCE = 1 << 18
 _MOST_AT_ONCE = 50  # of small media, so that progress shows
-
-
-class Wish(NamedTuple):
-    """A medium to render from a decoder's condition (L, D) or a caption, and the seed of its noise.
-
-    `settings` override the decoder's defaults, as in `Decoder.generate_batch`: steps, guidance, sizes.
-    """
-
-    modality: Modality
-    condition: npt.NDArray[np.float32] | str
-    seed: int
-    settings: Mapping[str, Any] = {}
-
-    @property
-    def kind(self) -> Hashable:
-        """A key that is equal for wishes that fit into one batch."""
-        return self.modality, tuple(sorted(self.settings.items()))
 
 
 class _Batch(NamedTuple):

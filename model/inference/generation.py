@@ -6,7 +6,6 @@ length and width of a condition.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,33 +20,12 @@ from model.core.tokenizer import eos_ids, special_ids
 from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
 from model.inference.decoding import Decoding, Draw, Pending
-from model.inference.query import Query, Sampling, TooLong, text_of
+from model.inference.query import Condition, Query, Reply, Sampling, TooLong
 from pipelines.sample import Item, Modality, Part, Turn
 
-Condition = tuple[Modality, npt.NDArray[np.float32]]
 OnPart = Callable[[int, Part], None]
 _NO_LIMIT = 1 << 30
 _DIALOGUES_AT_ONCE = 32  # batch size for computing conditions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An answer before its items are rendered: its parts in order, and each item's modality and condition (L, D).
-
-    Conditions are float32. `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the
-    length limit ended it.
-    """
-
-    parts: tuple[Part, ...]
-    conditions: list[Condition]
-    prompt_tokens: int
-    tokens: int
-    was_cut: bool
-
-    @property
-    def text(self) -> str:
-        """The texts, joined by spaces."""
-        return text_of(self.parts)
 
 
 def generate(

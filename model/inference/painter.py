@@ -2,22 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from model.decoders.decoder import Decoder
-from model.decoders.rendering import Wish, most_at_once, render_batch
+from model.decoders.rendering import most_at_once, render_batch
+from model.decoders.wish import RenderStep, Wish
 from model.inference.inbox import Inbox
 from model.parts.devices import give_back_memory
 from pipelines.sample import Decoded
-
-
-@dataclass(frozen=True, slots=True)
-class RenderStep:
-    """Progress of a medium: `done` denoising steps of `total`."""
-
-    done: int
-    total: int
-
 
 Tell = Callable[[RenderStep | Decoded | Exception], None]
 

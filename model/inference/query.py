@@ -1,4 +1,4 @@
-"""What a model is asked, and its finished answers. Imports no deep learning library."""
+"""What a model is asked, and its answers. Imports no deep learning library."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from model.decoders.wish import Wish
 from pipelines.sample import Decoded, Modality, Part, Turn
 
 T = TypeVar("T")
+Condition = tuple[Modality, npt.NDArray[np.float32]]
+AT_ONCE = 32  # answers that a model on a server generates side by side
 
 
 class TooLong(ValueError):
@@ -59,6 +62,26 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer before its items are rendered: its parts in order, and each item's modality and condition (L, D).
+
+    Conditions are float32. `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the
+    length limit ended it.
+    """
+
+    parts: tuple[Part, ...]
+    conditions: list[Condition]
+    prompt_tokens: int
+    tokens: int
+    was_cut: bool
+
+    @property
+    def text(self) -> str:
+        """The texts, joined by spaces."""
+        return text_of(self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response(Generic[T]):
     """A finished answer: its texts and items in order, and the medium of each item, decoded or as a file.
 
@@ -79,6 +102,14 @@ class Response(Generic[T]):
     def text(self) -> str:
         """The texts, joined by spaces."""
         return text_of(self.parts)
+
+
+def wishes(query: Query, reply: Reply) -> list[Wish]:
+    """The media to render for a reply, one wish per item."""
+    return [
+        Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
+        for number, (modality, condition) in enumerate(reply.conditions)
+    ]
 
 
 def text_of(parts: Sequence[Part]) -> str:

@@ -14,10 +14,11 @@ import torch
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.core.nextgpt import NextGPT
-from model.decoders.rendering import DecoderPool, Wish
+from model.decoders.rendering import DecoderPool
+from model.decoders.wish import Wish
 from model.encoders.imagebind_encoder import ImageBindEncoder
-from model.inference.generation import OnPart, Reply, generate_batch
-from model.inference.query import Query, Response
+from model.inference.generation import OnPart, generate_batch
+from model.inference.query import Query, Reply, Response, wishes
 from model.parts.builtin import is_untrained
 from model.parts.config import ModelConfig
 from pipelines.sample import Decoded, Item, Modality, Part
@@ -116,14 +117,6 @@ class Responder:
             return self._device
         place = (self._device.index or 0) + 1 + list(Modality).index(modality)
         return torch.device("cuda", place % torch.cuda.device_count())
-
-
-def wishes(query: Query, reply: Reply) -> list[Wish]:
-    """The media to render for a reply, one wish per item."""
-    return [
-        Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
-        for number, (modality, condition) in enumerate(reply.conditions)
-    ]
 
 
 def _inputs(query: Query) -> list[Decoded]:

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from itertools import count
 
-from model.inference.generation import Generator, Reply
+from model.inference.generation import Generator
 from model.inference.inbox import Inbox
-from model.inference.query import Query
+from model.inference.query import AT_ONCE, Query, Reply
 from model.inference.responder import Responder
 from pipelines.sample import Part
 
 Tell = Callable[[Part | Reply | Exception], None]
-AT_ONCE = 32
 
 
 class Speaker(Inbox[tuple[int, Query | None, Tell]]):

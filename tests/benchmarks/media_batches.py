@@ -6,7 +6,8 @@ import numpy as np
 
 from model.checkpoints.hub import read_model_config
 from model.decoders.decoder import Decoder
-from model.decoders.rendering import Wish, most_at_once
+from model.decoders.rendering import most_at_once
+from model.decoders.wish import Wish
 from model.parts.devices import best_device
 from tests.benchmarks import Row, compare
 

@@ -12,7 +12,7 @@ from pipelines.world.dataset import write_world
 from tests.conftest import ROOT, Cluster, raylet_of, running_cluster
 from tests.e2e.test_crash import content
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster")]
 CPU_NODE = ("--num-cpus=1",)
 # Not a device, but what Ray schedules by: the encoders' actor runs here, and on no other node.
 GPU_NODE = ("--num-cpus=1", "--num-gpus=1")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(1500)]
 UNDERSTANDING = {"understand_image", "understand_video", "understand_audio"}
 MAKING = {"make_image", "make_video", "make_audio"}
 

@@ -1,14 +1,12 @@
-"""The main job on real input, as a user runs it: every command submitted to a real cluster's job server."""
+"""The main job on real input, as a user runs it: every command submitted to a real cluster's job server, then more."""
 
 import io
 import json
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -19,18 +17,18 @@ import soundfile
 import webdataset
 from safetensors import safe_open
 
+from jobs import embed, generate, prepare, train_stage
 from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
 from pipelines.storage.files import read_json_lines
 from pipelines.storage.shards import Manifest, hash_file
-from tests.conftest import ROOT, Cluster
+from tests.conftest import ROOT, Cluster, Here
+from tests.e2e.conftest import EPOCHS, Way, stage_command, steps_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
 
 PAIRS = {"cc3m": 14, "webvid": 11, "audiocap": 14}
-EPOCHS = {1: "12", 2: "8", 3: "6"}
-HELD_OUT = {1: "0", 2: "0", 3: "0.15"}
 # What the job server's client says around each command, and how far a command is where it takes seconds.
 SUBMISSION = (
     r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING) "
@@ -53,63 +51,6 @@ EXPECTED = {
     "generate": r"reply: |  \S+/\d-\w+\.\w+$|note: untrained ",
 }
 KINDS = ("image", "video", "audio", "encoder")
-
-
-@dataclass(frozen=True)
-class Way:
-    """What the commands left behind."""
-
-    root: Path
-    logs: dict[str, str]
-
-    @property
-    def shards(self) -> Path:
-        return self.root / "shards"
-
-    def run(self, stage: int) -> Path:
-        return self.root / f"stage-{stage}"
-
-    def steps(self, stage: int) -> list[dict[str, float]]:
-        return steps_of(self.run(stage))
-
-
-def steps_of(run: Path) -> list[dict[str, float]]:
-    return [row for row in read_json_lines(run / "log.jsonl") if "loss" in row]
-
-
-def stage_command(way_root: Path, stage: int, out: Path, *settings: str) -> list[str]:
-    command = [
-        "python",
-        "jobs/train_stage.py",
-        "--stage",
-        str(stage),
-        "--shards",
-        str(way_root / "shards"),
-        "--preset",
-        "tiny",
-    ]
-    init = ["--init", str(way_root / f"stage-{stage - 1}")] if stage > 1 else []
-    epochs = [f"epochs={EPOCHS[stage]}", f"validation.fraction={HELD_OUT[stage]}"]
-    return [*command, "--out", str(out), *init, *epochs, "workers=2", *settings]
-
-
-@pytest.fixture(scope="module")
-def way(cluster: Cluster, sample_root: Path, embedded: Path, prepared_logs: dict[str, str]) -> Way:
-    root = embedded.parent
-    commands = {
-        **{f"stage-{n}": stage_command(root, n, root / f"stage-{n}") for n in (1, 2, 3)},
-        "generate": [
-            *["python", "jobs/generate.py", "--checkpoint", str(root / "stage-3"), "--out", str(root / "reply")],
-            *["--prompt", "Show a dog.", "--require", "image", "video", "audio", "--steps", "2"],
-            *["--image", str(sample_root / "T-X_pair_data/cc3m/images/001315438.jpg")],
-        ],
-    }
-    logs = dict(prepared_logs)
-    for name, command in commands.items():
-        done = cluster.submit(*command)
-        logs[name] = done.stdout + done.stderr
-        assert done.returncode == 0, logs[name]
-    return Way(root=root, logs=logs)
 
 
 def test_all_39_pairs_and_their_dialogues_go_through_prepare(way: Way) -> None:
@@ -142,7 +83,7 @@ def test_every_pair_has_its_embeddings_beside_it_under_the_same_key(way: Way) ->
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_loss_of_each_stage_falls(way: Way, stage: int) -> None:
     losses = [row["loss"] for row in way.steps(stage)]
-    epoch = len(losses) // int(EPOCHS[stage])
+    epoch = len(losses) // EPOCHS[stage]
     assert sum(losses[-epoch:]) < sum(losses[:epoch])
 
 
@@ -150,7 +91,7 @@ def test_the_loss_of_each_stage_falls(way: Way, stage: int) -> None:
 def test_a_run_keeps_its_settings_with_their_hash_and_what_it_trained(way: Way, stage: int) -> None:
     settings = json.loads((way.run(stage) / "settings.json").read_text())
     assert settings["hash"] in way.logs[f"stage-{stage}"]
-    assert settings["settings"]["epochs"] == int(EPOCHS[stage])
+    assert settings["settings"]["epochs"] == EPOCHS[stage]
     names = {row["name"].split(".")[0] for row in json.loads((way.run(stage) / "trainable.json").read_text())}
     expected = {1: {"input_projection"}, 2: {"output_projections"}}
     both = {"input_projection", "output_projections", "llm"}
@@ -189,16 +130,15 @@ def test_untrained_frozen_parts_are_named_where_they_are_used(way: Way) -> None:
 
 def test_a_stage_run_by_itself_gives_the_same_weights_to_the_bit(way: Way, cluster: Cluster) -> None:
     out = way.root / "alone"
-    command = stage_command(way.root, 1, out)[1:]
-    done = cluster.alone(*command)
+    done = cluster.alone("jobs/train_stage.py", *stage_command(way.root, 1, out))
     assert done.returncode == 0, done.stderr
     first, second = (latest_checkpoint(run) / "model.safetensors" for run in (way.run(1), out))
     assert hash_file(first) == hash_file(second)
 
 
-def test_one_worker_follows_the_losses_of_two(way: Way, cluster: Cluster) -> None:
+def test_one_worker_follows_the_losses_of_two(way: Way, here: Here) -> None:
     out = way.root / "single"
-    done = cluster.run(*stage_command(way.root, 2, out, "workers=1")[1:])
+    done = here(train_stage.main, *stage_command(way.root, 2, out, "workers=1"))
     assert done.returncode == 0, done.stderr
     single, both = ([row["loss"] for row in steps] for steps in (steps_of(out), way.steps(2)))
     assert single == pytest.approx(both, rel=1e-5)
@@ -214,19 +154,19 @@ def test_held_out_samples_are_scored_and_one_reply_a_modality_can_be_looked_at(w
     assert all(path.stat().st_size > 0 for path in replies.values())
 
 
-def test_a_finished_stage_has_nothing_to_do_and_other_settings_are_another_run(way: Way, cluster: Cluster) -> None:
-    again = cluster.run(*stage_command(way.root, 1, way.run(1))[1:])
+def test_a_finished_stage_has_nothing_to_do_and_other_settings_are_another_run(way: Way, here: Here) -> None:
+    again = here(train_stage.main, *stage_command(way.root, 1, way.run(1)))
     assert "finished already; nothing to do" in again.stdout, again.stderr
-    other = cluster.run(*stage_command(way.root, 1, way.run(1), "seed=1")[1:])
+    other = here(train_stage.main, *stage_command(way.root, 1, way.run(1), "seed=1"))
     assert other.returncode != 0
     assert "holds a run of other settings (seed: 0 -> 1)" in other.stderr
 
 
-def test_preparing_and_embedding_again_makes_nothing(way: Way, cluster: Cluster, sample_root: Path) -> None:
+def test_preparing_and_embedding_again_makes_nothing(way: Way, here: Here, sample_root: Path) -> None:
     before = {path: hash_file(path) for path in tree(way.shards)}
-    command = ["jobs/prepare.py", "--data", str(sample_root), "--out", str(way.shards), "--samples-per-shard", "5"]
-    assert cluster.run(*command).stdout.count("(was up to date)") == 9
-    again = cluster.run("jobs/embed.py", "--shards", str(way.shards), "--preset", "tiny")
+    command = ["--data", str(sample_root), "--out", str(way.shards), "--samples-per-shard", "5"]
+    assert here(prepare.main, *command).stdout.count("(was up to date)") == 9
+    again = here(embed.main, "--shards", str(way.shards), "--preset", "tiny")
     assert "0 of 3 shards embedded now" in again.stdout
     assert {path: hash_file(path) for path in tree(way.shards)} == before
 
@@ -242,31 +182,21 @@ def test_a_failed_job_shows_as_failed_with_its_reason_last(way: Way, cluster: Cl
 
 
 def test_shards_without_the_sidecars_a_stage_needs_are_refused_before_training(
-    way: Way, cluster: Cluster, tmp_path: Path
+    way: Way, here: Here, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(way.shards / "cc3m", shards / "cc3m", ignore=shutil.ignore_patterns("embeddings"))
-    done = cluster.run(
-        "jobs/train_stage.py",
-        "--stage",
-        "2",
-        "--preset",
-        "tiny",
-        "--shards",
-        str(shards),
-        "--out",
-        str(tmp_path / "run"),
-    )
+    arguments = ["--stage", "2", "--preset", "tiny", "--shards", str(shards), "--out", str(tmp_path / "run")]
+    done = here(train_stage.main, *arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "has no image embeddings at all; run jobs/embed.py" in done.stderr.splitlines()[-1]
 
 
 def test_a_checkpoint_of_another_preset_and_embeddings_of_another_width_are_refused_together(
-    way: Way, cluster: Cluster, tmp_path: Path
+    way: Way, here: Here, tmp_path: Path
 ) -> None:
-    command = stage_command(way.root, 2, tmp_path / "run", "--preset", "nextgpt_7b")[1:]
-    done = cluster.run(*command)
+    done = here(train_stage.main, *stage_command(way.root, 2, tmp_path / "run", "--preset", "nextgpt_7b"))
     assert done.returncode == 2
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("are 77x64, preset nextgpt_7b takes 77x768" in line for line in mistakes)
@@ -278,22 +208,10 @@ def tree(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_the_legacy_embedding_arguments_give_an_npy_a_caption(
-    way: Way, cluster: Cluster, sample_root: Path, tmp_path: Path
-) -> None:
+def test_the_legacy_embedding_arguments_give_an_npy_a_caption(here: Here, sample_root: Path, tmp_path: Path) -> None:
     captions = sample_root / "T-X_pair_data" / "audiocap" / "audiocap.json"
-    command = [
-        "jobs/embed.py",
-        "--captions",
-        str(captions),
-        "--modality",
-        "audio",
-        "--out",
-        str(tmp_path),
-        "--preset",
-        "tiny",
-    ]
-    done: subprocess.CompletedProcess[str] = cluster.run(*command, "--model", "builtin:tiny/audio_decoder")
+    arguments = ["--captions", str(captions), "--modality", "audio", "--out", str(tmp_path), "--preset", "tiny"]
+    done = here(embed.main, *arguments, "--model", "builtin:tiny/audio_decoder")
     assert "14 in = 14 out + 0 rejected" in done.stdout, done.stderr
     assert len(list(tmp_path.glob("*.wav.npy"))) == 14
 
@@ -313,39 +231,35 @@ def own_llm(folder: Path) -> Path:
 
 
 def stage_1_of(preset: Path, way: Way, out: Path) -> list[str]:
-    command = stage_command(way.root, 1, out, "max_steps=2", "validation.generate=false")[1:]
+    command = stage_command(way.root, 1, out, "max_steps=2", "validation.generate=false")
     return [str(preset) if argument == "tiny" else argument for argument in command]
 
 
 def test_weights_at_a_relative_path_and_a_preset_file_train_and_reply_from_any_folder(
-    way: Way, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: Way, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = cluster.run(*stage_1_of(own_llm(tmp_path), way, tmp_path / "run"))
+    monkeypatch.chdir(ROOT)
+    done = here(train_stage.main, *stage_1_of(own_llm(tmp_path), way, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir("/")
     assert from_pretrained(tmp_path / "run")[0].config.llm.name == str(tmp_path / "llm")
     # Moved since: told in a line before anything is loaded, and found where it is said to be.
     (tmp_path / "llm").rename(tmp_path / "moved")
-    command = [
-        "jobs/generate.py",
-        "--checkpoint",
-        str(tmp_path / "run"),
-        "--prompt",
-        "Hi",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    lost = cluster.run(*command)
+    command = ["--checkpoint", str(tmp_path / "run"), "--prompt", "Hi", "--out", str(tmp_path / "r")]
+    lost = here(generate.main, *command)
     where = f"{tmp_path}/llm: no such folder; looked for {tmp_path}/llm; set model.llm.name to where it is"
     assert (lost.returncode, lost.stderr.splitlines()[-1]) == (2, f"error: model.llm.name: {where}")
-    found = cluster.run(*command, f"model.llm.name={tmp_path}/moved")
+    found = here(generate.main, *command, f"model.llm.name={tmp_path}/moved")
     assert found.returncode == 0, found.stderr
 
 
-def test_what_would_fail_again_is_tried_once(way: Way, cluster: Cluster, tmp_path: Path) -> None:
+def test_what_would_fail_again_is_tried_once(
+    way: Way, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     preset = own_llm(tmp_path)
     (tmp_path / "llm" / "model.safetensors").write_bytes(b"not weights")
-    done = cluster.run(*stage_1_of(preset, way, tmp_path / "run"))
+    done = here(train_stage.main, *stage_1_of(preset, way, tmp_path / "run"))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/llm: damaged weights (")
     assert "stopped.json" in {path.name for path in (tmp_path / "run").iterdir()}

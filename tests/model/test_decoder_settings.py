@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from model.decoders import decoder as decoders
 from model.decoders import rendering, text_encoders
 from model.decoders.decoder import WITHHELD, Decoder, NotFinite
-from model.decoders.rendering import DecoderPool, Wish
+from model.decoders.rendering import DecoderPool
 from model.decoders.text_encoders import CaptionEncoder
+from model.decoders.wish import Wish
 from model.inference.painter import Painter
 from model.parts import families
 from model.parts.builtin import resolve

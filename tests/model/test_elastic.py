@@ -1,41 +1,41 @@
 """The same run at other numbers of workers, on real processes: torchrun, gloo, DeepSpeed."""
 
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_process import NUM_STEPS
+from trainer_process import NUM_STEPS, work
 
 from model.runs.run_log import TIMES
 from model.runs.run_state import TrainState, finished, first_step
 from pipelines.storage.files import read_json_lines
 from tests.benchmarks import free_port
 
-HERE = Path(__file__).parent
 EVERY = "checkpoint_every=3"
 
 
-def launch(run: Path, workers: int, *settings: str, until: int = NUM_STEPS) -> list[int]:
-    """The exit codes of a start of the run's stage 3 with so many workers."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(workers),
-        "LOCAL_RANK": "0",
-    }
-    command = [sys.executable, str(HERE / "trainer_process.py"), str(run), "3", str(until), EVERY, *settings]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    processes = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}, **pipes) for rank in range(workers)]
-    output = [process.communicate(timeout=300)[0].decode() for process in processes]
-    codes = [process.returncode for process in processes]
-    assert until < NUM_STEPS or codes == [0] * workers, "\n".join(text[-2000:] for text in output)
-    return codes
+# Processes begin as copies of one that has loaded torch and DeepSpeed, which takes longer than what they then do.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["deepspeed", "model.training.trainer", "model.runs.run_log"])
+
+
+def launch(run: Path, workers: int, *settings: str, until: int = NUM_STEPS) -> None:
+    """Starts the run's stage 3 with so many workers, and waits for their end."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
+    arguments = (str(run), 3, until, EVERY, *settings)
+    started = [
+        PROCESSES.Process(target=work, args=(shared | {"RANK": str(rank), "LOCAL_RANK": "0"}, *arguments))
+        for rank in range(workers)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is loaded
+        for process in started:
+            process.start()
+    for process in started:
+        process.join(300)
+    codes = [process.exitcode for process in started]
+    assert codes == [0] * workers if until == NUM_STEPS else 9 in codes, f"see {run}-*.out"
 
 
 @pytest.fixture(scope="module")

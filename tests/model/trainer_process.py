@@ -1,9 +1,8 @@
-"""One worker of a run without Ray, as torchrun would start it: `trainer_process.py RUN STAGE UNTIL key=value ...`."""
+"""One worker of a run without Ray, in a process of its own with the environment that torchrun would give it."""
 
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,8 +19,16 @@ from model.training.feed import Row
 NUM_STEPS = 9
 
 
-def main(run: Path, stage: int, until: int, *overrides: str) -> None:
-    """Trains from where the run stands, and dies when the sample of step `until` comes."""
+def work(environment: Mapping[str, str], run: str, stage: int, until: int, *overrides: str) -> None:
+    """Trains from where the run stands, and dies when the sample of step `until` comes; prints into `RUN-RANK.out`."""
+    os.environ |= environment
+    output = os.open(f"{run}-{environment['RANK']}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    _train(Path(run), stage, until, *overrides)
+
+
+def _train(run: Path, stage: int, until: int, *overrides: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = Rank(rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu")
@@ -53,7 +60,3 @@ def _until(rows: list[Row], run: Path, until: int) -> Iterator[Row]:
 def _wait_for(path: Path) -> None:
     while not path.is_file():
         time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -138,10 +138,8 @@ def test_a_reply_is_a_turn_of_a_chat_with_the_media_it_names(answered: Path) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("actors", [1, 2])
 def test_neither_the_number_of_actors_nor_a_restart_changes_a_byte(
-    actors: int,
-    answered: Path,
+    local_ray: None,
     checkpoint: Path,
     folder: Path,
     tmp_path: Path,
@@ -149,18 +147,16 @@ def test_neither_the_number_of_actors_nor_a_restart_changes_a_byte(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(batch_replies, "ROWS_AT_ONCE", 1)
-    one, other = tmp_path / "one", tmp_path / "other"
-    monkeypatch.setattr(
-        batch_replies, "plan_pool", lambda gpus: batch_replies.Pool(actors=actors, num_cpus=1, num_gpus=0)
-    )
-    run(checkpoint, folder / "chats.jsonl", one)
-    assert "9 conversations: 3 answered, 6 rejected" in capsys.readouterr().out
-    run(checkpoint, folder / "chats.jsonl", other)
-    assert content(one) == content(other)
-    expected, written = content(one), (one / MEDIA / "0000000-1.png").stat().st_mtime_ns
+    for actors in (2, 1):
+        pool = batch_replies.Pool(actors=actors, num_cpus=1, num_gpus=0)
+        monkeypatch.setattr(batch_replies, "plan_pool", lambda gpus, pool=pool: pool)
+        run(checkpoint, folder / "chats.jsonl", tmp_path / str(actors))
+        assert "9 conversations: 3 answered, 6 rejected" in capsys.readouterr().out
+    one, expected = tmp_path / "1", content(tmp_path / "2")
+    assert content(one) == expected
+    written = (one / MEDIA / "0000000-1.png").stat().st_mtime_ns
     (one / MEDIA / "0000001-1.png").unlink()
     (one / REPLIES).unlink()
-    capsys.readouterr()
     run(checkpoint, folder / "chats.jsonl", one)
     assert "9 conversations: 3 answered, 2 of them before, 6 rejected" in capsys.readouterr().out
     assert content(one) == expected

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.replies.scheduler import NoPlan, Preparation, needs_guides, prepare
-from model.inference.generation import Reply
-from model.inference.query import Query, Sampling, TooLong
+from model.inference.query import Query, Reply, Sampling, TooLong
 from pipelines.sample import Image, Item, Modality, Turn
 from pipelines.scheduling.tool_plans import Step, to_json
 from pipelines.views import CAPTION_PROMPT

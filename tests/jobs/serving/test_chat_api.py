@@ -28,7 +28,7 @@ from pipelines.world.render import render
 from tests.benchmarks.chat_server import ChatServer
 from tests.conftest import BIN, ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("chat"), pytest.mark.timeout(900)]
 KINDS = {"image_url": Image, "video_url": Video, "audio_url": Audio}
 ALL = "Show me a picture, a video and a sound of a red circle."
 

@@ -7,7 +7,7 @@ import pytest
 from tests.benchmarks.chat_server import ChatServer
 from tests.benchmarks.load import press
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("chat"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_fifty_visitors_get_their_own_replies_and_nothing_fails(chat: ChatServer) -> None:

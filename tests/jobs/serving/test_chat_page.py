@@ -21,7 +21,7 @@ from pipelines.world.render import render
 from tests.benchmarks.chat_server import ChatServer
 from tests.pipelines.browsing import chromium
 
-pytestmark = [pytest.mark.ray, pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("chat"), pytest.mark.browser, pytest.mark.timeout(900)]
 SUFFIX = {Modality.IMAGE: "png", Modality.VIDEO: "mp4", Modality.AUDIO: "wav"}
 TAG = {Modality.IMAGE: "img", Modality.VIDEO: "video", Modality.AUDIO: "audio"}
 # What each case shows, and must at least get back.

@@ -17,7 +17,7 @@ from pipelines.world.oracles import read
 from tests.benchmarks.chat_server import ChatServer, cases, chat_server
 from tests.pipelines.browsing import chromium
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("chat"), pytest.mark.timeout(900)]
 # What each case makes: which tools its plan must use, whatever else it does.
 WANTED = {
     "Picture → sound": ["describe_image", "make_audio"],

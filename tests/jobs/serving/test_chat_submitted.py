@@ -10,7 +10,7 @@ import pytest
 from tests.benchmarks import free_port
 from tests.conftest import BIN, ROOT, Cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 QUESTION = {"messages": [{"role": "user", "content": "Draw a small red circle at the left."}]}
 
 

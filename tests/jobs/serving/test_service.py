@@ -1,6 +1,8 @@
 """What the page and the API share: the events of a reply, how many may ask at once, and what the others are told."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +21,12 @@ from jobs.serving.api import add_handlers, router
 from jobs.serving.deployments import About
 from jobs.serving.handles import Handles
 from jobs.serving.service import Service, answer
-from model.decoders.rendering import Wish
-from model.inference.generation import Reply
-from model.inference.painter import RenderStep
-from model.inference.query import Query, Response, Sampling
+from model.decoders.wish import RenderStep, Wish
+from model.inference.query import Query, Reply, Response, Sampling
 from pipelines.sample import Item, Media, Modality, Part, Turn
 from pipelines.scheduling.tool_plans import Step as Tool
 from pipelines.scheduling.tool_plans import to_json
+from tests.conftest import ROOT
 
 ABOUT = About(name="small", settings={Modality.IMAGE: {"height": 32}}, untrained=(), needs_guides=False)
 DONE = Response(parts=("hello",), media=(), prompt_tokens=3, tokens=1, was_cut=True)
@@ -194,6 +195,23 @@ async def test_a_reply_that_is_lost_after_its_first_words_is_not_begun_again() -
         await parts.events("joint")
     assert parts.told == [Said("He")]
     assert len(parts.asked) == 1
+
+
+FRONT = """
+import sys
+from jobs.common.settings import checkpoint_model
+from jobs.serving.app import Settings, build
+from jobs.serving.page import add_page
+
+checkpoint_model("builtin:world")
+build(Settings(checkpoint="builtin:world"))
+print(sorted({"torch", "transformers", "diffusers"} & set(sys.modules)))
+"""
+
+
+def test_the_command_and_the_front_end_load_no_model_and_nothing_it_needs() -> None:
+    done = subprocess.run([sys.executable, "-c", FRONT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
 
 
 @pytest.fixture

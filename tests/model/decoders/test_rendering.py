@@ -5,8 +5,9 @@ from decoder_cases import array_of, name_of
 
 from model.decoders import rendering
 from model.decoders.decoder import Decoder
-from model.decoders.rendering import Wish, render
+from model.decoders.rendering import render
 from model.decoders.text_encoders import CaptionEncoder
+from model.decoders.wish import Wish
 from pipelines.sample import Modality
 
 IMAGE, VIDEO, AUDIO = Modality

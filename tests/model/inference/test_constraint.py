@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
 from model.inference.constraint import Constraints
-from model.inference.generation import Reply, generate_batch
-from model.inference.query import Query, Sampling
+from model.inference.generation import generate_batch
+from model.inference.query import Query, Reply, Sampling
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from pipelines.sample import Modality

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
-from model.inference.generation import Generator, Reply, generate_batch
-from model.inference.query import Query, Sampling
+from model.inference.generation import Generator, generate_batch
+from model.inference.query import Query, Reply, Sampling
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from pipelines.sample import Modality

@@ -10,8 +10,8 @@ import pytest
 from decoder_cases import array_of
 
 from model.decoders.decoder import Decoder
-from model.decoders.rendering import Wish
-from model.inference.painter import Painter, RenderStep
+from model.decoders.wish import RenderStep, Wish
+from model.inference.painter import Painter
 from pipelines.sample import Image, Modality
 
 

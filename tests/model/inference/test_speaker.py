@@ -12,8 +12,7 @@ from dialogue_cases import dialogue
 from generation_cases import lively
 
 from model.core.nextgpt import NextGPT
-from model.inference.generation import Reply
-from model.inference.query import Query, Sampling, TooLong
+from model.inference.query import Query, Reply, Sampling, TooLong
 from model.inference.responder import Responder
 from model.inference.speaker import Speaker
 from model.parts.config import ModelConfig
