@@ -192,9 +192,11 @@ def finished(source: Source) -> Manifest | None:
     if stamp(rejects) != state.rejects and not (rejects.is_file() and hash_file(rejects) == manifest.rejects_sha256):
         return None
     stamps = Stamps(root=source.media)
-    if any(stamps.of(row["media"]) != row["stamps"] for row in _rows(source.directory, "media", "stamps")):
+    try:
+        chunks = _rows(source.directory, "media", "stamps")
+        return manifest if all(stamps.of(row["media"]) == row["stamps"] for row in chunks) else None
+    except pa.ArrowException:  # A damaged memory is none.
         return None
-    return manifest
 
 
 def _shards_hold(directory: Path, manifest: Manifest, state: State) -> Iterator[bool]:
