@@ -23,15 +23,21 @@ _COUNTERS = {
     "items": "captions and media that were embedded",
 }
 
+_MOST_TASKS = 512
+_TASKS_A_CORE = 8
+
 
 def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
-    """Runs a step on every row, one task per row, in any order.
+    """A step on every row, in any order: a task a row, or where there are very many, a task for several.
+
+    The driver holds some 40 KB a task, whatever it does.
 
     Raises:
         OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
     """
     if rows:
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        most = max(_MOST_TASKS, _TASKS_A_CORE * int(ray.cluster_resources().get("CPU", 1)))
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), most))
         yield from _raising(dataset.map(_told(step, _row), **options).iter_rows())
 
 

@@ -187,10 +187,12 @@ class _Partitions:
         paths = (_path(self.folder, "changes", number) for number in range(self.partitions))
         low, high = row["section"] << 32, (row["section"] + 1) << 32
         changes = _joined([_between(read_array(path), "id", low, high) for path in paths if path.is_file()], CHANGE)
-        lines, claims = Lines(self.folder, row["section"]), list[tuple[int, int]]()
-        for change in changes[changes["kind"] == RENAMED]:
-            sample = lines.sample(int(change["id"]) - low)
-            claims.append((hash_key(renamed(sample, int(change["choice"])).key), int(change["id"])))
+        changes = np.sort(changes[changes["kind"] == RENAMED], order="id")
+        samples = Lines(self.folder, row["section"]).samples((changes["id"] - np.uint64(low)).tolist())
+        claims = [
+            (hash_key(renamed(sample, choice).key), place)
+            for sample, choice, place in zip(samples, changes["choice"].tolist(), changes["id"].tolist(), strict=True)
+        ]
         write_array(_path(self.folder, "claims", row["section"]), np.sort(np.array(claims, _CLAIM), order="key"))
         return row
 
@@ -199,9 +201,8 @@ class _Partitions:
         known, found = KnownRows(), list[tuple[int, int, int, int]]()
         for section in self.sections:
             lines = Lines(self.folder, section)
-            for number in range(len(lines.numbers)):
-                place = (section << 32) + number
-                if change := known.take(lines.sample(number), place, self.are_pairs):
+            for place, sample in enumerate(lines.samples(range(len(lines.numbers))), section << 32):
+                if change := known.take(sample, place, self.are_pairs):
                     found.append((place, *change))
         return row | _write(self.folder, row["partition"], np.array(found, CHANGE))
 

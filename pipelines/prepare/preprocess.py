@@ -19,7 +19,7 @@ from pipelines.prepare.part_tars import assemble_shard, is_made, keep_rejects, p
 from pipelines.prepare.pieces import Piece, plan_pieces
 from pipelines.prepare.reading import in_process
 from pipelines.prepare.staging import Source, Staged, part_path, source_stamp, stage_rows, staged_media
-from pipelines.prepare.state import CAPTIONS, MOST, State, StoredShard, Summary, finished
+from pipelines.prepare.state import CAPTIONS, MOST, PartSummary, State, StoredShard, finished
 from pipelines.progress import track
 from pipelines.ray_steps import count, map_rows
 from pipelines.sample import Modality
@@ -103,7 +103,9 @@ def assemble_shards(source: Source, plan: Mapping[int, list[Piece]]) -> Iterator
             ray.cancel(reference)
 
 
-def _outcomes(source: Source, staged: Staged, state: State | None, retry_rejected: bool) -> tuple[list[Summary], int]:
+def _outcomes(
+    source: Source, staged: Staged, state: State | None, retry_rejected: bool
+) -> tuple[list[PartSummary], int]:
     """What became of every chunk, and how many rows were worked on now; known chunks are not made again."""
     known = {outcome.fingerprint: outcome for outcome in state.outcomes} if state else {}
     outcomes = [known.get(chunk.fingerprint) for chunk in staged.chunks]
@@ -117,7 +119,7 @@ def _outcomes(source: Source, staged: Staged, state: State | None, retry_rejecte
 
 
 def _shards(
-    source: Source, staged: Staged, outcomes: list[Summary], state: State | None
+    source: Source, staged: Staged, outcomes: list[PartSummary], state: State | None
 ) -> tuple[dict[str, StoredShard], list[str]]:
     """All shards by name, and the names of those that had to be put together now."""
     plan = plan_pieces([outcome.accepted for outcome in outcomes], source.samples_per_shard)
@@ -140,7 +142,7 @@ def _shards(
     return {name: shards[name] for name in recipes}, [shard_name(index) for index in todo]
 
 
-def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected: bool) -> dict[int, Summary]:
+def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected: bool) -> dict[int, PartSummary]:
     chunks = [{"part": part, "fingerprint": staged.chunks[part].fingerprint} for part in parts]
 
     def work(chunk: dict[str, Any]) -> dict[str, Any]:
@@ -152,13 +154,13 @@ def _run_parts(source: Source, staged: Staged, parts: list[int], retry_rejected:
     outcomes = {}
     with track(f"{source.entry.name}: prepare", sum(staged.chunks[part].rows for part in parts), "rows") as bar:
         for row in map_rows(chunks, work):
-            outcome = outcomes[row["part"]] = Summary(**json.loads(row["outcome"]))
+            outcome = outcomes[row["part"]] = PartSummary(**json.loads(row["outcome"]))
             samples = staged.chunks[row["part"]].rows
             bar.advance(samples, rejected=samples - outcome.accepted)
     return outcomes
 
 
-def _write_rejects(source: Source, staged: Staged, outcomes: list[Summary]) -> dict[str, int]:
+def _write_rejects(source: Source, staged: Staged, outcomes: list[PartSummary]) -> dict[str, int]:
     """Writes the rows that were rejected, in a task where there are many; returns how many for which reason."""
     rejected = Counter(staged.rejected)
     for outcome in outcomes:
@@ -174,7 +176,7 @@ def _write_rejects(source: Source, staged: Staged, outcomes: list[Summary]) -> d
     return dict(sorted(rejected.items()))
 
 
-def _recipe(outcomes: list[Summary], pieces: list[Piece]) -> str:
+def _recipe(outcomes: list[PartSummary], pieces: list[Piece]) -> str:
     """A hash of what a shard is put together from: equal recipes give equal bytes."""
     return hash_strings([f"{outcomes[piece.part].result} {piece.start} {piece.stop}" for piece in pieces])
 
@@ -218,7 +220,7 @@ def _finish(source: Source, staged: Staged, rejected: dict[str, int], state: Sta
     return manifest
 
 
-def _captions(outcomes: list[Summary]) -> dict[str, int]:
+def _captions(outcomes: list[PartSummary]) -> dict[str, int]:
     """How many captions there are, and the most of a medium; nothing where none has several."""
     most = max((outcome.items.get(MOST, 1) for outcome in outcomes), default=1)
     captions = sum(outcome.items.get(CAPTIONS, outcome.accepted) for outcome in outcomes)

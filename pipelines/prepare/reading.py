@@ -260,9 +260,11 @@ class Lines:
         begin, end = int(self._ends[start]), int(self._ends[stop])
         return read_range(self._path, begin, end - begin).split(b"\n")[:-1]
 
-    def sample(self, number: int) -> Sample:
-        """A sample."""
-        return to_sample(split_line(*self.between(number, number + 1))[1])
+    def samples(self, numbers: Sequence[int]) -> Iterator[Sample]:
+        """Some samples, in ascending order; the file is read once, from the first to the last of them."""
+        if numbers:
+            lines = self.between(numbers[0], numbers[-1] + 1)
+            yield from (to_sample(split_line(lines[number - numbers[0]])[1]) for number in numbers)
 
 
 def split_line(line: bytes) -> tuple[list[str], str]:

@@ -44,7 +44,7 @@ from pipelines.storage.shards import hash_strings, shard_name
 
 WORK = ".work"
 # Raised when the same input would give other bytes, so that nothing old is taken for finished.
-PREPROCESS_VERSION = 3
+PREPROCESS_VERSION = 4
 _TASK_ROWS = 1 << 14
 _OPEN_SECTIONS = 16
 _NUMBER = (1 << 32) - 1  # The bits of a sample's place that are its number in its section.
@@ -223,10 +223,10 @@ def _reject(folder: Path, settled: Settled, run: Run) -> None:
         section = row["section"]
         lines, changes = Lines(folder, section), settled.changes(section)
         rejects = read_rejects(folder, section)
-        for change in changes[np.isin(changes["kind"], list(_REASONS))]:
-            number = int(change["id"]) - (section << 32)
-            sample = lines.sample(number)
-            reason = _REASONS[int(change["kind"])].format(key=sample.key, medium=shared_medium(sample))
+        changes = changes[np.isin(changes["kind"], list(_REASONS))]
+        numbers = (changes["id"] & np.uint64(_NUMBER)).tolist()
+        for kind, number, sample in zip(changes["kind"].tolist(), numbers, lines.samples(numbers), strict=True):
+            reason = _REASONS[kind].format(key=sample.key, medium=shared_medium(sample))
             reject = Reject(source=sample.source, key=sample.key, stage="read", reason=reason)
             rejects.append({"number": int(lines.numbers[number]), **asdict(reject)})
         write_rejects(folder, section, sorted(rejects, key=lambda reject: int(reject["number"])))
@@ -300,8 +300,8 @@ class _Laying:
         found: dict[int, list[Sample]] = {}
         for change in self._settled.further(section, start, stop):
             lines, _, _ = self._section(int(change["id"]) >> 32)
-            sample = lines.sample(int(change["id"]) & _NUMBER)
-            found.setdefault(int(change["leader"]) & _NUMBER, []).append(sample)
+            samples = lines.samples([int(change["id"]) & _NUMBER])
+            found.setdefault(int(change["leader"]) & _NUMBER, []).extend(samples)
         return found
 
 

@@ -37,7 +37,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class PartSummary:
     """What became of a chunk, in numbers: accepted rows, a hash of their content, how many rows were rejected by the
     category of the reason, and the items each sidecar will hold.
     """
@@ -60,9 +60,9 @@ class Outcome:
     items: dict[str, int]
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> PartSummary:
         """The same in numbers."""
-        return Summary(
+        return PartSummary(
             fingerprint=self.fingerprint,
             accepted=self.accepted,
             result=self.result,
@@ -98,7 +98,7 @@ class State:
 
     settings: str
     source: str
-    outcomes: list[Summary]
+    outcomes: list[PartSummary]
     shards: dict[str, StoredShard]
     rejects: str
 
@@ -167,8 +167,8 @@ def _rows(directory: Path, *columns: str) -> Iterator[dict[str, Any]]:
     return iterate_rows(directory / STATE, list(columns) or None, _CHUNKS_AT_ONCE)
 
 
-def _summary(row: dict[str, Any]) -> Summary:
-    return Summary(
+def _summary(row: dict[str, Any]) -> PartSummary:
+    return PartSummary(
         fingerprint=row["fingerprint"],
         accepted=row["accepted"],
         result=row["result"],
@@ -192,9 +192,11 @@ def finished(source: Source) -> Manifest | None:
     if stamp(rejects) != state.rejects and not (rejects.is_file() and hash_file(rejects) == manifest.rejects_sha256):
         return None
     stamps = Stamps(root=source.media)
-    if any(stamps.of(row["media"]) != row["stamps"] for row in _rows(source.directory, "media", "stamps")):
+    try:
+        chunks = _rows(source.directory, "media", "stamps")
+        return manifest if all(stamps.of(row["media"]) == row["stamps"] for row in chunks) else None
+    except pa.ArrowException:  # A damaged memory is none.
         return None
-    return manifest
 
 
 def _shards_hold(directory: Path, manifest: Manifest, state: State) -> Iterator[bool]:

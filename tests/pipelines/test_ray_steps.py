@@ -9,6 +9,7 @@ import pytest
 import ray.cloudpickle
 import ray.data
 
+from pipelines import ray_steps
 from pipelines.ray_steps import map_rows, stream_rows
 
 Row = dict[str, Any]
@@ -45,6 +46,14 @@ def by_value() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(module)
     yield
     ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.mark.ray
+def test_very_many_rows_share_tasks(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_steps, "_MOST_TASKS", 2)
+    monkeypatch.setattr(ray_steps, "_TASKS_A_CORE", 1)
+    rows = [{"number": number} for number in range(5, 60)]
+    assert sorted(row["square"] for row in map_rows(rows, work)) == [row["number"] ** 2 for row in rows]
 
 
 @pytest.mark.ray

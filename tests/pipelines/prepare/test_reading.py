@@ -211,6 +211,7 @@ def test_fingerprints_do_not_depend_on_sections(tmp_path: Path, sections: int) -
     assert [chunk.rows for chunk in whole] == [7, 7, 7, 7, 7, 5]
 
 
+@pytest.mark.ray
 def test_tasks_of_ray_give_what_one_process_gives(tmp_path: Path, local_ray: Iterator[None]) -> None:
     from pipelines.ray_steps import map_rows
 
