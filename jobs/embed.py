@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from model.parts.config import ModelConfig
     from pipelines.embed.embedding import Embedded
-    from pipelines.embed.shard_embedder import EmbedTask
+    from pipelines.embed.encoding import EmbedTask
 
 MEDIA_BATCH = 8
 
@@ -180,7 +180,7 @@ def _failure(result: "Embedded", shards: "Path") -> str:
 
 def _task(arguments: Namespace, kind: str) -> "EmbedTask":
     from jobs.common.encoders import encoder_factory
-    from pipelines.embed.shard_embedder import EmbedTask
+    from pipelines.embed.encoding import EmbedTask
     from pipelines.storage.sidecars import ENCODER, takes_media
 
     # Features are small, so they are stored exactly; media are large, so they are encoded in small batches.

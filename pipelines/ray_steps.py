@@ -6,14 +6,17 @@ a disk is full, therefore comes out of a step as a row, and is raised where the 
 
 import errno
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray.data
+from ray.data._internal.execution import backpressure_policy
 
 Row = dict[str, Any]
 _FAILURE = "failure"
+_READY = "nextgpt.ready"
 
 
 def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
@@ -27,16 +30,46 @@ def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Itera
         yield from _raising(dataset.map(_told(step, _row), **options).iter_rows())
 
 
-def stream_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
-    """A step that gives several rows for one: each comes as soon as it is there, not with the last of its task.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of several: what is done with a row, by a function or an actor's class, and Ray Data's options for it.
+
+    With `several` it gives any number of rows for one.
+    """
+
+    call: Callable[..., Any]
+    options: dict[str, Any]
+    several: bool = False
+
+
+def flow_rows(rows: list[Row], steps: Sequence[Step], ready: int) -> Iterator[Row]:
+    """Rows through steps that work at the same time, in any order; each row goes on as soon as it is there.
+
+    A step pauses while `ready` rows wait for the next one, which bounds what the object store holds.
 
     Raises:
-        OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
+        OSError, ValueError: as a step raised them; other errors come as Ray Data tells them.
     """
-    if rows:
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        dataset.context.target_max_block_size = 1
-        yield from _raising(dataset.flat_map(_told(step, _rows), **options).iter_rows())
+    if not rows:
+        return
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.target_max_block_size = 1
+    dataset.context.set_config(_READY, ready)
+    policies = [*backpressure_policy.ENABLED_BACKPRESSURE_POLICIES, _Paused]
+    dataset.context.set_config(backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    for step in steps:
+        apply, call = (dataset.flat_map, _rows) if step.several else (dataset.map, _row)
+        dataset = apply(_told(step.call, call), **step.options)
+    yield from _raising(dataset.iter_rows())
+
+
+class _Paused(backpressure_policy.BackpressurePolicy):
+    """Ray Data's own budgets would bound memory too, but keep cores from the steps that have work for them."""
+
+    def can_add_input(self, op: Any) -> bool:
+        most, state = self._data_context.get_config(_READY), self._topology[op].total_enqueued_output_blocks()
+        after = [self._topology[step].total_enqueued_input_blocks() for step in op.output_dependencies]
+        return not after or state + sum(after) < most
 
 
 def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +85,8 @@ def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., A
 
 
 def _row(step: Callable[[Row], Row], row: Row) -> Row:
+    if row.get(_FAILURE):  # of a step before
+        return row
     try:
         return step(row)
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ray
 
 from jobs.replies.respond import ReplySettings, stream
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.sample import Item, Media, Turn
 

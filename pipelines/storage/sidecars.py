@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.sample import Modality
-from pipelines.storage.ownership import IDENTITY_BYTES
 from pipelines.storage.precision import restore
 from pipelines.storage.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 
@@ -29,6 +28,7 @@ KINDS = (*(modality.value for modality in Modality), ENCODER)
 LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
 ROW_KINDS = (*KINDS, *LATENTS)
 
+IDENTITY_BYTES = 16
 # The length of an embedding that is none.
 NOT_ENCODED = -1
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.common.encoders import FeatureEncoder
 from model.training import feed
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.stage_samples import PlannedView
 from pipelines.media.codecs import decode
 from pipelines.sample import Media

@@ -9,7 +9,7 @@ import pytest
 import ray.cloudpickle
 import ray.data
 
-from pipelines.ray_steps import map_rows, stream_rows
+from pipelines.ray_steps import Step, flow_rows, map_rows
 
 Row = dict[str, Any]
 
@@ -35,6 +35,15 @@ class Actor:
         return work({"number": row["number"] + self._offset})
 
 
+def flow(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
+    """A step that gives several rows for one, and one behind it that has nothing to do with what failed."""
+    return flow_rows(rows, [Step(step, options, several=True), Step(copied, {"num_cpus": 0.5})], ready=1)
+
+
+def copied(row: Row) -> Row:
+    return {"square": row["square"]}
+
+
 ACTORS: dict[str, Any] = {"fn_constructor_args": (1,), "compute": ray.data.ActorPoolStrategy(size=1)}
 
 
@@ -53,7 +62,7 @@ def by_value() -> Iterator[None]:
     [
         (map_rows, work, {}, [0, 1, 4]),
         (map_rows, Actor, ACTORS, [1, 4]),
-        (stream_rows, works, {}, [0, 0, 0, 1, 1, 4]),
+        (flow, works, {}, [0, 0, 0, 1, 1, 4]),
     ],
 )
 def test_every_row_is_worked_on_once_and_a_full_disk_is_told_as_the_system_tells_it(

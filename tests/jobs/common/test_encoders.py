@@ -13,7 +13,7 @@ from jobs.common.encoders import EncoderFactory, encoder_factory
 from model.parts.builtin import FOUNDATIONS
 from model.parts.config import ModelConfig, load_preset
 from pipelines.embed.identities import learn, recall
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 from pipelines.storage.sidecars import ROW_KINDS
 
 
@@ -83,7 +83,7 @@ import sys
 from jobs.common.encoders import encoder_factory
 from model.parts.config import ModelConfig
 from pipelines.embed.identities import recall
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 config = ModelConfig.model_validate_json({config.model_dump_json()!r})
 for kind in ("image", "encoder"):
     factory = encoder_factory(config, kind)

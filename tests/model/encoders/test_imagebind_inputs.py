@@ -10,15 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.architectures.imagebind import ImageBind, ImageBindConfig
-from model.encoders.imagebind_encoder import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    ImageBindEncoder,
-    audio_inputs,
-    image_inputs,
-    log_mel,
-    video_inputs,
-)
+from model.encoders.imagebind_encoder import PIXEL_MEAN, PIXEL_STD, ImageBindEncoder, image_inputs, video_inputs
+from model.encoders.mel import audio_inputs, log_mel
 from pipelines.sample import Audio, Decoded, Image, Video
 
 TINY = ImageBindConfig(

@@ -39,8 +39,9 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from pipelines.embed.embedding import Embedded, Pool, embed, plan_pool
-from pipelines.embed.shard_embedder import EmbedTask, Owned, Piece, ShardEmbedder, cut, shard_items
+from pipelines.embed.encoding import EmbedTask, UnitEncoder
 from pipelines.embed.sidecar_shards import WORK, recall, remember
+from pipelines.embed.units import Found, cut
 from pipelines.media.codecs import decode
 from pipelines.sample import Item, Modality
 from pipelines.storage.files import read_rows, stamp
@@ -195,8 +196,8 @@ def test_a_rerun_embeds_nothing_and_writes_no_shard(pictures: Path, tmp_path: Pa
 def test_a_damaged_shard_of_a_sidecar_alone_is_made_again(pictures: Path, tmp_path: Path) -> None:
     write_sidecar(pictures, task(encoder_id="image-0"))
     before = tree(pictures)
-    # The first shard encodes all three captions; the second holds what the first encodes.
-    for name, encoded in (("00001.tar", 0), ("00000.tar", 3), ("00000.parquet", 3)):
+    # Each of the captions is in another shard too.
+    for name, encoded in (("00001.tar", 0), ("00000.tar", 0), ("00000.parquet", 0)):
         written, log = times(pictures), tmp_path / f"{name}.log"
         flip(sidecar_folder(pictures, "image-0") / name, 600)
         assert write_sidecar(pictures, task(encoder_id="image-0", log=log)).made == 1
@@ -267,17 +268,17 @@ def test_embeddings_of_another_type_are_made_anew(pictures: Path) -> None:
     st.integers(1, 4),
 )
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
-    captions: list[str], samples_per_shard: int, steps_done: int, pieces: int, other_pieces: int
+    captions: list[str], samples_per_shard: int, steps_done: int, order: int, other_order: int
 ) -> None:
     with TemporaryDirectory() as folder:
         whole, broken, log = Path(folder) / "whole" / "d", Path(folder) / "broken" / "d", Path(folder) / "log"
         for directory in (whole, broken):
             write_dataset(directory, [pair(f"k{n}", text) for n, text in enumerate(captions)], samples_per_shard)
         write_sidecar(whole, task(batch_size=2))
-        _, steps = begin_sidecar(broken, task(batch_size=2, log=log), pieces)
+        _, steps = begin_sidecar(broken, task(batch_size=2, log=log), order)
         for _ in itertools.islice(steps, steps_done):
             pass
-        write_sidecar(broken, task(batch_size=2, log=log), other_pieces)
+        write_sidecar(broken, task(batch_size=2, log=log), other_order)
         assert tree(broken) == tree(whole)
         assert sorted(given(log)) == sorted(set(captions)), "each caption was encoded once in both runs together"
 
@@ -305,22 +306,23 @@ def test_a_pack_that_is_cut_off_or_of_other_batches_is_not_taken_up(pictures: Pa
     assert [shard.sha256 for shard in cut.shards] == [shard.sha256 for shard in whole.shards]
 
 
-def test_a_video_is_encoded_alone_and_other_media_in_batches() -> None:
+def test_media_are_batched_by_clips_and_by_modality() -> None:
     letters = {"i": Modality.IMAGE, "v": Modality.VIDEO, "a": Modality.AUDIO}
-    owned = [
-        Owned(rank=rank, sample=Range(Path("00000.tar"), 0, 0), item=Item(modality=letters[letter], name=letter))
-        for rank, letter in enumerate("iviavviva")
+    found = [
+        Found(place=place, sample=Range(Path("00000.tar"), 0, 0), item=Item(modality=letters[letter], name=letter))
+        for place, letter in enumerate("iviavvivaiiii")
     ]
-    units = [[one.rank for one in unit] for unit in cut(owned, ENCODER, 4)]
-    assert units == [[0, 2, 3], [1], [6], [4], [5], [7], [8]]
+    work = replace(task(ENCODER, batch_size=6), clips={Modality.VIDEO: 3, Modality.AUDIO: 4})
+    units = [[one.place for one in unit] for unit in cut(found, work)]
+    assert units == [[0, 2, 6, 9, 10, 11], [12], [1, 4], [5, 7], [3], [8]]
+    alone = replace(work, batch_size=2)
+    assert [[1], [4], [5], [7], [3], [8]] == [[one.place for one in unit] for unit in cut(found, alone)][-6:]
 
 
-def test_an_encoder_that_is_not_the_one_the_run_began_with_is_refused(pictures: Path) -> None:
-    sidecar, _ = begin_sidecar(pictures, task(encoder_id="before"))
-    sidecar.plan([shard_items(sidecar.work, number) for number in range(3)])
-    embedder = ShardEmbedder([task(encoder_id="after")])
+def test_an_encoder_that_is_not_the_one_the_run_began_with_is_refused() -> None:
+    encode = UnitEncoder([task(encoder_id="after")])
     with pytest.raises(ValueError, match="noting: its id was before when this run began and is after here"):
-        list(embedder(sidecar.work, Piece(plan=sidecar.to_encode()[0])))
+        encode("image", "before", Modality.IMAGE, ["a caption"])
 
 
 class PatientEncoder(NotingEncoder):
@@ -449,7 +451,7 @@ def test_what_was_embedded_before_a_failure_is_not_embedded_again(
     with pytest.raises(Exception, match="noting: gave embeddings that are not finite"):
         run(pictures, task(encoder_id="image-0", poison="poison"))
     # Nothing says in which order an actor takes its shards; the first has all captions but one.
-    first = any((sidecar_folder(pictures, "image-0") / WORK).glob("00000-*/*.npy"))
+    first = any((sidecar_folder(pictures, "image-0") / WORK).glob("*.npy"))
     write_sidecar(pictures, task(encoder_id="image-0", log=tmp_path / "log"))
     assert set(given(tmp_path / "log")) == {"poison", *(() if first else (f"caption number {n}" for n in range(3)))}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.common import cli
 from jobs.embed import main
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 from pipelines.handover.stage_samples import SampleReader, plan_view
 from pipelines.handover.survey import Measure, survey_views
 from pipelines.inspect.verify import verify
