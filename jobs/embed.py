@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.parts.config import ModelConfig
-    from pipelines.embed.embedding import Embedded
+    from pipelines.embed.embedding import Embedded, Pool
     from pipelines.embed.encoding import EmbedTask
 
-MEDIA_BATCH = 8
+# Captions, and clips of media, that are encoded and kept together: as many as keep a GPU busy for a quarter of a
+# second, or a core for no longer than is soon repeated.
+GPU_CAPTIONS, CPU_CAPTIONS = 256, 64
+GPU_CLIPS, CPU_CLIPS = 240, 15
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,11 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="precision of matrix products in text encoders",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of matrix products in all encoders; auto is bfloat16 on a GPU, float32 on a CPU",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions per batch")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"captions per batch (if omitted, {GPU_CAPTIONS} on a GPU, {CPU_CAPTIONS} on a CPU)",
+    )
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (those available if omitted)")
     parser.add_argument(
         "--import", dest="imported", metavar="DIR", help="a folder of <medium's name>.npy files to import"
@@ -89,7 +97,7 @@ def _check(arguments: Namespace) -> None:
         mistakes.append("--dtype int8: the .npy files of --captions are float32 or float16")
     if arguments.gpus is not None and arguments.gpus < 0:
         mistakes.append(f"--gpus {arguments.gpus}: must be 0 or more")
-    if arguments.batch_size < 1:
+    if arguments.batch_size is not None and arguments.batch_size < 1:
         mistakes.append(f"--batch-size {arguments.batch_size}: must be at least 1")
     try:
         if not mistakes:
@@ -119,7 +127,8 @@ def _embed_shards(arguments: Namespace) -> None:
     directories = _datasets(arguments)
     kinds = [f"{modality}_latents" for modality in arguments.modality] if arguments.latents else arguments.modality
     cli.start_ray()
-    results = embed(directories, [_task(arguments, kind) for kind in kinds], plan_pool(arguments.gpus))
+    pool = plan_pool(arguments.gpus)
+    results = embed(directories, [_task(arguments, kind, pool) for kind in kinds], pool)
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
     _account(results, cli.existing_folder(arguments.shards))
@@ -152,7 +161,10 @@ def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> N
         what = f"{manifest.items} {manifest.kind} embeddings of {'x'.join(map(str, manifest.shape))}"
         loss = f"error at most {manifest.max_error:.2g}, cosine at least {manifest.min_cosine:.8f}"
         state = f"{result.made} of {len(manifest.shards)} shards {verb} now"
-        print(f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}")
+        line = f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}"
+        if manifest.precision_cosine is not None:
+            line += f"; in {manifest.precision}: cosine to float32 at least {manifest.precision_cosine:.6f} in a sample"
+        print(line)
     for kind in sorted(set(kinds) - {result.manifest.kind for result in results}):
         print(f"{kind}: nothing to embed")
 
@@ -178,16 +190,27 @@ def _failure(result: "Embedded", shards: "Path") -> str:
     return f"{what} ({example}); training leaves their samples out; all are listed in {path}"
 
 
-def _task(arguments: Namespace, kind: str) -> "EmbedTask":
-    from jobs.common.encoders import encoder_factory
+def _task(arguments: Namespace, kind: str, pool: "Pool") -> "EmbedTask":
+    from jobs.common.encoders import clips, encoder_factory, preprocess_factory
     from pipelines.embed.encoding import EmbedTask
     from pipelines.storage.sidecars import ENCODER, takes_media
 
-    # Features are small, so they are stored exactly; media are large, so they are encoded in small batches.
-    dtype = "float32" if kind == ENCODER else arguments.dtype
-    size = MEDIA_BATCH if takes_media(kind) else arguments.batch_size
-    factory = encoder_factory(arguments.config, kind, arguments.precision)
-    return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size, memory=factory.memory)
+    on_gpu = bool(pool.num_gpus)
+    precision = arguments.precision
+    if precision == "auto":
+        precision = "bfloat16" if on_gpu else "float32"
+    captions = arguments.batch_size or (GPU_CAPTIONS if on_gpu else CPU_CAPTIONS)
+    factory = encoder_factory(arguments.config, kind, precision)
+    return EmbedTask(
+        kind=kind,
+        factory=factory,
+        dtype="float32" if kind == ENCODER else arguments.dtype,  # features are small, so they are stored exactly
+        batch_size=(GPU_CLIPS if on_gpu else CPU_CLIPS) if takes_media(kind) else captions,
+        clips=clips(kind),
+        preprocess=preprocess_factory(arguments.config, kind),
+        exact=factory.exact,
+        memory=factory.memory,
+    )
 
 
 def _embed_captions(arguments: Namespace) -> None:
@@ -198,7 +221,7 @@ def _embed_captions(arguments: Namespace) -> None:
     (kind,) = arguments.modality
     cli.start_ray()
     pool = plan_pool(arguments.gpus)
-    written, rejects = embed_captions(source, out, _task(arguments, kind), pool)
+    written, rejects = embed_captions(source, out, _task(arguments, kind, pool), pool)
     for reject in rejects:
         print(f"  rejected {reject.source}: {reject.reason}")
     total = written + len(rejects)

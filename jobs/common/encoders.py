@@ -112,6 +112,13 @@ def preprocess_factory(config: ModelConfig, kind: str) -> PreprocessFactory:
     return PreprocessFactory(kind=kind, name=part_of(config, kind))
 
 
+def clips(kind: str) -> dict[Modality, int]:
+    """How many clips, or frames, the encoder of a sidecar kind makes of a medium; of captions and others, one."""
+    if kind == ENCODER:
+        return {Modality.VIDEO: 15, Modality.AUDIO: 3}
+    return {Modality.VIDEO: 16} if kind in LATENTS else {}
+
+
 def part_of(config: ModelConfig, kind: str) -> str:
     """The name of the part whose encoder a sidecar kind is made by."""
     modality = output_modality(kind)
@@ -165,7 +172,8 @@ class CaptionTextEncoder:
         from model.decoders.text_encoders import CaptionEncoder
 
         self._encoder = CaptionEncoder(Modality(modality), name, device=device, precision=precision)
-        self.name, self.precision, self.untrained = name, precision, is_untrained(name)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{modality}-{self._encoder.id}"
         self.send = self._encoder.send
 
@@ -185,7 +193,8 @@ class MediumEncoder:
         from model.decoders.latents import LatentEncoder
 
         self._encoder = LatentEncoder(Modality(modality), name, device=device, precision=precision)
-        self.name, self.precision, self.untrained = name, precision, is_untrained(name)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{modality}_latents-{self._encoder.id}"
         self.send = self._encoder.send
 
@@ -205,7 +214,8 @@ class FeatureEncoder:
         from model.encoders.imagebind_encoder import ImageBindEncoder
 
         self._encoder = ImageBindEncoder(name, device=device, precision=precision)
-        self.name, self.precision, self.untrained = name, precision, is_untrained(name)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{ENCODER}-{self._encoder.id}"
         self.send = self._encoder.send
 

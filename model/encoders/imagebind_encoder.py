@@ -20,7 +20,7 @@ from torch import Tensor
 from model.architectures.imagebind import Attention, ImageBind, load_imagebind
 from model.encoders.imagebind_inputs import VIDEO_CLIPS, Box, MediaInputs, boxes, image_crop, video_frames
 from model.encoders.mel import AUDIO_CLIPS
-from model.parts.devices import Sent, Sender
+from model.parts.devices import Sender, Sent
 from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Decoded, Image, Video

@@ -54,7 +54,7 @@ class Sender:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, arrays: Sequence[npt.NDArray[Any]]) -> Sent:
         """Begins to move arrays; those of one shape go together."""

@@ -31,7 +31,7 @@ from pipelines.embed.sidecar_shards import (
     remember,
 )
 from pipelines.embed.steps import EncodeRow, Tasks, cut_shard, prepare_row, shard_row, write_row
-from pipelines.embed.units import shard_items
+from pipelines.embed.units import cosine_to_float32, shard_items
 from pipelines.progress import track
 from pipelines.ray_steps import Step, flow_rows, map_rows
 from pipelines.storage.files import remove_tree
@@ -102,6 +102,7 @@ class Sidecar:
     def __init__(self, directory: Path, dataset: Manifest, kind: str, dtype: str, encoder: EncoderIdentity) -> None:
         self.dataset, self._encoder = dataset.dataset, encoder
         self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id)
+        self.precision_cosine = _precision_cosine(self.work.folder)
         self._states = finished_shards(self.work)
         self.todo = [number for number in range(len(dataset.shards)) if number not in self._states]
         if self.todo:
@@ -137,6 +138,8 @@ class Sidecar:
             of_shards=[shard.sha256 for shard in self.work.shards],
             max_error=loss.max_error,
             min_cosine=loss.min_cosine,
+            precision=self._encoder.precision,
+            precision_cosine=self.precision_cosine,
             failed=[failure for state in states for failure in state.failed],
         )
         folder = self.work.folder
@@ -160,6 +163,14 @@ def sidecar_work(directory: Path, dataset: Manifest, kind: str, dtype: str, enco
     )
 
 
+def _precision_cosine(folder: Path) -> float | None:
+    """What a finished sidecar says of its encoder's precision."""
+    try:
+        return SidecarManifest.read(folder).precision_cosine
+    except (OSError, ValueError):
+        return None
+
+
 def _is_written(folder: Path, manifest: SidecarManifest) -> bool:
     try:
         return SidecarManifest.read(folder) == manifest
@@ -180,7 +191,18 @@ def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -
     encodings = [found for task in tasks if (found := plan_kind(sidecars, task.kind))]
     _encode(encodings, sidecars, tasks, encoders, pool)
     _assemble(encodings, sidecars)
+    _compare_precision(sidecars, tasks, pool)
     return [sidecar.finish() for sidecar in sidecars]
+
+
+def _compare_precision(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:
+    """Measures, where actors run, what an encoder's precision costs on each dataset that does not say it yet."""
+    compare = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)(cosine_to_float32)
+    exact = {task.kind: task for task in tasks if task.exact}
+    new = [one for one in sidecars if one.work.kind in exact and (one.todo or one.precision_cosine is None)]
+    cosines = ray.get([compare.remote(one.work, exact[one.work.kind]) for one in new])
+    for sidecar, cosine in zip(new, cosines, strict=True):
+        sidecar.precision_cosine = cosine
 
 
 class Encoding:
@@ -223,7 +245,9 @@ class Encoding:
 
     def _sources_row(self, number: int, sidecar: int, shard: int) -> dict[str, Any]:
         sources = self._plan.sources(number)
-        named = {file: self._packs[file] if file >= 0 else self._shards[-1 - file] for file in set(sources.files.tolist())}
+        named = {
+            file: self._packs[file] if file >= 0 else self._shards[-1 - file] for file in set(sources.files.tolist())
+        }
         arrays = {name: getattr(sources, name).tobytes() for name in ("slots", "files", "positions")}
         row = {"sidecar": sidecar, "shard": shard, "named": json.dumps(list(named.items()))}
         return row | self._items[number].to_row() | arrays
@@ -296,7 +320,12 @@ def encoding_steps(
         Step(partial(prepare_row, works=works, tasks=tasks), {"num_cpus": reader_cpus}),
         Step(
             EncodeRow,
-            {"fn_constructor_args": (works, tasks), "compute": actors, "num_cpus": actor_cpus, "num_gpus": pool.num_gpus},
+            {
+                "fn_constructor_args": (works, tasks),
+                "compute": actors,
+                "num_cpus": actor_cpus,
+                "num_gpus": pool.num_gpus,
+            },
         ),
         Step(partial(write_row, works=works, names=names), {"num_cpus": 0.1}),
     ]

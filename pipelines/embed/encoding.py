@@ -1,4 +1,4 @@
-"""What encodes inputs, and what prepares them: any CPU prepares, a device encodes what was prepared in large batches."""
+"""What prepares inputs, on any CPU, and what encodes them, on a device, in large batches."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 class Preprocess(Protocol):
     """Makes of captions (strings) or decoded media what their encoder takes, without its weights: an array each."""
 
-    def __call__(self, inputs: Sequence[Any]) -> Sequence[npt.NDArray[Any]]:
+    def __call__(self, inputs: Sequence[Any], /) -> Sequence[npt.NDArray[Any]]:
         """One array an input, in order; it fails at an input that nothing can be made of."""
         ...
 
@@ -50,11 +50,11 @@ class Encoder(Protocol):
     untrained: bool
     precision: str
 
-    def send(self, inputs: Sequence[Any]) -> Any:
+    def send(self, inputs: Sequence[Any], /) -> Any:
         """Begins to move inputs to the device."""
         ...
 
-    def __call__(self, sent: Any) -> Embeddings:
+    def __call__(self, sent: Any, /) -> Embeddings:
         """Embeds what was sent."""
         ...
 
@@ -63,10 +63,10 @@ class Encoder(Protocol):
 class EmbedTask:
     """What to embed of a dataset, with which encoder, and how.
 
-    `kind` is one of `sidecars.ROW_KINDS`; `dtype` is what is stored, one of `storage.DTYPES`. A batch holds `batch_size`
-    clips; a medium has as many as `clips` says of its modality, else one, as a caption has. `preprocess` makes what
-    prepares inputs; without it, the encoder takes captions and decoded media. `exact` makes the same encoder in
-    float32, where it is not. `memory` gives the file in which a machine remembers the encoder's id, another whenever
+    `kind` is one of `sidecars.ROW_KINDS`; `dtype` is what is stored, one of `storage.DTYPES`. A batch is of
+    `batch_size` clips; a medium has as many as `clips` says of its modality, else one, as a caption has. `preprocess`
+    makes what prepares inputs; without it, the encoder takes captions and decoded media. `exact` makes the same encoder
+    in float32, where it is not. `memory` gives the file in which a machine remembers the encoder's id, another whenever
     that may be another; None where this cannot be told without loading it.
     """
 
@@ -136,8 +136,7 @@ class UnitEncoder:
             try:
                 found.append(self._call(encoder, [one], task.dtype))
             except Exception as error:
-                ordinary = _ordinary(task, modality)
-                failed[number] = _reason(error, lambda: self._call(encoder, ordinary, task.dtype))
+                failed[number] = _reason(error, lambda: self._call(encoder, _ordinary(task, modality), task.dtype))
         if not found:
             return None, failed
         return (np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])), failed

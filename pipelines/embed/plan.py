@@ -92,9 +92,7 @@ class Plan:
         holders = np.searchsorted(self._ends, held, side="right")
         files, positions = np.where(held < 0, packs, -1 - holders), self._position[distinct].astype(np.int64)
         positions = np.where(held < 0, positions, held - self._starts[np.where(held < 0, 0, holders)])
-        return Sources(
-            slots=slots.astype(np.int32), files=files.astype(np.int32), positions=positions.astype(np.int32)
-        )
+        return Sources(slots=slots.astype(np.int32), files=files.astype(np.int32), positions=positions.astype(np.int32))
 
 
 def _first_places(identities: Sequence[Identities]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """The units of a shard: what is encoded together, and kept together. They depend on the data and the plan alone."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from pipelines.embed.plan import ShardItems
 from pipelines.embed.sidecar_shards import SidecarWork, read_items, to_identities, written_shard
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Modality, Sample
-from pipelines.storage.files import read_at, read_rows
+from pipelines.storage.files import read_at, read_range, read_rows
 from pipelines.storage.random_access import Range, Ranges
 from pipelines.storage.shards import from_members, index_path, iterate_samples, split_members
 from pipelines.storage.sidecars import IDENTITY_BYTES, takes_media
+
+# Items whose embeddings are compared with those in float32.
+SAMPLE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,30 @@ def prepare_unit(unit: Unit, task: EmbedTask) -> tuple[list[Any], dict[int, str]
     inputs = prepare_media(media, preprocess)
     failed = {number: str(one) for number, one in enumerate(inputs) if isinstance(one, Refused)}
     return [one for one in inputs if not isinstance(one, Refused)], failed
+
+
+def cosine_to_float32(work: SidecarWork, task: EmbedTask) -> float:
+    """The lowest cosine between a vector of a task's encoder and float32's, among a dataset's first items."""
+    assert task.exact, "there is another precision to compare with"
+    inputs, _ = prepare_unit(list(itertools.islice(_items(work), SAMPLE)), task)
+    encoders, lowest = (task.factory(), task.exact()), 1.0
+    for one in inputs:
+        try:
+            a, b = (np.float64(encoder(encoder.send([one]))[0]) for encoder in encoders)
+        except Exception:  # it is named among those that failed
+            continue
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        lowest = min(lowest, float(np.divide((a * b).sum(-1), norms, out=np.ones_like(norms), where=norms > 0).min()))
+    return lowest
+
+
+def _items(work: SidecarWork) -> Iterator[Found]:
+    for shard in range(len(work.shards)):
+        tar = work.source(shard)
+        for row in read_rows(index_path(tar), ["offset", "length", "json_offset", "json_length"]):
+            document = read_range(tar, row["json_offset"], row["json_length"])
+            for item in work.items(from_members({"json": document})):
+                yield Found(place=0, sample=Range(tar, row["offset"], row["length"]), item=item)
 
 
 @lru_cache(maxsize=4)

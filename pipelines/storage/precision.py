@@ -93,9 +93,7 @@ def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return stored
 
 
-def _losses(
-    exact: npt.NDArray[Any], kept: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _losses(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     a, b = exact.astype(np.float64), kept.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     # Equal vectors, so zeros as well, are in no doubt; a vector that was lost to zeros has a cosine of 0.

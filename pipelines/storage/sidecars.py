@@ -59,8 +59,9 @@ class Failure:
 class SidecarManifest:
     """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to.
 
-    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. `failed` are
-    those of the `items` that could not be encoded.
+    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. Where the
+    encoder's matrix products are of another `precision` than float32, `precision_cosine` is the lowest cosine of a
+    vector to that of float32, in a sample of the items. `failed` are those of the `items` that could not be encoded.
     """
 
     kind: str
@@ -74,6 +75,8 @@ class SidecarManifest:
     of_shards: list[str]
     max_error: float = 0.0
     min_cosine: float = 1.0
+    precision: str = "float32"
+    precision_cosine: float | None = None
     failed: list[Failure] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:

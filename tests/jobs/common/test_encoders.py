@@ -12,8 +12,8 @@ import pytest
 from jobs.common.encoders import EncoderFactory, encoder_factory
 from model.parts.builtin import FOUNDATIONS
 from model.parts.config import ModelConfig, load_preset
-from pipelines.embed.identities import learn, recall
 from pipelines.embed.encoding import EmbedTask
+from pipelines.embed.identities import learn, recall
 from pipelines.storage.sidecars import ROW_KINDS
 
 
