@@ -7,7 +7,7 @@ a disk is full, therefore comes out of a step as a row, and is raised where the 
 import errno
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.data._internal.execution import backpressure_policy
 
 Row = dict[str, Any]
 _FAILURE = "failure"
-_READY = "nextgpt.ready"
+_MOST = "nextgpt.most"
 
 
 def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
@@ -34,18 +34,19 @@ def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Itera
 class Step:
     """One step of several: what is done with a row, by a function or an actor's class, and Ray Data's options for it.
 
-    With `several` it gives any number of rows for one.
+    At most so many rows are in it or wait for the next step. With `several` it gives any number of rows for one.
     """
 
     call: Callable[..., Any]
-    options: dict[str, Any]
+    most: int
+    options: dict[str, Any] = field(default_factory=dict)
     several: bool = False
 
 
-def flow_rows(rows: list[Row], steps: Sequence[Step], ready: int) -> Iterator[Row]:
+def flow_rows(rows: list[Row], steps: Sequence[Step]) -> Iterator[Row]:
     """Rows through steps that work at the same time, in any order; each row goes on as soon as it is there.
 
-    A step pauses while `ready` rows wait for the next one, which bounds what the object store holds.
+    A step pauses while it has as many rows as it may, which bounds what the object store holds.
 
     Raises:
         OSError, ValueError: as a step raised them; other errors come as Ray Data tells them.
@@ -54,7 +55,7 @@ def flow_rows(rows: list[Row], steps: Sequence[Step], ready: int) -> Iterator[Ro
         return
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.target_max_block_size = 1
-    dataset.context.set_config(_READY, ready)
+    dataset.context.set_config(_MOST, [step.most for step in steps])
     policies = [*backpressure_policy.ENABLED_BACKPRESSURE_POLICIES, _Paused]
     dataset.context.set_config(backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     for step in steps:
@@ -67,9 +68,12 @@ class _Paused(backpressure_policy.BackpressurePolicy):
     """Ray Data's own budgets would bound memory too, but keep cores from the steps that have work for them."""
 
     def can_add_input(self, op: Any) -> bool:
-        most, state = self._data_context.get_config(_READY), self._topology[op].total_enqueued_output_blocks()
-        after = [self._topology[step].total_enqueued_input_blocks() for step in op.output_dependencies]
-        return not after or state + sum(after) < most
+        operators = list(self._topology)
+        place = operators.index(op)
+        waiting = sum(self._topology[after].total_enqueued_input_blocks() for after in op.output_dependencies)
+        held = op.num_active_tasks() + self._topology[op].total_enqueued_output_blocks() + waiting
+        # The first operator holds the rows that are given.
+        return place == 0 or held < self._data_context.get_config(_MOST)[place - 1]
 
 
 def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,6 +32,7 @@ _PROGRAM = (
     "model/decoders/latents.py",
     "model/decoders/text_encoders.py",
     "model/decoders/tokens.py",
+    "model/encoders/clips.py",
     "model/encoders/imagebind_encoder.py",
     "model/encoders/imagebind_inputs.py",
     "model/encoders/mel.py",

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from model.encoders.clips import CLIP_SECONDS, clip_starts
 from pipelines.sample import Audio, Decoded, Image, Video
 
-CLIP_SECONDS = 2
 VIDEO_CLIPS = 5
 HUGE_SIZE = 224  # of the released model, whose file does not say it
 
@@ -81,12 +81,6 @@ def frame_places(num_frames: int, fps: float) -> list[int]:
         last = min(ceil((start + CLIP_SECONDS) * fps), num_frames) - 1
         places += [first, max(first, last)]
     return places
-
-
-def clip_starts(duration: float, num_clips: int) -> list[float]:
-    """Start times of clips in seconds, evenly spaced; the last clip ends with the medium."""
-    latest = max(duration - CLIP_SECONDS, 0.0)
-    return [latest * i / (num_clips - 1) for i in range(num_clips)]
 
 
 def boxes(shape: Sequence[int], size: int, num_crops: int) -> list[Box]:

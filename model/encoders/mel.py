@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.architectures.imagebind import MEL_BINS, MEL_FRAMES
-from model.encoders.imagebind_inputs import CLIP_SECONDS, clip_starts
+from model.encoders.clips import CLIP_SECONDS, clip_starts
 from pipelines.sample import Audio
 
 AUDIO_CLIPS = 3

@@ -39,8 +39,10 @@ from pipelines.storage.precision import Loss
 from pipelines.storage.shards import MANIFEST, Manifest, index_path, remove_others
 from pipelines.storage.sidecars import SidecarManifest, needs, sidecar_folder
 
-# Units that are prepared and wait for each actor: enough that it never waits for one, and all that memory holds.
+# Units that wait for each actor, or for being kept: enough that it never waits, and all that memory holds.
 READY_PER_ACTOR = 4
+# Cores that prepare for each actor, though no node may have them yet: an autoscaling cluster starts those asked for.
+CORES_PER_ACTOR = 16
 # An actor has one unit in work, one on its way to the device, and one that is fetched from another node.
 UNITS_PER_ACTOR = 3
 
@@ -296,7 +298,6 @@ def _encode(
                 pool,
                 most=total,
             ),
-            ready=READY_PER_ACTOR * pool.actors,
         ):
             bar.advance(kinds[row["sidecar"]].keep(row))
 
@@ -306,28 +307,25 @@ def encoding_steps(
 ) -> list[Step]:
     """From shards to packs; at most so many actors have work at once.
 
-    Where no GPU encodes, a core's actor and the preparing of its inputs share it.
+    Where no GPU encodes, a core's actor and the preparing of its inputs share it. What only reads indexes or writes
+    files takes no core from them.
     """
     actor_cpus, reader_cpus = (pool.num_cpus, 1.0) if pool.num_gpus or not pool.num_cpus else (0.5, 0.4)
+    cores = max(CORES_PER_ACTOR * pool.actors, int(ray.cluster_resources().get("CPU", 0)))
+    ready, readers = READY_PER_ACTOR * pool.actors, int(cores / reader_cpus)
     actors = ray.data.ActorPoolStrategy(
         size=max(1, min(pool.actors, most)),
         max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
         max_concurrent_calls_per_actor=2,
         enable_true_multi_threading=True,
     )
+    on_actors = {"num_cpus": actor_cpus, "num_gpus": pool.num_gpus, "fn_constructor_args": (works, tasks)}
+    cutters = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
     return [
-        Step(partial(cut_shard, works=works, tasks=tasks), {"num_cpus": 0.1}, several=True),
-        Step(partial(prepare_row, works=works, tasks=tasks), {"num_cpus": reader_cpus}),
-        Step(
-            EncodeRow,
-            {
-                "fn_constructor_args": (works, tasks),
-                "compute": actors,
-                "num_cpus": actor_cpus,
-                "num_gpus": pool.num_gpus,
-            },
-        ),
-        Step(partial(write_row, works=works, names=names), {"num_cpus": 0.1}),
+        Step(partial(cut_shard, works=works, tasks=tasks), readers, cutters, several=True),
+        Step(partial(prepare_row, works=works, tasks=tasks), ready + readers, {"num_cpus": reader_cpus}),
+        Step(EncodeRow, ready + UNITS_PER_ACTOR * pool.actors, on_actors | {"compute": actors}),
+        Step(partial(write_row, works=works, names=names), ready, {"num_cpus": 0}),
     ]
 
 

@@ -133,9 +133,14 @@ class NotingEncoder:
     precision = "float32"
 
     def __init__(
-        self, log: Path | None = None, encoder_id: str = "noting-0", scale: float = 1.0, poison: str | None = None
+        self,
+        log: Path | None = None,
+        encoder_id: str = "noting-0",
+        scale: float = 1.0,
+        poison: str | None = None,
+        turned: float | None = None,
     ) -> None:
-        self.id = encoder_id
+        self.id, self._turned = encoder_id, turned
         self._log, self._scale, self._poison = log, scale, poison
 
     def send(self, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -146,6 +151,9 @@ class NotingEncoder:
             with self._log.open("a") as log:
                 log.write(json.dumps([value if isinstance(value, str) else "media" for value in inputs]) + "\n")
         embeddings = np.stack([embedding_of(value) for value in inputs])
+        if self._turned is not None:  # by so many radians, in the plane of a caption's two numbers
+            cos, sin = np.cos(self._turned), np.sin(self._turned)
+            embeddings = (embeddings @ np.array([[cos, sin], [-sin, cos]])).astype(np.float32)
         scale = np.nan if self._poison in inputs else self._scale
         return embeddings * np.float32(scale), np.array([length_of(value) for value in inputs], np.int32)
 

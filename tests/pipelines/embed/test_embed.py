@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -34,17 +35,18 @@ from dataset_cases import (
     tree,
     write_dataset,
     write_sidecar,
+    write_sidecars,
 )
 from hypothesis import settings
 from hypothesis import strategies as st
 from upath import UPath
 
 from pipelines.embed.embedding import Embedded, Pool, embed, plan_pool
-from pipelines.embed.encoding import EmbedTask, UnitEncoder
+from pipelines.embed.encoding import EmbedTask, UnitEncoder, join_inputs, split_inputs
 from pipelines.embed.sidecar_shards import WORK, recall, remember
-from pipelines.embed.units import Found, cut
+from pipelines.embed.units import Found, cosine_to_float32, cut
 from pipelines.media.codecs import decode
-from pipelines.sample import Item, Modality
+from pipelines.sample import Audio, Image, Item, Modality, Video
 from pipelines.storage.files import read_rows, stamp
 from pipelines.storage.random_access import Range
 from pipelines.storage.shards import MANIFEST, STATE, Manifest, index_path, iterate_samples
@@ -156,6 +158,59 @@ def test_equal_captions_and_equal_media_of_a_dataset_are_encoded_once(tmp_path: 
         write_sidecar(tmp_path / "pictures", task(kind, encoder_id=kind, log=log))
         assert sorted(given(log)) == expected
         assert len(arrays(tmp_path / "pictures", kind)) == 5
+
+
+def test_datasets_share_what_they_both_hold_and_a_later_one_takes_it_from_finished_shards(tmp_path: Path) -> None:
+    first = [pair(f"a{n}", f"caption {n}", shade=n) for n in range(4)]
+    second = [pair(f"b{n}", f"caption {n + 2}", shade=n + 2) for n in range(4)]
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place, samples in zip(places, (first, second), strict=True):
+        write_dataset(place, samples, 3)
+    for kind in ("image", ENCODER):
+        together, apart = tmp_path / f"{kind}-together", tmp_path / f"{kind}-apart"
+        write_sidecars(places, task(kind, dtype="float16", encoder_id="x", log=together))
+        before = tree(tmp_path / "second" / "embeddings")
+        assert len(given(together)) == 6
+        shutil.rmtree(tmp_path / "second" / "embeddings")
+        write_sidecars(places, task(kind, dtype="float16", encoder_id="x", log=apart))
+        assert len(given(apart)) == 2, "the other four lie in shards of the first"
+        assert tree(tmp_path / "second" / "embeddings") == before
+        shutil.rmtree(tmp_path / "first" / "embeddings")
+        shutil.rmtree(tmp_path / "second" / "embeddings")
+
+
+def test_what_precision_costs_is_measured_on_a_sample_and_kept_on_a_rerun(pictures: Path) -> None:
+    work = replace(task(), exact=partial(NotingEncoder, turned=0.0), factory=partial(NotingEncoder, turned=0.1))
+    sidecar = begin_sidecar(pictures, work)[0]
+    assert cosine_to_float32(sidecar.work, work) == pytest.approx(np.cos(0.1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ["one caption", "", "zwei Wörter"],
+        [np.arange(6, dtype=np.int32).reshape(2, 3), np.zeros((0, 3), np.uint8), np.ones((1, 1, 5), np.float32)],
+    ],
+)
+def test_inputs_cross_a_row_as_they_are(inputs: list[Any]) -> None:
+    header, data = join_inputs(inputs)
+    assert data.dtype == np.uint8
+    for found, one in zip(split_inputs(header, data), inputs, strict=True):
+        assert type(found) is type(one)
+        np.testing.assert_array_equal(found, one)
+        assert isinstance(one, str) or found.dtype == one.dtype
+
+
+def test_decoded_media_cross_a_row_as_they_are() -> None:
+    noise = np.random.default_rng(0)
+    image = Image(pixels=noise.integers(0, 255, (3, 5, 3), np.uint8))
+    video = Video(frames=noise.integers(0, 255, (2, 3, 5, 3), np.uint8), fps=29.97)
+    audio = Audio(waveform=noise.standard_normal((2, 7), np.float32), sample_rate=16000)
+    found = split_inputs(*join_inputs([image, audio, video]))
+    np.testing.assert_array_equal(found[0].pixels, image.pixels)
+    np.testing.assert_array_equal(found[1].waveform, audio.waveform)
+    np.testing.assert_array_equal(found[2].frames, video.frames)
+    assert (found[1].sample_rate, found[2].fps) == (16000, 29.97)
 
 
 def test_captions_are_batched_by_length(tmp_path: Path) -> None:
