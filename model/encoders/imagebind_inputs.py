@@ -28,6 +28,10 @@ class MediaInputs:
     def __init__(self, size: int) -> None:
         self._size = size
 
+    def frame_places(self, num_frames: int, fps: float) -> list[int]:
+        """Which frames of a video are all that is needed of it."""
+        return frame_places(num_frames, fps)
+
     def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
         """One array a medium, whose type and number of axes tell what it is of.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,15 @@ class Preprocess(Protocol):
 
     def __call__(self, inputs: Sequence[Any], /) -> Sequence[npt.NDArray[Any]]:
         """One array an input, in order; it fails at an input that nothing can be made of."""
+        ...
+
+
+@runtime_checkable
+class TakesFrames(Protocol):
+    """A `Preprocess` to which a video is some of its frames: uint8 (N, H, W, 3), as they are decoded."""
+
+    def frame_places(self, num_frames: int, fps: float, /) -> Sequence[int]:
+        """Which frames of so many at this rate."""
         ...
 
 
@@ -87,6 +96,8 @@ def prepare_media(media: Sequence[Media], preprocess: Preprocess | None) -> list
 
 def _prepared(medium: Media, preprocess: Preprocess | None) -> Any:
     try:
+        if medium.modality is Modality.VIDEO and isinstance(preprocess, TakesFrames):
+            return codecs.decode_frames(medium, preprocess.frame_places, fps=VIDEO_FPS)
         decoded = codecs.decode(medium, fps=VIDEO_FPS)
     except Refused as error:
         return error

@@ -82,7 +82,7 @@ def run(scale: float) -> list[Row]:
     cli.start_ray()
     with tempfile.TemporaryDirectory(prefix="embedding") as folder:
         shards = _prepare(Path(folder), max(10 * PER_UNIT, round(PICTURES * scale)))
-        enough, few = Speeds(core=0.25 * cores(), device=1.0), Speeds(core=2.0, device=0.2)
+        enough, few = Speeds(core=0.25 * cores(), device=1.0), Speeds(core=5.0, device=0.2)
         busy, rate, serial = _piped(shards, enough), _piped(shards, few), _serial(shards, few)
     return [
         Row(
@@ -92,8 +92,8 @@ def run(scale: float) -> list[Row]:
             ratio=busy.busy / busy.span,
             target=BUSY,
             unit="s",
-            note=f"seconds that it encoded of those from its first unit to its last; {enough.device:g} s a unit, for which "
-            f"{cores()} cores take {enough.core / cores():g} s",
+            note=f"seconds that it encoded of those from its first unit to its last; {enough.device:g} s a unit, for "
+            f"which {cores()} cores take {enough.core / cores():g} s",
         ),
         Row(
             name="units, with too few cores",
