@@ -56,7 +56,9 @@ def write_pack(
     if embeddings is not None:
         made = [number for number in range(size) if number not in failed]
         records["embedding"][made], records["max_error"][made], records["min_cosine"][made] = store_each(
-            embeddings, dtype, name
+            embeddings + np.float32(0),  # a zero has no sign, be it stored or left out
+            dtype,
+            name,
         )
         records["length"][made] = lengths
     for number, reason in failed.items():

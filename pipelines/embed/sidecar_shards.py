@@ -37,6 +37,7 @@ from pipelines.storage.sidecars import (
     output_modality,
     takes_media,
     to_npy,
+    without_zeros,
 )
 from pipelines.views import Kind, sidecar_items
 
@@ -48,7 +49,9 @@ VERSION = 2
 
 # What storing each embedding cost, see `precision.Loss`.
 LOSSES = ("max_error", "min_cosine")
-INDEX_SCHEMA = pa.schema([*SIDECAR_SCHEMA, *(pa.field(name, pa.list_(pa.float64())) for name in LOSSES)])
+# Of a sample's array, without its header: positions that are zeros are not stored.
+ARRAY_BYTES = pa.field("array_bytes", pa.int64())
+INDEX_SCHEMA = pa.schema([*SIDECAR_SCHEMA, ARRAY_BYTES, *(pa.field(name, pa.list_(pa.float64())) for name in LOSSES)])
 MEMORY_SCHEMA = pa.schema([("name", pa.string()), ("state", pa.string())])
 
 
@@ -186,13 +189,16 @@ def write_shard(
         with TarShardWriter(temporary) as writer:
             for key, count in zip(keys, items.counts, strict=True):
                 own, start = slice(start, start + int(count)), start + int(count)
-                data = to_npy(spool.take(slots[own]))
+                array = spool.take(slots[own])
+                array = array if takes_media(work.kind) else without_zeros(array)
+                data = to_npy(array)
                 offset = writer.write(key, {"npy": data})[0] + tarfile.BLOCKSIZE
                 for place, slot in enumerate(slots[own].tolist(), own.start):
                     if slot in spool.reasons:
                         why = spool.reasons[slot]
                         failed.append(Failure(shard=tar.name, sample=len(rows), key=key, item=place, reason=why))
-                rows.append({"key": key, "offset": offset, **_told(data, items.identities[own], slots[own], spool)})
+                row = {"key": key, "offset": offset, "array_bytes": array.nbytes}
+                rows.append(row | _told(data, items.identities[own], slots[own], spool))
         written = Shard(name=tar.name, samples=len(keys), bytes=temporary.stat().st_size, sha256=hash_file(temporary))
     state = ShardState(
         of=work.shards[shard].sha256,
@@ -323,35 +329,35 @@ def _copy_shard(tar: Path, numbers: npt.NDArray[Any], places: npt.NDArray[Any], 
     if state is None:
         raise ValueError(f"{index_path(tar)}: missing or damaged while its sidecar was made; run jobs/embed.py again")
     record, failed = record_type(state.dtype, state.shape), {failure.item: failure.reason for failure in state.failed}
-    offsets, lengths, losses = _locate(tar, places, record.itemsize, state.loss)
     with tar.open("rb") as file:
-        for number, place, offset, length, loss in zip(
-            numbers.tolist(), places.tolist(), offsets.tolist(), lengths.tolist(), losses.tolist(), strict=True
+        for number, place, [offset, size, length], loss in zip(
+            numbers.tolist(), places.tolist(), *_locate(tar, places, record.itemsize, state.loss), strict=True
         ):
             if place in failed:
                 spool.fail(number, failed[place])
             else:
-                stored = read_at(cast(BinaryIO, file), offset, record.itemsize)
+                stored = read_at(cast(BinaryIO, file), offset, size).ljust(record.itemsize, b"\0")
                 spool.put(number, stored, length, loss, tuple(state.shape))
 
 
-def _locate(
-    tar: Path, places: npt.NDArray[Any], size: int, loss: Loss
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Where in a finished shard the embeddings of its items `places` begin, their lengths, and what storing cost.
+def _locate(tar: Path, places: npt.NDArray[Any], size: int, loss: Loss) -> tuple[list[list[int]], list[list[float]]]:
+    """Where in a finished shard the embeddings of its items `places` begin, their sizes and lengths; and their losses.
 
-    Shards that earlier versions wrote say that of all their items together, which is `loss`.
+    Shards that earlier versions wrote hold each embedding whole, of `size`, and tell the loss of all together.
     """
     table = read_table(index_path(tar))
-    ends = np.cumsum(table["lengths"].combine_chunks().value_lengths().to_numpy())
+    counts = table["lengths"].combine_chunks().value_lengths().to_numpy()
+    ends = np.cumsum(counts)
     samples = np.searchsorted(ends, places, side="right")
-    # An array ends its member, whatever the size of its header.
-    behind = (ends[samples] - places).astype(np.int64) * size
-    offsets = table["offset"].to_numpy()[samples] + table["length"].to_numpy()[samples] - behind
+    sizes = np.full(len(places), size)
     losses = np.tile([loss.max_error, loss.min_cosine], (len(places), 1))
-    if set(LOSSES) <= set(table.column_names):
+    if ARRAY_BYTES.name in table.column_names:
+        sizes = table[ARRAY_BYTES.name].to_numpy()[samples] // counts[samples]
         losses = np.stack([_flat(table, name)[places] for name in LOSSES], axis=1)
-    return offsets, _flat(table, "lengths")[places], losses
+    # An array ends its member, whatever the size of its header.
+    behind = (ends[samples] - places).astype(np.int64) * sizes
+    offsets = table["offset"].to_numpy()[samples] + table["length"].to_numpy()[samples] - behind
+    return np.stack([offsets, sizes, _flat(table, "lengths")[places]], axis=1).tolist(), losses.tolist()
 
 
 def _flat(table: pa.Table, name: str) -> npt.NDArray[Any]:

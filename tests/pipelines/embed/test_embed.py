@@ -45,12 +45,14 @@ from pipelines.embed.embedding import Embedded, Pool, embed, plan_pool
 from pipelines.embed.encoding import EmbedTask, UnitEncoder, join_inputs, split_inputs
 from pipelines.embed.sidecar_shards import WORK, recall, remember
 from pipelines.embed.units import Found, cosine_to_float32, cut
+from pipelines.handover.stage_samples import SampleReader, plan_view
 from pipelines.media.codecs import decode
 from pipelines.sample import Audio, Image, Item, Modality, Video
 from pipelines.storage.files import read_rows, stamp
+from pipelines.storage.precision import record_type
 from pipelines.storage.random_access import Range
-from pipelines.storage.shards import MANIFEST, STATE, Manifest, index_path, iterate_samples
-from pipelines.storage.sidecars import ENCODER, SidecarManifest, from_npy, sidecar_folder
+from pipelines.storage.shards import MANIFEST, STATE, Manifest, TarShardWriter, index_path, iterate_samples
+from pipelines.storage.sidecars import ENCODER, SidecarManifest, from_npy, gigabytes, sidecar_folder, to_npy
 
 # Workers do not have the folder of the tests on their path.
 ray.cloudpickle.register_pickle_by_value(dataset_cases)
@@ -177,6 +179,56 @@ def test_datasets_share_what_they_both_hold_and_a_later_one_takes_it_from_finish
         assert tree(tmp_path / "second" / "embeddings") == before
         shutil.rmtree(tmp_path / "first" / "embeddings")
         shutil.rmtree(tmp_path / "second" / "embeddings")
+
+
+class MaskedEncoder(NotingEncoder):
+    """Positions that are not the caption's own are zeros."""
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        embeddings, lengths = super().__call__(inputs)
+        return embeddings * (np.arange(3) < lengths[:, None])[..., None].astype(np.float32), lengths
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_positions_that_are_zeros_are_not_stored_and_come_back_in_training(tmp_path: Path, dtype: str) -> None:
+    captions = ["one", "one two", "one two three", "one two three four", "two"]
+    directory, reference = tmp_path / "pictures", tmp_path / "reference"
+    for place in (directory, reference):
+        write_dataset(place, [pair(f"k{n}", text, more=["one"] * (n == 4)) for n, text in enumerate(captions)], 2)
+    masked = EmbedTask(kind="image", factory=partial(MaskedEncoder, encoder_id="x"), dtype=dtype)
+    assert write_sidecar(directory, masked).manifest.shape == [3, 2]
+    stored = [array for _, array, _ in arrays(directory, "x")]
+    assert [array.shape for array in stored] == [(1, 1, 2), (1, 2, 2), (1, 3, 2), (1, 3, 2), (2, 1, 2)]
+    reader = SampleReader([plan_view("pictures_dec", "generate", directory, 1.0, {})])
+    for number, text in enumerate(captions):
+        found = from_npy(reader.read(0, 2 * number)["image"])
+        exact = embedding_of(text) * (np.arange(3) < length_of(text))[:, None]
+        assert found.shape == (1, 3, 2)
+        np.testing.assert_allclose(found[0], exact, atol=0.02)
+        np.testing.assert_array_equal(found[0][length_of(text) :], 0)
+    before = tree(directory)
+    (sidecar_folder(directory, "x") / "00002.tar").unlink()
+    assert write_sidecar(directory, masked).made == 1
+    assert tree(directory) == before
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float16", (77, 768)), ("int8", (77, 768)), ("float32", (512,))])
+def test_what_captions_will_take_is_what_they_take(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "00000.tar"
+    with TarShardWriter(path) as writer:
+        for number in range(20):
+            writer.write(f"k{number}", {"npy": to_npy(np.zeros(1, record_type(dtype, shape)))})
+    assert path.stat().st_size == pytest.approx(gigabytes(20, shape, dtype) * 1e9, rel=0.02, abs=10241)
+
+
+def test_the_readme_says_what_a_million_captions_take() -> None:
+    lines = (Path(__file__).parents[3] / "pipelines" / "README.md").read_text().splitlines()
+    start = lines.index("| captions of | positions x width | float32 | float16 | int8 |") + 2
+    for line in lines[start : start + 3]:
+        _, shape, *told = line.strip("| ").split(" | ")
+        positions, width = map(int, shape.split(" x "))
+        found = [gigabytes(10**6, (positions, width), dtype) for dtype in ("float32", "float16", "int8")]
+        assert told == [f"{size:.1f}" for size in found]
 
 
 def test_what_precision_costs_is_measured_on_a_sample_and_kept_on_a_rerun(pictures: Path) -> None:
