@@ -54,7 +54,8 @@ class Sender:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stream: Any = torch.cuda.Stream
+        self._stream = stream(device) if device.type == "cuda" else None
 
     def send(self, arrays: Sequence[npt.NDArray[Any]]) -> Sent:
         """Begins to move arrays; those of one shape go together."""
