@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.common.encoders import EncoderFactory, encoder_factory, preprocess_factory
-from model.encoders.imagebind_inputs import MediaInputs
+from jobs.common.encoders import EncoderFactory, clips, encoder_factory, preprocess_factory
+from model.encoders.imagebind_encoder import VIDEO_CROPS
+from model.encoders.imagebind_inputs import VIDEO_CLIPS, MediaInputs
+from model.encoders.mel import AUDIO_CLIPS
 from model.parts.builtin import FOUNDATIONS
 from model.parts.config import ModelConfig, load_preset
 from pipelines.embed.encoding import VIDEO_FPS, EmbedTask, join_inputs, prepare_media, split_inputs
 from pipelines.embed.identities import learn, recall
 from pipelines.media.codecs import decode, encode
-from pipelines.sample import Audio, Image, Video
+from pipelines.sample import Audio, Image, Modality, Video
 from pipelines.storage.sidecars import ENCODER, ROW_KINDS
 
 
@@ -87,6 +89,11 @@ def test_of_a_film_the_ten_frames_are_prepared_that_all_of_it_would_give(tmp_pat
     [whole] = prepare([decode(film, fps=VIDEO_FPS)])
     assert found.shape == (10, 48, 64, 3)
     np.testing.assert_array_equal(found, whole)
+
+
+def test_batches_are_counted_by_the_clips_that_imagebind_makes() -> None:
+    assert clips(ENCODER) == {Modality.VIDEO: VIDEO_CLIPS * VIDEO_CROPS, Modality.AUDIO: AUDIO_CLIPS}
+    assert clips("image") == {}
 
 
 def test_pictures_are_prepared_without_torch(config: ModelConfig) -> None:
