@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.parts.config import ModelConfig
-    from pipelines.embed.embedding import Embedded
-    from pipelines.embed.shard_embedder import EmbedTask
+    from pipelines.embed.embedding import Embedded, Pool
+    from pipelines.embed.encoding import EmbedTask
 
-MEDIA_BATCH = 8
+# Captions, and clips of media, that are encoded and kept together: as many as keep a GPU busy for a quarter of a
+# second, or a core for no longer than is soon repeated.
+GPU_CAPTIONS, CPU_CAPTIONS = 256, 64
+GPU_CLIPS, CPU_CLIPS = 240, 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +43,14 @@ class EmbedOptions:
     dtype: Annotated[
         str, Option("how captions and latents are stored; int8 has one scale per vector", choices=DTYPES)
     ] = "float16"
-    precision: Annotated[Literal["float32", "bfloat16"], Option("precision of matrix products in text encoders")] = (
-        "float32"
-    )
-    batch_size: Annotated[int, Option("captions per batch", "N", least=1)] = 64
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option("precision of matrix products in all encoders; auto is bfloat16 on a GPU, float32 on a CPU"),
+    ] = "auto"
+    batch_size: Annotated[
+        int | None,
+        Option(f"captions per batch (if omitted, {GPU_CAPTIONS} on a GPU, {CPU_CAPTIONS} on a CPU)", "N", least=1),
+    ] = None
     gpus: Annotated[int | None, Option("GPUs to use (those available if omitted)", "N")] = None
     imported: Annotated[
         str | None, Option("a folder of <medium's name>.npy files to import", "DIR", flag="--import")
@@ -110,7 +117,8 @@ def _embed_shards(options: EmbedOptions, config: "ModelConfig") -> None:
     directories = _datasets(options)
     kinds = [f"{modality}_latents" for modality in options.kinds] if options.latents else options.kinds
     cli.start_ray()
-    results = embed(directories, [_task(options, config, kind) for kind in kinds], plan_pool(options.gpus))
+    pool = plan_pool(options.gpus)
+    results = embed(directories, [_task(options, config, kind, pool) for kind in kinds], pool)
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
     _account(results, cli.existing_folder(options.shards or ""))
@@ -143,7 +151,10 @@ def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> N
         what = f"{manifest.items} {manifest.kind} embeddings of {'x'.join(map(str, manifest.shape))}"
         loss = f"error at most {manifest.max_error:.2g}, cosine at least {manifest.min_cosine:.8f}"
         state = f"{result.made} of {len(manifest.shards)} shards {verb} now"
-        print(f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}")
+        line = f"{result.dataset}: {what} by {manifest.encoder_id} ({state}); as {manifest.dtype}: {loss}"
+        if manifest.precision_cosine is not None:
+            line += f"; in {manifest.precision}: cosine to float32 at least {manifest.precision_cosine:.6f} in a sample"
+        print(line)
     for kind in sorted(set(kinds) - {result.manifest.kind for result in results}):
         print(f"{kind}: nothing to embed")
 
@@ -169,16 +180,27 @@ def _failure(result: "Embedded", shards: "Path") -> str:
     return f"{what} ({example}); training leaves their samples out; all are listed in {path}"
 
 
-def _task(options: EmbedOptions, config: "ModelConfig", kind: str) -> "EmbedTask":
-    from jobs.common.encoders import encoder_factory
-    from pipelines.embed.shard_embedder import EmbedTask
-    from pipelines.storage.sidecars import takes_media
+def _task(options: EmbedOptions, config: "ModelConfig", kind: str, pool: "Pool") -> "EmbedTask":
+    from jobs.common.encoders import clips, encoder_factory, preprocess_factory
+    from pipelines.embed.encoding import EmbedTask
+    from pipelines.storage.sidecars import ENCODER, takes_media
 
-    # Features are small, so they are stored exactly; media are large, so they are encoded in small batches.
-    dtype = "float32" if kind == ENCODER else options.dtype
-    size = MEDIA_BATCH if takes_media(kind) else options.batch_size
-    factory = encoder_factory(config, kind, options.precision)
-    return EmbedTask(kind=kind, factory=factory, dtype=dtype, batch_size=size, memory=factory.memory)
+    on_gpu = bool(pool.num_gpus)
+    precision = options.precision
+    if precision == "auto":
+        precision = "bfloat16" if on_gpu else "float32"
+    captions = options.batch_size or (GPU_CAPTIONS if on_gpu else CPU_CAPTIONS)
+    factory = encoder_factory(config, kind, precision)
+    return EmbedTask(
+        kind=kind,
+        factory=factory,
+        dtype="float32" if kind == ENCODER else options.dtype,  # features are small, so they are stored exactly
+        batch_size=(GPU_CLIPS if on_gpu else CPU_CLIPS) if takes_media(kind) else captions,
+        clips=clips(kind),
+        preprocess=preprocess_factory(config, kind),
+        exact=factory.exact,
+        memory=factory.memory,
+    )
 
 
 def _embed_captions(options: EmbedOptions, config: "ModelConfig") -> None:
@@ -189,7 +211,7 @@ def _embed_captions(options: EmbedOptions, config: "ModelConfig") -> None:
     (kind,) = options.kinds
     cli.start_ray()
     pool = plan_pool(options.gpus)
-    written, rejects = embed_captions(source, out, _task(options, config, kind), pool)
+    written, rejects = embed_captions(source, out, _task(options, config, kind, pool), pool)
     for reject in rejects:
         print(f"  rejected {reject.source}: {reject.reason}")
     total = written + len(rejects)

@@ -6,15 +6,18 @@ a disk is full, therefore comes out of a step as a row, and is raised where the 
 
 import errno
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 import ray.data
+from ray.data._internal.execution import backpressure_policy
 from ray.util.metrics import Counter
 
 Row = dict[str, Any]
 _FAILURE = "failure"
+_MOST = "nextgpt.most"
 # Counters of rows, rejects and bytes for the dashboards of a cluster.
 _COUNTERS = {
     "rows": "rows that became samples",
@@ -41,16 +44,50 @@ def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Itera
         yield from _raising(dataset.map(_told(step, _row), **options).iter_rows())
 
 
-def stream_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
-    """A step that gives several rows for one: each comes as soon as it is there, not with the last of its task.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of several: what is done with a row, by a function or an actor's class, and Ray Data's options for it.
+
+    At most so many rows are in it or wait for the next step. With `several` it gives any number of rows for one.
+    """
+
+    call: Callable[..., Any]
+    most: int
+    options: dict[str, Any] = field(default_factory=dict)
+    several: bool = False
+
+
+def flow_rows(rows: list[Row], steps: Sequence[Step]) -> Iterator[Row]:
+    """Rows through steps that work at the same time, in any order; each row goes on as soon as it is there.
+
+    A step pauses while it has as many rows as it may, which bounds what the object store holds.
 
     Raises:
-        OSError, ValueError: as the step raised them; other errors come as Ray Data tells them.
+        OSError, ValueError: as a step raised them; other errors come as Ray Data tells them.
     """
-    if rows:
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        dataset.context.target_max_block_size = 1
-        yield from _raising(dataset.flat_map(_told(step, _rows), **options).iter_rows())
+    if not rows:
+        return
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.target_max_block_size = 1
+    dataset.context.set_config(_MOST, [step.most for step in steps])
+    policies = [*backpressure_policy.ENABLED_BACKPRESSURE_POLICIES, _Paused]
+    dataset.context.set_config(backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    for step in steps:
+        apply, call = (dataset.flat_map, _rows) if step.several else (dataset.map, _row)
+        dataset = apply(_told(step.call, call), **step.options)
+    yield from _raising(dataset.iter_rows())
+
+
+class _Paused(backpressure_policy.BackpressurePolicy):
+    """Ray Data's own budgets would bound memory too, but keep cores from the steps that have work for them."""
+
+    def can_add_input(self, op: Any) -> bool:
+        operators = list(self._topology)
+        place = operators.index(op)
+        waiting = sum(self._topology[after].total_enqueued_input_blocks() for after in op.output_dependencies)
+        held = op.num_active_tasks() + self._topology[op].total_enqueued_output_blocks() + waiting
+        # The first operator holds the rows that are given.
+        return place == 0 or held < self._data_context.get_config(_MOST)[place - 1]
 
 
 def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +103,8 @@ def _told(step: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., A
 
 
 def _row(step: Callable[[Row], Row], row: Row) -> Row:
+    if row.get(_FAILURE):  # of a step before
+        return row
     try:
         return step(row)
     except (OSError, ValueError) as error:

@@ -243,6 +243,8 @@ def quiet(level: int = logging.ERROR) -> None:
     for name in (*CHATTER, *by_file):
         logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Ray Data's, where there is less to do than it may do at once.
+    warnings.filterwarnings("ignore", message=r"The (maximum|minimum) number of concurrent")
     # From DeepSpeed's barriers on a GPU; each worker has already set its device.
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")
 

@@ -5,8 +5,8 @@ Torch is imported only where an encoder is loaded; its id may be known without.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ import numpy as np
 
 from model.parts.builtin import cache_root, is_untrained, resolve
 from model.parts.config import ModelConfig
-from pipelines.embed.shard_embedder import Embeddings, Encoder
+from pipelines.embed.encoding import Embeddings, Encoder, Preprocess
 from pipelines.sample import Modality
 from pipelines.storage.files import stamp
 from pipelines.storage.sidecars import ENCODER, LATENTS, output_modality
 
 if TYPE_CHECKING:
-    from model.decoders.text_encoders import Precision
+    from model.parts.mixed_precision import Precision
 
 _ROOT = Path(__file__).parents[2]
 # What an encoder's id depends on besides its own files and settings.
@@ -31,8 +31,13 @@ _PROGRAM = (
     "model/decoders/decoder.py",
     "model/decoders/latents.py",
     "model/decoders/text_encoders.py",
+    "model/decoders/tokens.py",
+    "model/encoders/clips.py",
     "model/encoders/imagebind_encoder.py",
+    "model/encoders/imagebind_inputs.py",
+    "model/encoders/mel.py",
     "model/parts/families.py",
+    "model/parts/mixed_precision.py",
     "model/parts/weights.py",
 )
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
@@ -45,10 +50,16 @@ class EncoderFactory:
     make: Callable[..., Encoder]
     name: str
     settings: tuple[str, ...] = ()
+    precision: "Precision" = "float32"
 
     def __call__(self) -> Encoder:
         """Loads the encoder."""
-        return self.make(self.name, *self.settings)
+        return self.make(self.name, *self.settings, precision=self.precision)
+
+    @property
+    def exact(self) -> "EncoderFactory | None":
+        """That of the same encoder in float32, where it is not."""
+        return None if self.precision == "float32" else replace(self, precision="float32")
 
     def memory(self) -> Path | None:
         """The file that caches the encoder's id on this machine; None where the part's files are not here yet.
@@ -61,19 +72,58 @@ class EncoderFactory:
             return None
         stamps = {str(path): stamp(path) for path in files}
         versions = {library: _version(library) for library in _LIBRARIES}
-        facts = [self.make.__name__, self.name, self.settings, stamps, versions, _program()]
+        facts = [self.make.__name__, self.name, self.settings, self.precision, stamps, versions, _program()]
         return cache_root() / "encoders" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessFactory:
+    """Makes what prepares inputs on any CPU: a class of the model, and what it is made of."""
+
+    kind: str
+    name: str
+
+    def __call__(self) -> Preprocess:
+        """Loads it, without the weights of its encoder."""
+        modality = output_modality(self.kind)
+        if modality is None:
+            from model.encoders.imagebind_inputs import MediaInputs, image_size
+
+            return MediaInputs(image_size(resolve(self.name)))
+        if self.kind in LATENTS:
+            from model.decoders.latents import LatentInputs
+
+            return LatentInputs(modality, self.name)
+        from model.decoders.tokens import CaptionTokens
+
+        return CaptionTokens(modality, self.name)
+
+
 def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "float32") -> EncoderFactory:
-    """The factory of the encoder of a sidecar kind; `precision` applies only to captions."""
-    modality = output_modality(kind)
+    """The factory of the encoder of a sidecar kind."""
+    modality, name = output_modality(kind), part_of(config, kind)
     if modality is None:
-        return EncoderFactory(make=FeatureEncoder, name=config.encoder.name)
-    name = config.outputs[modality].decoder
-    if kind in LATENTS:
-        return EncoderFactory(make=MediumEncoder, name=name, settings=(modality.value,))
-    return EncoderFactory(make=CaptionTextEncoder, name=name, settings=(modality.value, precision))
+        return EncoderFactory(make=FeatureEncoder, name=name, precision=precision)
+    make = MediumEncoder if kind in LATENTS else CaptionTextEncoder
+    return EncoderFactory(make=make, name=name, settings=(modality.value,), precision=precision)
+
+
+def preprocess_factory(config: ModelConfig, kind: str) -> PreprocessFactory:
+    """The factory of what prepares the inputs of the encoder of a sidecar kind."""
+    return PreprocessFactory(kind=kind, name=part_of(config, kind))
+
+
+def clips(kind: str) -> dict[Modality, int]:
+    """How many clips, or frames, the encoder of a sidecar kind makes of a medium; of captions and others, one."""
+    if kind == ENCODER:
+        return {Modality.VIDEO: 15, Modality.AUDIO: 3}
+    return {Modality.VIDEO: 16} if kind in LATENTS else {}
+
+
+def part_of(config: ModelConfig, kind: str) -> str:
+    """The name of the part whose encoder a sidecar kind is made by."""
+    modality = output_modality(kind)
+    return config.outputs[modality].decoder if modality else config.encoder.name
 
 
 def _part_files(name: str) -> list[Path]:
@@ -123,51 +173,54 @@ class CaptionTextEncoder:
         from model.decoders.text_encoders import CaptionEncoder
 
         self._encoder = CaptionEncoder(Modality(modality), name, device=device, precision=precision)
-        self.name = name
-        self.untrained = is_untrained(name)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{modality}-{self._encoder.id}"
+        self.send = self._encoder.send
 
-    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+    def __call__(self, sent: Any) -> Embeddings:
         """Caption embeddings (N, L, D), and how many of the L positions belong to each caption."""
-        result = self._encoder(inputs)
+        result = self._encoder.embed(sent)
         return result.embeddings, result.lengths
 
 
 class MediumEncoder:
-    """A decoder's own VAE on decoded media; see model.decoders.latents.LatentEncoder."""
+    """A decoder's own VAE on media; see model.decoders.latents.LatentEncoder."""
 
-    def __init__(self, name: str, modality: str) -> None:
+    def __init__(self, name: str, modality: str, precision: "Precision" = "float32") -> None:
         from model.parts.devices import best_device
 
         device = best_device()
         from model.decoders.latents import LatentEncoder
 
-        self._encoder = LatentEncoder(Modality(modality), name, device=device)
-        self.name = name
-        self.untrained = is_untrained(name)
+        self._encoder = LatentEncoder(Modality(modality), name, device=device, precision=precision)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{modality}_latents-{self._encoder.id}"
+        self.send = self._encoder.send
 
-    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+    def __call__(self, sent: Any) -> Embeddings:
         """Latents (N, C, ...), each with one position."""
-        latents = self._encoder(inputs)
+        latents = self._encoder.embed(sent)
         return latents, np.ones(len(latents), np.int32)
 
 
 class FeatureEncoder:
-    """ImageBind on decoded media; see model.encoders.imagebind_encoder.ImageBindEncoder."""
+    """ImageBind on media; see model.encoders.imagebind_encoder.ImageBindEncoder."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, precision: "Precision" = "float32") -> None:
         from model.parts.devices import best_device
 
         device = best_device()
         from model.encoders.imagebind_encoder import ImageBindEncoder
 
-        self._encoder = ImageBindEncoder(name, device=device)
-        self.name = name
-        self.untrained = is_untrained(name)
+        self._encoder = ImageBindEncoder(name, device=device, precision=precision)
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision: str = precision
         self.id = f"{ENCODER}-{self._encoder.id}"
+        self.send = self._encoder.send
 
-    def __call__(self, inputs: Sequence[Any]) -> Embeddings:
+    def __call__(self, sent: Any) -> Embeddings:
         """Features (N, E), each with one position."""
-        features = self._encoder(inputs)
+        features = self._encoder.embed(sent)
         return features, np.ones(len(features), np.int32)

@@ -14,7 +14,8 @@ from model.bootstrap.contrastive import Pairs, train_imagebind, train_text_encod
 from model.bootstrap.diffusion import from_latents, to_latents, train_autoencoder, train_pipeline
 from model.bootstrap.language import train_llm
 from model.bootstrap.vocoder import spectrogram, train_vocoder
-from model.encoders.imagebind_encoder import audio_inputs, image_inputs, video_inputs
+from model.encoders.imagebind_encoder import image_inputs, video_inputs
+from model.encoders.mel import audio_inputs
 from model.parts.families import FAMILIES
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video

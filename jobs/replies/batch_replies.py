@@ -18,7 +18,7 @@ import ray.data
 from jobs.replies.respond import ReplySettings, respond_batch, stream
 from model.inference.query import Query, Response
 from pipelines.embed.embedding import Pool, plan_pool
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.media.folder import load_rows
 from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows

@@ -16,7 +16,7 @@ from jobs.scoring.exam_run import MAX_ITEMS, noise
 from jobs.scoring.figures import wilson
 from model.decoders.wish import Wish
 from model.inference.query import Query, Sampling
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track
 from pipelines.sample import Decoded, Item, Modality, Turn

@@ -18,7 +18,7 @@ from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.inference.generation import generate_batch
 from model.inference.query import Query, Reply, Sampling
 from model.parts.config import ModelConfig
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track
 from pipelines.sample import Decoded, Item, Part, Turn

@@ -22,7 +22,7 @@ from model.inference.responder import Responder
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from model.parts.families import locate
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.survey import hash_key, held_out
 from pipelines.media import codecs
 from pipelines.progress import track

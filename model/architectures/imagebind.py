@@ -94,6 +94,7 @@ class Attention(nn.Module):
 
     def forward(self, x_NLD: Tensor, mask_LL: Tensor | None = None) -> Tensor:
         """Maps (N, L, D) to (N, L, D)."""
+        x_NLD = x_NLD.to(self.in_proj_weight.dtype)
         q_NLD, k_NLD, v_NLD = F.linear(x_NLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         if self.bias_k is not None and self.bias_v is not None:
             k_NLD = torch.cat([k_NLD, self.bias_k.expand(len(x_NLD), -1, -1)], dim=1)

@@ -21,7 +21,9 @@ from transformers.audio_utils import mel_filter_bank
 
 from model.decoders.decoder import VIDEO_FPS
 from model.decoders.text_encoders import loading, readable
-from model.parts.families import latent_shape, locate
+from model.parts.devices import Sender, Sent
+from model.parts.families import latent_grid, latent_shape, locate
+from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
@@ -33,52 +35,84 @@ HOP = 160  # samples between mel frames
 WINDOW = 1024  # samples
 
 
+class LatentInputs:
+    """What a decoder's VAE takes of media, made on any CPU: uint8 frames (F, H, W, 3), or a float32 log-mel (T, bands).
+
+    Raises FileNotFoundError and ValueError as `LatentEncoder` does.
+    """
+
+    def __init__(self, modality: Modality, name: str) -> None:
+        self._prepare, self._grid = _PREPARED[modality], latent_grid(modality, name)
+
+    def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
+        """One array a medium. Raises ValueError for an empty one."""
+        return [self._prepare(medium, self._grid) for medium in media]
+
+
 class LatentEncoder:
     """Encodes media with a diffusion decoder's VAE: the posterior mean, times the VAE's scaling factor.
 
     Media are fitted to the decoder's default size: frames are resized (bicubic) to cover it and centre-cropped; a video
     gives its first frames at 8 fps (repeating the last one if it is shorter), a sound its first seconds as a log-mel
     spectrogram. `shape` is that of one item's latents, see `families.latent_shape`; `id` identifies weights, shape and
-    preprocessing. Raises FileNotFoundError and ValueError as `CaptionEncoder` does.
+    preprocessing, and the precision where it is not float32. Raises FileNotFoundError and ValueError as
+    `CaptionEncoder` does.
     """
 
-    def __init__(self, modality: Modality, name: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, modality: Modality, name: str, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ) -> None:
         self.modality = modality
         self.shape = latent_shape(modality, name)
         path = locate(modality, name)
         with loading(path):
             vae = diffusers.AutoencoderKL.from_pretrained(path, subfolder="vae")
-        self._vae = vae.requires_grad_(False).eval().to(device)
+        self._vae = vae.requires_grad_(False).eval()
         facts = json.dumps([weights_hash(dict(vae.named_parameters())), self.shape, PREPROCESSING_VERSION])
         self.id = f"{readable(name)}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        if precision == "bfloat16":
+            use_bfloat16(self._vae)
+            self.id += "-bfloat16"
+        self._vae.to(device)
+        self._sender = Sender(torch.device(device))
+        self.prepare = LatentInputs(modality, name)
 
-    @torch.inference_mode()
     def __call__(self, media: Sequence[Decoded]) -> npt.NDArray[np.float32]:
         """Encodes media of the decoder's modality: (len(media), *shape). Raises ValueError for an empty one."""
-        if not media:
-            return np.zeros((0, *self.shape), np.float32)
-        pictures_FCHW = torch.cat([_PREPARED[self.modality](medium, self._grid) for medium in media])
-        latents_FCHW = torch.cat([self._encode(piece) for piece in torch.split(pictures_FCHW, PIECE)])
-        latents = latents_FCHW.view(len(media), -1, *latents_FCHW.shape[1:]).transpose(1, 2)  # frames after channels
-        return latents.reshape(len(media), *self.shape).numpy()
+        return self.embed(self.send(self.prepare(media)))
 
-    @property
-    def _grid(self) -> tuple[int, ...]:
-        """Frames (1 unless a video), rows and columns of the VAE's input."""
-        _, *frames, height, width = self.shape
-        scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        return (frames[0] if frames else 1, height * scale, width * scale)
+    def send(self, inputs: Sequence[npt.NDArray[Any]]) -> Sent:
+        """Begins to move what `prepare` made to the device."""
+        return self._sender.send(inputs)
+
+    @torch.inference_mode()
+    def embed(self, sent: Sent) -> npt.NDArray[np.float32]:
+        """Encodes what was sent, in order: (N, *shape)."""
+        tensors = sent.take()
+        if not tensors:
+            return np.zeros((0, *self.shape), np.float32)
+        pictures_FCHW = torch.cat([_pictures(tensor) for tensor in tensors])
+        latents_FCHW = torch.cat([self._encode(piece) for piece in torch.split(pictures_FCHW, PIECE)])
+        latents = latents_FCHW.view(len(tensors), -1, *latents_FCHW.shape[1:]).transpose(1, 2)  # frames after channels
+        return latents.reshape(len(tensors), *self.shape).cpu().numpy()
 
     def _encode(self, pictures_FCHW: Tensor) -> Tensor:
-        posterior = self._vae.encode(pictures_FCHW.to(self._vae.device)).latent_dist
-        return (posterior.mean * self._vae.config.scaling_factor).cpu()
+        posterior = self._vae.encode(pictures_FCHW).latent_dist
+        return (posterior.mean * self._vae.config.scaling_factor).float()
 
 
-def _image(image: Image, grid: tuple[int, ...]) -> Tensor:
+def _pictures(prepared: Tensor) -> Tensor:
+    """Frames in [-1, 1] as the VAE takes them (F, 3, H, W), or a spectrogram (1, 1, T, bands)."""
+    if prepared.ndim == 2:
+        return prepared[None, None]
+    return prepared.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _image(image: Image, grid: tuple[int, ...]) -> npt.NDArray[Any]:
     return _fitted([image.pixels], grid)
 
 
-def _video(video: Video, grid: tuple[int, ...]) -> Tensor:
+def _video(video: Video, grid: tuple[int, ...]) -> npt.NDArray[Any]:
     num_frames = len(video.frames)
     if not num_frames or not video.fps > 0:
         raise ValueError(f"video: {num_frames} frames at {video.fps} frames per second; leave it out")
@@ -86,23 +120,23 @@ def _video(video: Video, grid: tuple[int, ...]) -> Tensor:
     return _fitted([video.frames[place] for place in places], grid)
 
 
-def _fitted(pictures: Sequence[npt.NDArray[np.uint8]], grid: tuple[int, ...]) -> Tensor:
-    """Resizes and crops pictures to rows and columns: (F, 3, H, W) in [-1, 1]."""
+def _fitted(pictures: Sequence[npt.NDArray[np.uint8]], grid: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Resizes and crops pictures to rows and columns: uint8 (F, H, W, 3)."""
     _, height, width = grid
-    fitted = [
-        PIL.ImageOps.fit(PIL.Image.fromarray(pixels), (width, height), PIL.Image.Resampling.BICUBIC)
-        for pixels in pictures
-    ]
-    pixels_FHWC = torch.from_numpy(np.stack([np.asarray(picture) for picture in fitted]))
-    return pixels_FHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return np.stack(
+        [
+            np.asarray(PIL.ImageOps.fit(PIL.Image.fromarray(pixels), (width, height), PIL.Image.Resampling.BICUBIC))
+            for pixels in pictures
+        ]
+    )
 
 
-def _audio(audio: Audio, grid: tuple[int, ...]) -> Tensor:
+def _audio(audio: Audio, grid: tuple[int, ...]) -> npt.NDArray[Any]:
     if not audio.waveform.size:
         raise ValueError("audio: it has no samples; leave it out")
     mono = soxr.resample(audio.waveform.mean(axis=0, dtype=np.float32), audio.sample_rate, SAMPLE_RATE)
     _, frames, bands = grid
-    return log_mel(torch.from_numpy(np.ascontiguousarray(mono, np.float32)), frames, bands)[None, None]
+    return log_mel(torch.from_numpy(np.ascontiguousarray(mono, np.float32)), frames, bands).numpy()
 
 
 def log_mel(waveform_T: Tensor, num_frames: int, num_bands: int) -> Tensor:
@@ -123,7 +157,7 @@ def log_mel(waveform_T: Tensor, num_frames: int, num_bands: int) -> Tensor:
     return (spectrum.T @ torch.from_numpy(filters).float()).clamp_min(1e-5).log()[:num_frames]
 
 
-_PREPARED: dict[Modality, Callable[[Any, tuple[int, ...]], Tensor]] = {
+_PREPARED: dict[Modality, Callable[[Any, tuple[int, ...]], npt.NDArray[Any]]] = {
     Modality.IMAGE: _image,
     Modality.VIDEO: _video,
     Modality.AUDIO: _audio,

@@ -6,26 +6,28 @@ Shape suffixes: N captions, L condition positions, D condition width.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
+from model.decoders.tokens import CaptionTokens
+from model.parts.devices import Sender, Sent
 from model.parts.families import FAMILIES, Family, locate
 from model.parts.library_logs import quiet_libraries
+from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
 
 PIECE = 16  # batch size of a pooled encoder, with captions sorted by length; larger batches have more padding
-Precision = Literal["float32", "bfloat16"]  # of matrix products; accumulations are in float32
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,40 +55,54 @@ class TextEncoder:
         self._family = FAMILIES[modality]
         path = locate(modality, name)
         with loading(path):
-            self.tokenizer = getattr(transformers, self._family.tokenizer).from_pretrained(path, subfolder="tokenizer")
+            self.prepare = CaptionTokens(modality, name)
             self.text_encoder = _load_text_encoder(self._family, path).to(device)
         config = self.text_encoder.config
-        self._max_length = _max_length(self.tokenizer, config, self._family)
         self._masked = getattr(config, "use_attention_mask", self._family.pooled)
-        self.shape = (1, config.projection_dim) if self._family.pooled else (self._max_length, config.hidden_size)
+        self._sender = Sender(torch.device(device))
+        pooled = self._family.pooled
+        self.shape = (1, config.projection_dim) if pooled else (self.prepare.max_length, config.hidden_size)
 
-    @torch.inference_mode()
+    @property
+    def tokenizer(self) -> Any:
+        """The decoder's own tokenizer."""
+        return self.prepare.tokenizer
+
     def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
         """Embeds captions as the pipeline's own `encode_prompt` does; long ones are truncated to the maximum length."""
-        if not captions:
-            return CaptionEmbeddings(embeddings=np.zeros((0, *self.shape), np.float32), lengths=np.zeros(0, np.int32))
-        pooled = self._family.pooled
-        tokens = self.tokenizer(
-            list(captions),
-            # A pooled vector does not depend on padding, so padding to 512 positions would be wasted.
-            padding="longest" if pooled else "max_length",
-            max_length=self._max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        lengths_N = tokens.attention_mask.sum(dim=1)
-        embeddings_NLD = np.empty((len(captions), *self.shape), np.float32)
-        for rows, width in _pieces(lengths_N) if pooled else [(slice(None), self._max_length)]:
-            piece = self._embed(tokens.input_ids[rows, :width], tokens.attention_mask[rows, :width])
-            embeddings_NLD[rows] = piece.cpu().numpy()
-        lengths = np.ones(len(captions)) if pooled else lengths_N.numpy()
-        return CaptionEmbeddings(embeddings=embeddings_NLD, lengths=lengths.astype(np.int32))
+        return self.embed(self.send(self.prepare(captions)))
 
-    def _embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        device = self.text_encoder.device
-        output = self.text_encoder(
-            input_ids.to(device), attention_mask=attention_mask.to(device) if self._masked else None
+    def send(self, inputs: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], list[Rows], Sent]:
+        """Begins to move the ids of captions to the device, padded; with their lengths, and which go together."""
+        lengths = np.array([len(ids) for ids in inputs], np.int32)
+        # A pooled vector does not depend on padding, so padding to 512 positions would be wasted.
+        rows = _pieces(lengths) if self._family.pooled else [np.arange(len(inputs))] if len(inputs) else []
+        return lengths, rows, self._sender.send([self._padded([inputs[row] for row in piece]) for piece in rows])
+
+    @torch.inference_mode()
+    def embed(self, sent: tuple[npt.NDArray[np.int32], list[Rows], Sent]) -> CaptionEmbeddings:
+        """Embeds what was sent, in order."""
+        lengths, rows, ids = sent
+        embeddings_NLD = np.empty((len(lengths), *self.shape), np.float32)
+        for piece, input_ids in zip(rows, ids.take(), strict=True):
+            embeddings_NLD[piece] = self._embed(input_ids, lengths[piece]).cpu().numpy()
+        return CaptionEmbeddings(
+            embeddings=embeddings_NLD, lengths=np.ones_like(lengths) if self._family.pooled else lengths
         )
+
+    def _padded(self, inputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+        width = max(map(len, inputs)) if self._family.pooled else self.prepare.max_length
+        ids_NL = np.full((len(inputs), width), self.tokenizer.pad_token_id, np.int64)
+        for row, ids in zip(ids_NL, inputs, strict=True):
+            row[: len(ids)] = ids
+        return ids_NL
+
+    def _embed(self, input_ids: Tensor, lengths: npt.NDArray[np.int32]) -> Tensor:
+        mask_NL = None
+        if self._masked:
+            places_L = torch.arange(input_ids.shape[1], device=input_ids.device)
+            mask_NL = (places_L < torch.from_numpy(lengths).to(input_ids.device)[:, None]).long()
+        output = self.text_encoder(input_ids, attention_mask=mask_NL)
         if self._family.pooled:
             return normalize(output.text_embeds.float(), dim=-1)[:, None]
         return output.last_hidden_state.float()
@@ -96,7 +112,7 @@ class CaptionEncoder(TextEncoder):
     """A text encoder with an `id`, derived from its weights, tokenizer, maximum length and precision.
 
     bfloat16 is several times as fast on devices that support it, at a cosine similarity to float32 of at least 0.9999
-    per position. Pooled encoders always run in float32: captions are short, and the single vector would lose more.
+    per position.
     """
 
     def __init__(
@@ -104,8 +120,8 @@ class CaptionEncoder(TextEncoder):
     ) -> None:
         super().__init__(modality, name, device)
         self.id = f"{readable(name)}-{self._hash()}"
-        if precision == "bfloat16" and not self._family.pooled:
-            _use_bfloat16(self.text_encoder)
+        if precision == "bfloat16":
+            use_bfloat16(self.text_encoder)
             self.id += "-bfloat16"
 
     def _hash(self) -> str:
@@ -113,7 +129,7 @@ class CaptionEncoder(TextEncoder):
         weights = weights_hash(dict(self.text_encoder.named_parameters()))
         vocab = sorted(self.tokenizer.get_vocab().items())
         special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
-        facts = json.dumps([weights, vocab, special, self._max_length, self._family.text_encoder])
+        facts = json.dumps([weights, vocab, special, self.prepare.max_length, self._family.text_encoder])
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
@@ -127,16 +143,10 @@ def _load_text_encoder(family: Family, path: str) -> Any:
     return text_encoder.requires_grad_(False).eval()
 
 
-def _pieces(lengths_N: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Batches of row numbers, sorted by caption length, each with the length of its longest caption."""
-    for rows in torch.split(lengths_N.argsort(stable=True), PIECE):
-        yield rows, int(lengths_N[rows[-1]])
-
-
-def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
-    # RoBERTa numbers positions from the padding id onwards, so CLAP's 514 rows serve 512 tokens.
-    unused = config.pad_token_id + 1 if family.pooled else 0
-    return min(tokenizer.model_max_length, config.max_position_embeddings - unused)
+def _pieces(lengths: npt.NDArray[np.int32]) -> list[Rows]:
+    """Batches of row numbers, sorted by caption length."""
+    ordered = np.argsort(lengths, kind="stable")
+    return [ordered[start : start + PIECE] for start in range(0, len(ordered), PIECE)]
 
 
 def loading(path: str) -> Any:
@@ -148,19 +158,3 @@ def readable(name: str) -> str:
     """Turns a name into a valid directory name: the last folder of a path, or the whole hub id."""
     short = Path(name).resolve().name if Path(name).is_dir() else name.removeprefix("builtin:")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")
-
-
-def _use_bfloat16(model: nn.Module) -> None:
-    """Casts the linear layers of a frozen float32 model to bfloat16, in place.
-
-    Embeddings, layer norms and the residual stream stay in float32: in bfloat16 the rounding errors of the residual
-    stream would accumulate over layers, for no gain in speed. Autocast would recast the weights on every call.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-            module.register_forward_pre_hook(_halve)
-
-
-def _halve(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].to(torch.bfloat16), *inputs[1:])

@@ -2,8 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 
 def best_device() -> str:
@@ -24,3 +30,48 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # another C library
         return
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Arrays on their way to a device, as tensors of the same shapes."""
+
+    tensors: list[Tensor]
+    arrived: torch.cuda.Event | None
+
+    def take(self) -> list[Tensor]:
+        """The tensors; what is computed with them next waits until they are there."""
+        if self.arrived:
+            stream = torch.cuda.current_stream(self.tensors[0].device)
+            stream.wait_event(self.arrived)
+            for tensor in self.tensors:
+                tensor.record_stream(stream)  # their memory was taken by the other stream
+        return self.tensors
+
+
+class Sender:
+    """Moves arrays to a device while it computes: from pinned memory, on a stream of its own. On a CPU they stay."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        stream: Any = torch.cuda.Stream
+        self._stream = stream(device) if device.type == "cuda" else None
+
+    def send(self, arrays: Sequence[npt.NDArray[Any]]) -> Sent:
+        """Begins to move arrays; those of one shape go together."""
+        places: dict[tuple[Any, ...], list[int]] = {}
+        for place, array in enumerate(arrays):
+            places.setdefault((array.dtype.str, array.shape), []).append(place)
+        moved: dict[int, Tensor] = {}
+        for chosen in places.values():
+            batch = self._move(np.stack([arrays[place] for place in chosen]))
+            moved |= zip(chosen, batch.unbind(), strict=True)
+        arrived = self._stream.record_event() if self._stream and moved else None
+        return Sent([moved[place] for place in range(len(arrays))], arrived)
+
+    def _move(self, batch: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(batch)
+        if self._stream is None:
+            return tensor
+        with torch.cuda.stream(self._stream):
+            return tensor.pin_memory().to(self._device, non_blocking=True)

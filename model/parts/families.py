@@ -154,6 +154,13 @@ def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -
     return read("unet")["in_channels"], *frames, ceil(height / scale), ceil(width / scale)
 
 
+def latent_grid(modality: Modality, name: str) -> tuple[int, ...]:
+    """Frames (1 unless a video), rows and columns of what a decoder's VAE takes; raises as `locate`."""
+    _, *frames, height, width = latent_shape(modality, name)
+    scale = _scale(partial(_read_config, locate(modality, name)))
+    return (frames[0] if frames else 1, height * scale, width * scale)
+
+
 def default_settings(modality: Modality, name: str) -> Settings:
     """A decoder's default settings: sizes in pixels and seconds, steps, guidance."""
     family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))

@@ -7,7 +7,7 @@ from typing import Any
 import ray.data
 
 from pipelines.embed.embedding import Pool
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 from pipelines.progress import track
 from pipelines.sample import Modality, Reject, Sample
 from pipelines.sources.entry import Entry
@@ -25,12 +25,14 @@ class CaptionWriter:
 
     def __init__(self, task: EmbedTask, out: Path) -> None:
         self._encoder = task.factory()
+        self._prepare = task.preprocess() if task.preprocess else list
         self._out = out
         self._dtype = task.dtype
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Writes the batch's embeddings; (L, D), or (D,) where a caption has a single vector."""
-        embeddings, _ = self._encoder([str(caption) for caption in batch["caption"]])
+        captions = [str(caption) for caption in batch["caption"]]
+        embeddings, _ = self._encoder(self._encoder.send(self._prepare(captions)))
         stored, _ = store(embeddings, self._dtype, self._encoder.name)
         for names, embedding in zip(batch["names"], stored, strict=True):
             array = to_npy(embedding[0] if len(embedding) == 1 else embedding)

@@ -1,43 +1,49 @@
-"""Embeds a dataset's captions or media into sidecar shards, on a pool of Ray Data actors that each load one model.
+"""Embeds datasets' captions or media into sidecar shards: a pipeline of Ray Data whose devices do nothing but encode.
 
-Equal captions (or media) of a dataset are encoded once: tasks hash what each shard's items are, the driver gives each
-distinct item to the first shard that has it, actors encode what shards own, a piece of a shard each, into packs, and
-tasks put shards together from these. A dataset's sidecar so depends on the dataset and the encoder alone, not on the
-actors, on interruptions or on other datasets.
+Equal captions (or media) are encoded once, in whichever datasets they stand: tasks hash what each shard's items are,
+and the driver plans which are to be encoded. Tasks on any CPU cut shards into units, read, decode and preprocess these;
+actors, one a GPU, encode them, the next on its way to the device while one is computed; tasks keep each as a pack
+behind them, and put shards together from packs. Units are the plan's, so that nothing depends on the actors, the
+tasks, their order or interruptions.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 import ray.data
 
+from pipelines.embed.encoding import EmbedTask
 from pipelines.embed.identities import EncoderIdentity, learn, recall
-from pipelines.embed.shard_embedder import EmbedTask, ShardEmbedder, ShardPiece, count_units, shard_items
+from pipelines.embed.plan import Plan, ShardItems, Sources
 from pipelines.embed.sidecar_shards import (
     WORK,
-    Places,
     ShardState,
     SidecarWork,
     assemble_shard,
     finished_shards,
     remember,
 )
+from pipelines.embed.steps import EncodeRow, Tasks, cut_shard, prepare_row, shard_row, write_row
+from pipelines.embed.units import cosine_to_float32, shard_items
 from pipelines.progress import track
-from pipelines.ray_steps import count, map_rows, stream_rows
+from pipelines.ray_steps import Step, count, flow_rows, map_rows
 from pipelines.storage.files import remove_tree
-from pipelines.storage.ownership import ShardItems, ShardPlan, assign
 from pipelines.storage.precision import Loss
 from pipelines.storage.shards import MANIFEST, Manifest, index_path, remove_others
 from pipelines.storage.sidecars import SidecarManifest, needs, sidecar_folder
 
-# So many that no actor is idle for long at the end; shards are left whole where there are enough of them.
-PIECES_PER_ACTOR = 8
+# Units that wait for each actor, or for being kept: enough that it never waits, and all that memory holds.
+READY_PER_ACTOR = 4
+# Cores that prepare for each actor, though no node may have them yet: an autoscaling cluster starts those asked for.
+CORES_PER_ACTOR = 16
+# An actor has one unit in work, one on its way to the device, and one that is fetched from another node.
+UNITS_PER_ACTOR = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +98,14 @@ class Embedded:
 
 
 class Sidecar:
-    """A dataset's sidecar in the making: which shards are there, which are to do, who encodes what."""
+    """A dataset's sidecar in the making: which shards are there, and which are to do."""
 
     def __init__(self, directory: Path, dataset: Manifest, kind: str, dtype: str, encoder: EncoderIdentity) -> None:
         self.dataset, self._encoder = dataset.dataset, encoder
         self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id)
+        self.precision_cosine = _precision_cosine(self.work.folder)
         self._states = finished_shards(self.work)
         self.todo = [number for number in range(len(dataset.shards)) if number not in self._states]
-        self._plans: list[ShardPlan] = []
-        self._packs = list[str]()
-        self._places = list[npt.NDArray[np.int32]]()
         if self.todo:
             self._begin()
 
@@ -111,41 +115,6 @@ class Sidecar:
         remember(self.work.folder, self._states.values())
         for number in self.todo:
             index_path(self.work.target(number)).unlink(missing_ok=True)
-
-    def plan(self, items: Sequence[ShardItems]) -> None:
-        """Decides who encodes what, from the items of all shards."""
-        self._plans = assign(items)
-        # Of each embedding that a shard owns, its pack and its position there.
-        self._places = [np.full((len(plan.owned), 2), -1, np.int32) for plan in self._plans]
-
-    def to_encode(self) -> list[ShardPlan]:
-        """The unfinished shards that encode something themselves."""
-        return [plan for plan in map(self._plans.__getitem__, self.todo) if len(plan.owned)]
-
-    def keep(self, shard: int, name: str, ranks: npt.NDArray[np.int32]) -> int:
-        """Notes which embeddings of a shard a pack holds, in order; returns how many of them are new."""
-        places = self._places[shard]
-        new = int((places[ranks, 0] < 0).sum())
-        places[ranks, 0], places[ranks, 1] = len(self._packs), np.arange(len(ranks))
-        self._packs.append(name)
-        return new
-
-    def to_assemble(self) -> list[tuple[ShardPlan, Places]]:
-        """The unfinished shards, and where what they hold lies."""
-        return [(self._plans[number], self._find(self._plans[number])) for number in self.todo]
-
-    def _find(self, plan: ShardPlan) -> Places:
-        places = np.empty((len(plan.owners), 2), np.int32)
-        for owner in np.unique(plan.owners):
-            mine = plan.owners == owner
-            places[mine] = self._places[owner][plan.ranks[mine]]
-        used, packs = np.unique(places[:, 0], return_inverse=True)
-        held = int(used.searchsorted(0))  # 1 where finished shards (-1) hold some
-        return Places(
-            names=[self._packs[number] for number in used[held:]],
-            packs=(packs - held).astype(np.int32),
-            positions=places[:, 1].copy(),
-        )
 
     def take(self, number: int, state: ShardState) -> None:
         """Notes a shard that is finished."""
@@ -170,6 +139,8 @@ class Sidecar:
             of_shards=[shard.sha256 for shard in self.work.shards],
             max_error=loss.max_error,
             min_cosine=loss.min_cosine,
+            precision=self._encoder.precision,
+            precision_cosine=self.precision_cosine,
             failed=[failure for state in states for failure in state.failed],
         )
         folder = self.work.folder
@@ -193,6 +164,14 @@ def sidecar_work(directory: Path, dataset: Manifest, kind: str, dtype: str, enco
     )
 
 
+def _precision_cosine(folder: Path) -> float | None:
+    """What a finished sidecar says of its encoder's precision."""
+    try:
+        return SidecarManifest.read(folder).precision_cosine
+    except (OSError, ValueError):
+        return None
+
+
 def _is_written(folder: Path, manifest: SidecarManifest) -> bool:
     try:
         return SidecarManifest.read(folder) == manifest
@@ -210,99 +189,161 @@ def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -
         for directory, dataset in datasets
         if needs(dataset, task.kind)
     ]
-    plan_sidecars(sidecars)
-    _encode(sidecars, tasks, pool)
-    _assemble(sidecars)
+    encodings = [found for task in tasks if (found := plan_kind(sidecars, task.kind))]
+    _encode(encodings, sidecars, tasks, encoders, pool)
+    _assemble(encodings, sidecars)
+    _compare_precision(sidecars, tasks, pool)
     return [sidecar.finish() for sidecar in sidecars]
 
 
-def plan_sidecars(sidecars: Sequence[Sidecar]) -> None:
-    """Hashes what the items of all shards are, in tasks, and decides who encodes what."""
-    works = [sidecar.work for sidecar in sidecars]
-    rows = [
-        {"sidecar": index, "shard": number}
-        for index, sidecar in enumerate(sidecars)
-        if sidecar.todo
-        for number in range(len(sidecar.work.shards))
-    ]
-    found: dict[tuple[int, int], ShardItems] = {}
-    with track("compare", len(rows), "shards") as bar:
-        for row in map_rows(rows, partial(_hash_items, works=works)):
-            found[row["sidecar"], row["shard"]] = ShardItems.from_row(row)
+def _compare_precision(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:
+    """Measures, where actors run, what an encoder's precision costs on each dataset that does not say it yet."""
+    compare = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)(cosine_to_float32)
+    exact = {task.kind: task for task in tasks if task.exact}
+    new = [one for one in sidecars if one.work.kind in exact and (one.todo or one.precision_cosine is None)]
+    cosines = ray.get([compare.remote(one.work, exact[one.work.kind]) for one in new])
+    for sidecar, cosine in zip(new, cosines, strict=True):
+        sidecar.precision_cosine = cosine
+
+
+class Encoding:
+    """What is to be done for the sidecars of one kind, and where what was encoded lies."""
+
+    def __init__(self, sidecars: Sequence[Sidecar], shards: Sequence[tuple[int, int]], items: list[ShardItems]) -> None:
+        """Takes the shards of sidecars, as numbers of both, and what their items are."""
+        self.sidecars = {sidecar for sidecar, _ in shards}
+        self._sidecars, self._shards, self._items = sidecars, shards, items
+        self._numbers = {shard: number for number, shard in enumerate(shards)}
+        self._packs = list[tuple[int, str]]()
+        self._plan = Plan(items, [shard not in sidecars[sidecar].todo for sidecar, shard in shards])
+
+    @property
+    def total(self) -> int:
+        """How many embeddings are to be made."""
+        return self._plan.total
+
+    def to_encode(self) -> list[dict[str, Any]]:
+        """Rows of the shards of which something is to be encoded."""
+        found = [
+            shard_row(self._plan, number, sidecar, shard, self._items[number])
+            for number, (sidecar, shard) in enumerate(self._shards)
+        ]
+        return [row for row in found if row]
+
+    def keep(self, row: dict[str, Any]) -> int:
+        """Notes what a pack holds; returns how many embeddings of it are new."""
+        self._packs.append((row["sidecar"], row["name"]))
+        places = np.frombuffer(row["places"], np.int32)
+        return self._plan.keep(self._numbers[row["sidecar"], row["shard"]], places, len(self._packs) - 1)
+
+    def to_assemble(self) -> list[dict[str, Any]]:
+        """Rows of the unfinished shards, and where what they hold lies."""
+        return [
+            self._sources_row(number, sidecar, shard)
+            for number, (sidecar, shard) in enumerate(self._shards)
+            if shard in self._sidecars[sidecar].todo
+        ]
+
+    def _sources_row(self, number: int, sidecar: int, shard: int) -> dict[str, Any]:
+        sources = self._plan.sources(number)
+        named = {
+            file: self._packs[file] if file >= 0 else self._shards[-1 - file] for file in set(sources.files.tolist())
+        }
+        arrays = {name: getattr(sources, name).tobytes() for name in ("slots", "files", "positions")}
+        row = {"sidecar": sidecar, "shard": shard, "named": json.dumps(list(named.items()))}
+        return row | self._items[number].to_row() | arrays
+
+
+def plan_kind(sidecars: Sequence[Sidecar], kind: str) -> Encoding | None:
+    """Hashes, in tasks, what the items of all shards of a kind are, and plans what is to be encoded."""
+    found = [(number, one) for number, one in enumerate(sidecars) if one.work.kind == kind]
+    if not any(one.todo for _, one in found):
+        return None
+    shards = [(number, shard) for number, one in found for shard in range(len(one.work.shards))]
+    rows = [{"sidecar": sidecar, "shard": shard} for sidecar, shard in shards]
+    items: dict[tuple[int, int], ShardItems] = {}
+    with track(f"compare {kind}", len(rows), "shards") as bar:
+        for row in map_rows(rows, partial(_hash_items, works=_works(sidecars))):
+            items[row["sidecar"], row["shard"]] = ShardItems.from_row(row)
             bar.advance()
-    for index, sidecar in enumerate(sidecars):
-        if sidecar.todo:
-            sidecar.plan([found[index, number] for number in range(len(sidecar.work.shards))])
+    return Encoding(sidecars, shards, [items[shard] for shard in shards])
+
+
+def _works(sidecars: Sequence[Sidecar]) -> list[SidecarWork]:
+    return [sidecar.work for sidecar in sidecars]
 
 
 def _hash_items(row: dict[str, Any], works: Sequence[SidecarWork]) -> dict[str, Any]:
     return row | shard_items(works[row["sidecar"]], row["shard"]).to_row()
 
 
-class _Actor:
-    """The actor: encodes a piece of a shard a row, and gives a row for every pack it keeps."""
-
-    def __init__(self, tasks: Sequence[EmbedTask], sidecars: Sequence[tuple[str, SidecarWork]]) -> None:
-        self._embedder, self._sidecars = ShardEmbedder(tasks), sidecars
-
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        dataset, work = self._sidecars[row["sidecar"]]
-        piece = ShardPiece(plan=ShardPlan.from_row(row), number=row["number"], count=row["count"])
-        for pack, ranks in self._embedder(work, piece):
-            count(dataset, items=len(ranks))
-            name = f"{pack.path.parent.name}/{pack.path.name}"
-            yield {
-                "sidecar": row["sidecar"],
-                "shard": piece.plan.shard,
-                "pack": name,
-                "ranks": np.array(ranks, np.int32).tobytes(),
-            }
-
-
-def _encode(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:
-    rows = [row for task in tasks for row in _pieces(sidecars, task, pool.actors)]
-    total = sum(len(plan.owned) for sidecar in sidecars for plan in sidecar.to_encode())
-    size = max(1, min(pool.actors, len(rows)))
-    actors = {
-        "fn_constructor_args": (list(tasks), [(sidecar.dataset, sidecar.work) for sidecar in sidecars]),
-        # An actor that has more in its queue than the next piece keeps it from one that is idle.
-        "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        "num_cpus": pool.num_cpus,
-        "num_gpus": pool.num_gpus,
-    }
+def _encode(
+    encodings: Sequence[Encoding],
+    sidecars: Sequence[Sidecar],
+    tasks: Sequence[EmbedTask],
+    encoders: dict[str, EncoderIdentity],
+    pool: Pool,
+) -> None:
+    rows = [row for encoding in encodings for row in encoding.to_encode()]
+    kinds = {sidecar: encoding for encoding in encodings for sidecar in encoding.sidecars}
+    total = sum(encoding.total for encoding in encodings)
     with track("embed", total, "embeddings", announce=bool(rows)) as bar:
-        for row in stream_rows(rows, _Actor, **actors):
-            ranks = np.frombuffer(row["ranks"], np.int32)
-            bar.advance(sidecars[row["sidecar"]].keep(row["shard"], row["pack"], ranks))
+        for row in flow_rows(
+            rows,
+            encoding_steps(
+                _works(sidecars),
+                {task.kind: task for task in tasks},
+                {kind: encoder.name for kind, encoder in encoders.items()},
+                pool,
+                most=total,
+            ),
+        ):
+            bar.advance(kinds[row["sidecar"]].keep(row))
 
 
-def _pieces(sidecars: Sequence[Sidecar], task: EmbedTask, actors: int) -> Iterator[dict[str, Any]]:
-    """Rows for what a task's encoder is to encode: unfinished shards, cut into pieces where these are few."""
-    found = [(index, one) for index, one in enumerate(sidecars) if one.work.kind == task.kind]
-    plans = [(index, plan) for index, one in found for plan in one.to_encode()]
-    total = sum(len(plan.owned) for _, plan in plans)
-    for index, plan in plans:
-        owned = len(plan.owned)
-        count = max(1, min(round(PIECES_PER_ACTOR * actors * owned / total), count_units(owned, task)))
-        yield from ({"sidecar": index, "number": number, "count": count, **plan.to_row()} for number in range(count))
+def encoding_steps(
+    works: Sequence[SidecarWork], tasks: Tasks, names: dict[str, str], pool: Pool, most: int
+) -> list[Step]:
+    """From shards to packs; at most so many actors have work at once.
 
-
-def _assemble(sidecars: Sequence[Sidecar]) -> None:
-    works = [(sidecar.dataset, sidecar.work) for sidecar in sidecars]
-    rows = [
-        {"sidecar": index, **plan.to_row(), **places.to_row()}
-        for index, sidecar in enumerate(sidecars)
-        for plan, places in sidecar.to_assemble()
+    Where no GPU encodes, a core's actor and the preparing of its inputs share it. What only reads indexes or writes
+    files takes no core from them.
+    """
+    actor_cpus, reader_cpus = (pool.num_cpus, 1.0) if pool.num_gpus or not pool.num_cpus else (0.5, 0.4)
+    cores = max(CORES_PER_ACTOR * pool.actors, int(ray.cluster_resources().get("CPU", 0)))
+    ready, readers = READY_PER_ACTOR * pool.actors, int(cores / reader_cpus)
+    actors = ray.data.ActorPoolStrategy(
+        size=max(1, min(pool.actors, most)),
+        max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
+    on_actors = {"num_cpus": actor_cpus, "num_gpus": pool.num_gpus, "fn_constructor_args": (works, tasks)}
+    cutters = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
+    return [
+        Step(partial(cut_shard, works=works, tasks=tasks), readers, cutters, several=True),
+        Step(partial(prepare_row, works=works, tasks=tasks), ready + readers, {"num_cpus": reader_cpus}),
+        Step(EncodeRow, ready + UNITS_PER_ACTOR * pool.actors, on_actors | {"compute": actors}),
+        Step(partial(write_row, works=works, names=names), ready, {"num_cpus": 0}),
     ]
+
+
+def _assemble(encodings: Sequence[Encoding], sidecars: Sequence[Sidecar]) -> None:
+    rows = [row for encoding in encodings for row in encoding.to_assemble()]
     with track("assemble", len(rows), "shards") as bar:
-        for row in map_rows(rows, partial(_assemble_row, works=works)):
+        for row in map_rows(rows, partial(assemble_row, works=_works(sidecars))):
             sidecars[row["sidecar"]].take(row["shard"], ShardState.from_json(row["state"]))
             bar.advance()
 
 
-def _assemble_row(row: dict[str, Any], works: Sequence[tuple[str, SidecarWork]]) -> dict[str, Any]:
-    dataset, work = works[row["sidecar"]]
-    plan = ShardPlan.from_row(row)
-    state = assemble_shard(work, plan, Places.from_row(row))
-    count(dataset, bytes=state.shard.bytes)
-    return {"sidecar": row["sidecar"], "shard": plan.shard, "state": state.to_json()}
+def assemble_row(row: dict[str, Any], works: Sequence[SidecarWork]) -> dict[str, Any]:
+    """Puts one shard together from packs and finished shards."""
+    work = works[row["sidecar"]]
+    files = {
+        file: works[sidecar].pack(name) if file >= 0 else works[sidecar].target(name)
+        for file, (sidecar, name) in json.loads(row["named"])
+    }
+    sources = Sources(**{name: np.frombuffer(row[name], np.int32) for name in ("slots", "files", "positions")})
+    state = assemble_shard(work, row["shard"], ShardItems.from_row(row), sources, files)
+    count(work.directory.name, bytes=state.shard.bytes)
+    return {"sidecar": row["sidecar"], "shard": row["shard"], "state": state.to_json()}

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines.embed.shard_embedder import EmbedTask, Encoder
+from pipelines.embed.encoding import EmbedTask, Encoder
 from pipelines.storage.files import write_json
 
 
@@ -17,11 +17,12 @@ class EncoderIdentity:
     id: str
     name: str
     untrained: bool
+    precision: str = "float32"
 
     @classmethod
     def of(cls, encoder: Encoder) -> "EncoderIdentity":
         """That of a loaded encoder."""
-        return cls(id=encoder.id, name=encoder.name, untrained=encoder.untrained)
+        return cls(id=encoder.id, name=encoder.name, untrained=encoder.untrained, precision=encoder.precision)
 
 
 def recall(task: EmbedTask) -> EncoderIdentity | None:

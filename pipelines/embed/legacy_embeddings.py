@@ -20,16 +20,16 @@ import numpy.typing as npt
 
 from pipelines.embed.embedding import Embedded, Sidecar, sidecar_work
 from pipelines.embed.identities import EncoderIdentity
-from pipelines.embed.shard_embedder import read_samples
+from pipelines.embed.plan import ShardItems
 from pipelines.embed.sidecar_shards import ShardState, SidecarWork, open_spool, to_identities, write_shard
+from pipelines.embed.units import read_samples
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
 from pipelines.sample import Item, Sample
 from pipelines.storage.files import is_local
-from pipelines.storage.ownership import IDENTITY_BYTES, ShardItems, ShardPlan
-from pipelines.storage.precision import Loss, store
+from pipelines.storage.precision import store
 from pipelines.storage.shards import Manifest, hash_strings
-from pipelines.storage.sidecars import needs
+from pipelines.storage.sidecars import IDENTITY_BYTES, needs
 
 # 77 positions of 1024 numbers of 8 bytes are 0.6 MB.
 MAX_FILE_BYTES = 16 * 2**20
@@ -89,16 +89,16 @@ def import_shard(work: SidecarWork, shard: int, source: Path) -> ShardState:
     for sample, items in _samples(work, shard):
         counts.append(len(items))
         names += [file_name(sample, items, number, work.kind) for number in range(len(items))]
-    identities, loss = [], Loss()
+    identities = []
     with open_spool(len(names), work.dtype) as spool:
         for number, name in enumerate(names):
             array = read_array(find_file(source, name))
             identities.append(hashlib.sha256(_content(array)).digest()[:IDENTITY_BYTES])
             stored, cost = store(array[None].astype(np.float32), work.dtype, name)
-            loss = loss.worse(cost)
-            spool.put(np.array([number]), stored, np.array([len(array)]), array.shape)
+            losses = cost.max_error, cost.min_cosine
+            spool.put(number, stored.tobytes(), len(array), losses, array.shape)
         shard_items = ShardItems(counts=np.array(counts, np.int32), identities=to_identities(identities))
-        return write_shard(work, ShardPlan.alone(shard, shard_items), spool, loss)
+        return write_shard(work, shard, shard_items, np.arange(len(names), dtype=np.int32), spool)
 
 
 def file_name(sample: Sample, items: Sequence[Item], number: int, kind: str) -> str:

@@ -1,16 +1,12 @@
-"""Packs: what has been encoded of a shard, kept as it is done, so that an interrupted run goes on from there.
+"""Packs: what has been encoded, a file a unit, kept as it is made, so that an interrupted run goes on from there.
 
-A shard's work is cut into numbered units, an encoder call each. `.work/00000-<hash>/000003-000007.npy` holds what units
-3 to 6 gave, in their order; the hash is over all that the units depend on, so that a pack which is there, and whole, is
-of use whatever else a later run does otherwise. Packs go when their sidecar is finished.
+`.work/<hash>.npy` holds the embeddings of a unit's items in their order; the hash is over all that they depend on, so
+that a pack which is there, and whole, is of use whatever else a later run does otherwise. Every shard of every dataset
+that holds one of these items is put together from it. Packs go when all sidecars of the run are finished.
 """
 
-import hashlib
 import io
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +14,57 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.storage.files import atomic_path, is_local
-from pipelines.storage.precision import Loss, record_type
+from pipelines.storage.precision import record_type, store_each
 from pipelines.storage.random_access import Range, Ranges
 from pipelines.storage.sidecars import NOT_ENCODED
 
 # Raised when units or packs change, so that none of an earlier version is taken up.
-VERSION = 2
-_NAME = re.compile(r"(\d{6})-(\d{6})\.npy")
+VERSION = 3
 _HEADER_BYTES = 4096
 _AT_ONCE = 64  # records read at the same time
 _REASON_BYTES = 200
-# What a record says beside its embedding.
-_SAYS = ("length", "max_error", "min_cosine", "reason")
 _Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """A file of embeddings: those of the units from `first` up to `stop`."""
-
-    path: Path
-    first: int
-    stop: int
-
-
-def fingerprint(of: str, dtype: str, batch_size: int, owned: npt.NDArray[np.int32]) -> str:
-    """A hash of what a shard's units depend on: the dataset's shard, which of its items, and how many at once."""
-    facts = json.dumps([VERSION, of, dtype, batch_size, hashlib.sha256(owned.astype("<i4").tobytes()).hexdigest()])
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def find_packs(folder: Path) -> dict[int, Pack]:
-    """The packs of a folder by their first unit; they are not opened."""
-    packs = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := _NAME.fullmatch(path.name):
-            first, stop = map(int, match.groups())
-            packs[first] = Pack(path=path, first=first, stop=stop)
-    return packs
-
-
-def is_whole(pack: Pack) -> bool:
-    """Whether a pack is as long as it says; an object store has no others."""
-    if not is_local(pack.path):
-        return True
+def is_whole(path: Path) -> bool:
+    """Whether a pack is there, and as long as it says; an object store has no others."""
     try:
-        dtype, count, start = _read_header(Ranges(), pack.path)
-        return pack.path.stat().st_size == start + count * dtype.itemsize
+        if not is_local(path):
+            return path.is_file()
+        dtype, count, start = _read_header(Ranges(), path)
+        return path.stat().st_size == start + count * dtype.itemsize
     except (OSError, ValueError):
         return False
 
 
-def to_records(stored: _Array, lengths: _Array, shape: Sequence[int], dtype: str, loss: Loss) -> _Array:
-    """Embeddings (N, ...) as they stand in a pack, each with its length and what storing its batch cost."""
-    records = np.empty(len(stored), _record(dtype, shape))
-    records["embedding"], records["length"] = stored, lengths
-    records["max_error"], records["min_cosine"], records["reason"] = loss.max_error, loss.min_cosine, b""
-    return records
+def write_pack(
+    path: Path,
+    size: int,
+    embeddings: npt.NDArray[np.float32] | None,
+    lengths: npt.NDArray[np.int32],
+    failed: Mapping[int, str],
+    dtype: str,
+    name: str,
+) -> None:
+    """Writes a unit of `size` items: embeddings of those that did not fail, in order, stored as `dtype`.
 
-
-def to_failed_records(reasons: Sequence[str], dtype: str) -> _Array:
-    """Records of media that could not be encoded: they have a reason, and an embedding of no shape."""
-    records = np.zeros(len(reasons), _record(dtype, ()))
-    records["length"], records["min_cosine"] = NOT_ENCODED, 1.0
-    records["reason"] = [reason.encode()[:_REASON_BYTES] for reason in reasons]
-    return records
-
-
-def write_pack(folder: Path, first: int, stop: int, records: Sequence[_Array]) -> Pack:
-    """Writes what the units from `first` up to `stop` gave."""
-    path = folder / f"{first:06d}-{stop:06d}.npy"
+    Raises:
+        ValueError: some are not finite in this type; `name` is their encoder's.
+    """
+    records = np.zeros(size, _record(dtype, () if embeddings is None else embeddings.shape[1:]))
+    records["min_cosine"] = 1.0
+    if embeddings is not None:
+        made = [number for number in range(size) if number not in failed]
+        records["embedding"][made], records["max_error"][made], records["min_cosine"][made] = store_each(
+            embeddings + np.float32(0),  # a zero has no sign, be it stored or left out
+            dtype,
+            name,
+        )
+        records["length"][made] = lengths
+    for number, reason in failed.items():
+        records["length"][number], records["reason"][number] = NOT_ENCODED, reason.encode()[:_REASON_BYTES]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, join_records(records), allow_pickle=False)
-    return Pack(path=path, first=first, stop=stop)
-
-
-def join_records(records: Sequence[_Array]) -> _Array:
-    """Records one behind the other; those that failed take on the shape of the others."""
-    dtypes = {array.dtype for array in records if (array["length"] != NOT_ENCODED).any()} or {records[0].dtype}
-    assert len(dtypes) == 1, "an encoder gives embeddings of one shape"
-    (dtype,) = dtypes
-    joined = np.zeros(sum(map(len, records)), dtype)
-    start = 0
-    for array in records:
-        part = joined[start : start + len(array)]
-        for name in (*_SAYS, "embedding") if array.dtype == dtype else _SAYS:
-            part[name] = array[name]
-        start += len(array)
-    return joined
+        np.save(file, records, allow_pickle=False)
 
 
 def read_records(path: Path, positions: npt.NDArray[np.int32]) -> Iterator[_Array]:

@@ -1,10 +1,10 @@
-"""One shard of a sidecar: put together from packs of what was encoded and from what finished shards hold."""
+"""One shard of a sidecar: put together from files that hold embeddings, be they packs or finished shards."""
 
 import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.embed.packs import fingerprint, read_records
+from pipelines.embed.packs import read_records
+from pipelines.embed.plan import Identities, ShardItems, Sources
 from pipelines.sample import Item, Sample
 from pipelines.storage.files import (
     atomic_path,
@@ -26,16 +27,17 @@ from pipelines.storage.files import (
     stamp,
     write_rows,
 )
-from pipelines.storage.ownership import IDENTITY_BYTES, Identities, ShardItems, ShardPlan
 from pipelines.storage.precision import Loss, record_type, shape_of
 from pipelines.storage.shards import STATE, Shard, TarShardWriter, hash_file, index_path
 from pipelines.storage.sidecars import (
+    IDENTITY_BYTES,
     NOT_ENCODED,
     SIDECAR_SCHEMA,
     Failure,
     output_modality,
     takes_media,
     to_npy,
+    without_zeros,
 )
 from pipelines.views import Kind, sidecar_items
 
@@ -45,6 +47,11 @@ STATE_KEY = "sidecar"
 # Raised when what an index says changes, so that nothing old is taken for finished.
 VERSION = 2
 
+# What storing each embedding cost, see `precision.Loss`.
+LOSSES = ("max_error", "min_cosine")
+# Of a sample's array, without its header: positions that are zeros are not stored.
+ARRAY_BYTES = pa.field("array_bytes", pa.int64())
+INDEX_SCHEMA = pa.schema([*SIDECAR_SCHEMA, ARRAY_BYTES, *(pa.field(name, pa.list_(pa.float64())) for name in LOSSES)])
 MEMORY_SCHEMA = pa.schema([("name", pa.string()), ("state", pa.string())])
 
 
@@ -71,16 +78,14 @@ class SidecarWork:
         """The sidecar's tar."""
         return self.folder / self.shards[shard].name
 
-    def packs(self, plan: ShardPlan, batch_size: int) -> Path:
-        """The folder of what has been encoded of a shard, see `packs.py`."""
-        shard = self.shards[plan.shard]
-        stem = Path(shard.name).stem
-        return self.folder / WORK / f"{stem}-{fingerprint(shard.sha256, self.dtype, batch_size, plan.owned)}"
+    def pack(self, name: str) -> Path:
+        """Where a unit is kept that is read from this dataset, see `packs.py`."""
+        return self.folder / WORK / f"{name}.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardState:
-    """What an index says about its shard: what it is of, what it holds, and what storing cost where it encoded.
+    """What an index says about its shard: what it is of, what it holds, and what storing cost.
 
     `stamps` of tar and index are as this machine sees them, and stay out of the files.
     """
@@ -124,6 +129,7 @@ class Spool:
 
     def __init__(self, file: BinaryIO, count: int, dtype: str) -> None:
         self.lengths = np.zeros(count, np.int32)
+        self.losses = np.tile([0.0, 1.0], (count, 1))  # the largest error and the lowest cosine of each
         self.reasons: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
         self._file, self._dtype, self._left = file, dtype, count
@@ -133,18 +139,14 @@ class Spool:
         """The numpy type of one embedding."""
         return record_type(self._dtype, self.shape)
 
-    def put(
-        self, numbers: npt.NDArray[Any], stored: npt.NDArray[Any], lengths: npt.NDArray[Any], shape: tuple[int, ...]
-    ) -> None:
-        """Keeps embeddings (N, ...) of `shape` each under their numbers."""
+    def put(self, number: int, stored: bytes, length: int, losses: Sequence[float], shape: tuple[int, ...]) -> None:
+        """Keeps one embedding of `shape` under its number."""
         assert self.shape in ((), shape), "an encoder gives embeddings of one shape"
         self.shape = shape
-        size = self.record.itemsize
-        for number, embedding in zip(numbers, stored, strict=True):
-            self._file.seek(int(number) * size)
-            self._file.write(embedding.tobytes())
-        self.lengths[numbers] = lengths
-        self._left -= len(numbers)
+        self._file.seek(number * self.record.itemsize)
+        self._file.write(stored)
+        self.lengths[number], self.losses[number] = length, losses
+        self._left -= 1
 
     def fail(self, number: int, reason: str) -> None:
         """Notes that there is no embedding under a number."""
@@ -160,6 +162,12 @@ class Spool:
         data = b"".join(bytes(size) if place is None else read_at(self._file, place, size) for place in places)
         return np.frombuffer(data, self.record)
 
+    @property
+    def loss(self) -> Loss:
+        """The worst that storing any of them cost."""
+        errors, cosines = self.losses.T
+        return Loss(max_error=float(errors.max(initial=0.0)), min_cosine=float(cosines.min(initial=1.0)))
+
 
 @contextmanager
 def open_spool(count: int, dtype: str) -> Iterator[Spool]:
@@ -168,74 +176,67 @@ def open_spool(count: int, dtype: str) -> Iterator[Spool]:
         yield Spool(cast(BinaryIO, file), count, dtype)
 
 
-def write_shard(work: SidecarWork, plan: ShardPlan, spool: Spool, loss: Loss) -> ShardState:
-    """Writes the tar and then its index, which says what it belongs to: with it, a shard is finished."""
-    tar, rows, start, failed = work.target(plan.shard), list[dict[str, Any]](), 0, list[Failure]()
-    keys = read_table(index_path(work.source(plan.shard)), ["key"])["key"].to_pylist()
+def write_shard(
+    work: SidecarWork, shard: int, items: ShardItems, slots: npt.NDArray[np.int32], spool: Spool
+) -> ShardState:
+    """Writes the tar and then its index, which says what it belongs to: with it, a shard is finished.
+
+    `slots` (num_items,) gives each item the number of its embedding in the spool.
+    """
+    tar, rows, start, failed = work.target(shard), list[dict[str, Any]](), 0, list[Failure]()
+    keys = read_table(index_path(work.source(shard)), ["key"])["key"].to_pylist()
     with atomic_path(tar) as temporary:
         with TarShardWriter(temporary) as writer:
-            for key, count in zip(keys, plan.items.counts, strict=True):
-                items = slice(start, start + int(count))
-                slots, identities = plan.slots[items], plan.items.identities[items]
-                data = to_npy(spool.take(slots))
+            for key, count in zip(keys, items.counts, strict=True):
+                own, start = slice(start, start + int(count)), start + int(count)
+                array = spool.take(slots[own])
+                array = array if takes_media(work.kind) else without_zeros(array)
+                data = to_npy(array)
                 offset = writer.write(key, {"npy": data})[0] + tarfile.BLOCKSIZE
-                row = {"key": key, "offset": offset, "length": len(data), "lengths": spool.lengths[slots].tolist()}
-                row["sha256"] = hashlib.sha256(data).hexdigest()
-                for place, slot in enumerate(slots.tolist(), start):
+                for place, slot in enumerate(slots[own].tolist(), own.start):
                     if slot in spool.reasons:
                         why = spool.reasons[slot]
                         failed.append(Failure(shard=tar.name, sample=len(rows), key=key, item=place, reason=why))
-                rows.append(row | {"identities": [identity.tobytes() for identity in identities]})
-                start = items.stop
-        shard = Shard(name=tar.name, samples=len(keys), bytes=temporary.stat().st_size, sha256=hash_file(temporary))
-    of, shape = work.shards[plan.shard].sha256, list(spool.shape)
+                row = {"key": key, "offset": offset, "array_bytes": array.nbytes}
+                rows.append(row | _told(data, items.identities[own], slots[own], spool))
+        written = Shard(name=tar.name, samples=len(keys), bytes=temporary.stat().st_size, sha256=hash_file(temporary))
     state = ShardState(
-        of=of, dtype=work.dtype, shape=shape, items=len(plan.slots), loss=loss, shard=shard, failed=tuple(failed)
+        of=work.shards[shard].sha256,
+        dtype=work.dtype,
+        shape=list(spool.shape),
+        items=len(slots),
+        loss=spool.loss,
+        shard=written,
+        failed=tuple(failed),
     )
-    write_rows(index_path(tar), rows, SIDECAR_SCHEMA.with_metadata({STATE_KEY: state.to_json()}))
+    write_rows(index_path(tar), rows, INDEX_SCHEMA.with_metadata({STATE_KEY: state.to_json()}))
     return _on_this_machine(tar, state)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where the distinct embeddings that a shard holds lie: at which position of which of the packs named.
-
-    Where `packs` is -1, the owner's shard is finished and holds it.
-    """
-
-    names: list[str]
-    packs: npt.NDArray[np.int32]
-    positions: npt.NDArray[np.int32]
-
-    def to_row(self) -> dict[str, Any]:
-        """As plain bytes, for a row of Ray Data."""
-        return {
-            "names": json.dumps(self.names),
-            "packs": self.packs.tobytes(),
-            "positions": self.positions.tobytes(),
-        }
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Places":
-        """Reads what `to_row` wrote."""
-        packs, positions = (np.frombuffer(row[name], np.int32) for name in ("packs", "positions"))
-        return cls(names=json.loads(row["names"]), packs=packs, positions=positions)
+def _told(data: bytes, identities: Identities, slots: npt.NDArray[np.int32], spool: Spool) -> dict[str, Any]:
+    """What an index says of a sample's array and of each of its embeddings."""
+    errors, cosines = spool.losses[slots].T.tolist()
+    return {
+        "length": len(data),
+        "lengths": spool.lengths[slots].tolist(),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "identities": [identity.tobytes() for identity in identities],
+        "max_error": errors,
+        "min_cosine": cosines,
+    }
 
 
-def assemble_shard(work: SidecarWork, plan: ShardPlan, places: Places) -> ShardState:
-    """Writes a shard from packs, its own and others', and from the finished shards of other owners."""
-    loss = Loss()
-    with open_spool(len(plan.owners), work.dtype) as spool:
-        for number, name in enumerate(places.names):
-            chosen = np.flatnonzero(places.packs == number)
-            cost = _copy_pack(work.folder / WORK / name, chosen, places.positions, spool)
-            if plan.owners[chosen[0]] == plan.shard:
-                loss = loss.worse(cost)
-        finished = places.packs < 0
-        for owner in np.unique(plan.owners[finished]).tolist():
-            chosen = np.flatnonzero(finished & (plan.owners == owner))
-            _copy_shard(work.target(owner), chosen, plan.places[chosen], spool)
-        return write_shard(work, plan, spool, loss)
+def assemble_shard(
+    work: SidecarWork, shard: int, items: ShardItems, sources: Sources, files: Mapping[int, Path]
+) -> ShardState:
+    """Writes a shard from the files, by their numbers in `sources`, that hold its distinct embeddings."""
+    with open_spool(len(sources.files), work.dtype) as spool:
+        for number in np.unique(sources.files).tolist():
+            chosen = np.flatnonzero(sources.files == number)
+            chosen = chosen[np.argsort(sources.positions[chosen])]  # files are read from front to back
+            copy = _copy_pack if number >= 0 else _copy_shard
+            copy(files[number], chosen, sources.positions[chosen], spool)
+        return write_shard(work, shard, items, sources.slots, spool)
 
 
 def read_items(work: SidecarWork, shard: int) -> ShardItems:
@@ -312,17 +313,14 @@ def _on_this_machine(tar: Path, state: ShardState) -> ShardState:
     return replace(state, shard=replace(state.shard, index_sha256=hash_file(index)), stamps=stamps)
 
 
-def _copy_pack(path: Path, numbers: npt.NDArray[Any], positions: npt.NDArray[Any], spool: Spool) -> Loss:
-    """Copies embeddings from a pack into the spool, byte for byte; returns what storing them cost."""
-    ordered, loss = numbers[np.argsort(positions[numbers])], Loss()
-    for number, record in zip(ordered, read_records(path, positions[ordered]), strict=True):
-        shape = shape_of(record.dtype["embedding"])
-        if record["length"][0] == NOT_ENCODED:
-            spool.fail(int(number), record["reason"][0].decode(errors="ignore"))
+def _copy_pack(path: Path, numbers: npt.NDArray[Any], positions: npt.NDArray[Any], spool: Spool) -> None:
+    """Copies embeddings from a pack into the spool, byte for byte."""
+    for number, [record] in zip(numbers.tolist(), read_records(path, positions), strict=True):
+        if record["length"] == NOT_ENCODED:
+            spool.fail(number, record["reason"].decode(errors="ignore"))
             continue
-        spool.put(number[None], record["embedding"], record["length"], shape)
-        loss = loss.worse(Loss(max_error=float(record["max_error"][0]), min_cosine=float(record["min_cosine"][0])))
-    return loss
+        losses, shape = (record["max_error"], record["min_cosine"]), shape_of(record.dtype["embedding"])
+        spool.put(number, record["embedding"].tobytes(), record["length"], losses, shape)
 
 
 def _copy_shard(tar: Path, numbers: npt.NDArray[Any], places: npt.NDArray[Any], spool: Spool) -> None:
@@ -332,21 +330,35 @@ def _copy_shard(tar: Path, numbers: npt.NDArray[Any], places: npt.NDArray[Any], 
         raise ValueError(f"{index_path(tar)}: missing or damaged while its sidecar was made; run jobs/embed.py again")
     record, failed = record_type(state.dtype, state.shape), {failure.item: failure.reason for failure in state.failed}
     with tar.open("rb") as file:
-        for number, place, offset, length in zip(numbers, places, *_locate(tar, places, record.itemsize), strict=True):
-            if int(place) in failed:
-                spool.fail(int(number), failed[int(place)])
-                continue
-            data = read_at(cast(BinaryIO, file), int(offset), record.itemsize)
-            spool.put(number[None], np.frombuffer(data, record), length[None], tuple(state.shape))
+        for number, place, [offset, size, length], loss in zip(
+            numbers.tolist(), places.tolist(), *_locate(tar, places, record.itemsize, state.loss), strict=True
+        ):
+            if place in failed:
+                spool.fail(number, failed[place])
+            else:
+                stored = read_at(cast(BinaryIO, file), offset, size).ljust(record.itemsize, b"\0")
+                spool.put(number, stored, length, loss, tuple(state.shape))
 
 
-def _locate(tar: Path, places: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Where in a finished shard the embeddings of its items `places` begin, and their lengths."""
-    table = read_table(index_path(tar), ["offset", "length", "lengths"])
+def _locate(tar: Path, places: npt.NDArray[Any], size: int, loss: Loss) -> tuple[list[list[int]], list[list[float]]]:
+    """Where in a finished shard the embeddings of its items `places` begin, their sizes and lengths; and their losses.
+
+    Shards that earlier versions wrote hold each embedding whole, of `size`, and tell the loss of all together.
+    """
+    table = read_table(index_path(tar))
     counts = table["lengths"].combine_chunks().value_lengths().to_numpy()
     ends = np.cumsum(counts)
     samples = np.searchsorted(ends, places, side="right")
+    sizes = np.full(len(places), size)
+    losses = np.tile([loss.max_error, loss.min_cosine], (len(places), 1))
+    if ARRAY_BYTES.name in table.column_names:
+        sizes = table[ARRAY_BYTES.name].to_numpy()[samples] // counts[samples]
+        losses = np.stack([_flat(table, name)[places] for name in LOSSES], axis=1)
     # An array ends its member, whatever the size of its header.
-    behind = (ends[samples] - places).astype(np.int64) * size
+    behind = (ends[samples] - places).astype(np.int64) * sizes
     offsets = table["offset"].to_numpy()[samples] + table["length"].to_numpy()[samples] - behind
-    return offsets, table["lengths"].combine_chunks().flatten().to_numpy()[places]
+    return np.stack([offsets, sizes, _flat(table, "lengths")[places]], axis=1).tolist(), losses.tolist()
+
+
+def _flat(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    return table[name].combine_chunks().flatten().to_numpy()

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.handover.mixture import Plan
 from pipelines.sample import Modality, turns_to_json
+from pipelines.storage.precision import record_type
 from pipelines.storage.random_access import IndexEntry, Indexes, Ranges
 from pipelines.storage.shards import Manifest, from_members
 from pipelines.storage.sidecars import (
@@ -29,6 +30,7 @@ from pipelines.storage.sidecars import (
     sidecar_folder,
     takes_media,
     to_npy,
+    with_zeros,
 )
 from pipelines.views import Kind, apply_view, example, num_examples
 
@@ -122,6 +124,8 @@ class SampleReader:
             {kind: [folder / shard.name for shard in view.manifest.shards] for kind, folder in view.sidecars.items()}
             for view in views
         ]
+        # Bytes of a whole embedding, and its positions: of captions, those that are zeros are not stored.
+        self._whole = [{kind: _whole(view, kind) for kind in view.sidecars} for view in views]
         self._samples = Indexes("json_offset", "json_length")
         self._embeddings = Indexes("offset", "length", "lengths")
         self._ranges = Ranges()
@@ -136,12 +140,19 @@ class SampleReader:
         entries = [self._entries(view, sample) for (view, _), (sample, _) in zip(pairs, places, strict=True)]
         data = iter(self._ranges.read([entry.range for found in entries for entry in found.values()]))
         return [
-            _row(self._views[view], found, {name: next(data) for name in found}, caption)
+            _row(self._views[view], found, self._filled(view, found, {name: next(data) for name in found}), caption)
             for (view, _), (_, caption), found in zip(pairs, places, entries, strict=True)
         ]
 
+    def _filled(self, view: int, entries: Mapping[str, IndexEntry], data: dict[str, bytes]) -> dict[str, bytes]:
+        """What was read, each embedding with all its positions."""
+        for kind, (size, positions) in self._whole[view].items():
+            if not takes_media(kind):
+                data[kind] = with_zeros(data[kind], size * len(entries[kind].lengths), positions)
+        return data
+
     def _entries(self, view: int, sample: int) -> dict[str, IndexEntry]:
-        """The index entries of the sample's document (`json`) and of its embeddings, by kind."""
+        """Where the sample's document (`json`) and its embeddings (by kind) stand."""
         shard, place = divmod(sample, self._views[view].manifest.samples_per_shard)
         document = self._samples.entry(self._tars[view][shard], place)
         found = {"json": document}
@@ -155,6 +166,12 @@ class SampleReader:
             if NOT_ENCODED in found[kind].lengths:
                 raise ValueError(f"{tars[shard]}: {document.key} has a medium that could not be encoded; leave it out")
         return found
+
+
+def _whole(view: PlannedView, kind: str) -> tuple[int, int]:
+    """The bytes of one of a sidecar's embeddings with all its positions, and how many these are."""
+    manifest = sidecar_of(view, kind)
+    return record_type(manifest.dtype, manifest.shape).itemsize, manifest.shape[0] if manifest.shape else 0
 
 
 def _row(

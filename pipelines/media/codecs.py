@@ -7,13 +7,14 @@ A refused medium is a ValueError whose one line begins with a category a ledger 
 import io
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 import soundfile
 
@@ -62,6 +63,31 @@ def decode(media: Media, limits: Limits = DEFAULT_LIMITS, fps: float | None = No
     with refusals():
         limits.check_bytes(len(media.data))
         return _DECODERS[media.modality](media.data, limits, fps)
+
+
+def decode_frames(
+    media: Media,
+    places: Callable[[int, float], Sequence[int]],
+    limits: Limits = DEFAULT_LIMITS,
+    fps: float | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Some frames of what `decode` gives of a video, uint8 (N, H, W, 3), without making the others.
+
+    `places` tells which, from how many there are and their rate. Raises ValueError as `decode` does, and as it does.
+    """
+    with refusals():
+        limits.check_bytes(len(media.data))
+        with open_video(media.data, limits) as film:
+            rate = film.grid(fps)
+            count = film.count(rate)
+            wanted = places(count, rate)
+            found = film.frames_at(rate, wanted)
+        if found:
+            limits.check_decoded(count * found[wanted[0]].nbytes)
+            return np.stack([found[place] for place in wanted])
+    video = decode(media, limits, fps)
+    assert isinstance(video, Video), "only a video has frames"
+    return video.frames[list(places(len(video.frames), video.fps))]
 
 
 @contextmanager

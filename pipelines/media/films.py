@@ -5,7 +5,7 @@ any frame is kept; counts and lengths of headers may say anything.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
-from pipelines.media.headers import begins_with_empty_edit, claimed_seconds, is_cut
+from pipelines.media.headers import begins_anew, begins_with_empty_edit, claimed_seconds, is_cut
 from pipelines.media.policy import Limits, Refused
 from pipelines.media.streams import open_container
 
@@ -101,28 +101,91 @@ class Film:
         There is at most one in each 1/fps seconds, and its place counts these: the first of those that come, or the
         last where it is shown for longer. `short_side` shrinks to even sizes; `seconds` ends it early.
         """
+        convert = VideoReformatter()  # one for all frames: its tables cost more than a frame
+        for place, _, frame, size in self._shown(fps, short_side, seconds):
+            yield place, self._pixels(convert, frame, size)
+
+    def count(self, fps: float) -> int:
+        """How many places of 1/fps seconds frames fill, by the time stamps of their packets."""
+        count = math.floor(self.timing.last * fps + self._slack(fps)) + 1
+        return count if self.timing.is_even else max(count, round(self.timing.seconds * fps))
+
+    def frames_at(self, fps: float, places: Collection[int]) -> dict[int, Frame] | None:
+        """What is shown at some of the places that `count` counts; no other frame is made pixels of, or even decoded.
+
+        None where it is not as the time stamps say; `frames` then tells.
+        """
+        wanted, convert, found = set(places), VideoReformatter(), dict[int, Frame]()
+        if self._is_simple and fps == self.timing.rate:
+            for frame in self._decode_only(wanted, fps):
+                place = math.floor(((frame.time or 0.0) - self.timing.start) * fps + self._slack(fps))
+                if frame.is_corrupt or place in found:
+                    return None
+                size = _shown_size(frame.width, frame.height, self.aspect, None)
+                if place in wanted:
+                    found[place] = self._pixels(convert, frame, size)
+            return found if found.keys() == wanted else None
+        count, last = self.count(fps), -1
+        for place, until, frame, size in self._shown(fps):
+            begin = 0 if last < 0 else place  # before the first is shown, it stands in
+            last, served = place, wanted.intersection(range(begin, count if until is None else until))
+            if served:
+                found |= dict.fromkeys(served, self._pixels(convert, frame, size))
+        return found if last < count and (last == count - 1 or not self.timing.is_even) else None
+
+    @property
+    def _is_simple(self) -> bool:
+        """Whether its frames stand one in each place, and its time stamps are those of what is decoded."""
+        is_mp4 = "mp4" in self.container.format.name
+        return is_mp4 and self.stream.codec_context.name == "h264" and self.timing.is_even
+
+    def _decode_only(self, wanted: Collection[int], fps: float) -> Iterator[av.VideoFrame]:
+        """Decodes what wanted frames need: groups of pictures that hold any, and of these no needless last ones.
+
+        Groups are left out only where each can be decoded without those before it.
+        """
+        groups, context, tick = list[list[Any]](), self.stream.codec_context, float(self.stream.time_base or 1)
+        for packet in self.container.demux(self.stream):
+            if packet.is_keyframe or not groups or not packet.size:  # an empty one comes last
+                groups.append([])
+            groups[-1].append(packet)
+        alone = all(begins_anew(bytes(group[0])) for group in groups)
+        for group in groups:
+            times = [None if packet.pts is None else packet.pts * tick - self.timing.start for packet in group]
+            needed = [time is None or math.floor(time * fps + self._slack(fps)) in wanted for time in times]
+            if alone and not any(needed):
+                continue
+            for packet, is_needed in zip(group, needed, strict=True):
+                # What no other frame is made from is not decoded unless it is wanted.
+                context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                yield from packet.decode()
+
+    def _slack(self, fps: float) -> float:
+        """Time stamps are rounded, so a frame of an even video may come a little before its place."""
+        return 0.5 if self.timing.is_even and fps == self.timing.rate else 1e-6
+
+    def _pixels(self, convert: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> Frame:
+        return _turned(convert.reformat(frame, *size, format="rgb24").to_ndarray(), self.turn)
+
+    def _shown(
+        self, fps: float, short_side: int | None = None, seconds: float = math.inf
+    ) -> Iterator[tuple[int, int | None, av.VideoFrame, tuple[int, int]]]:
+        """Yields what `frames` does, before it is pixels: the place, the next frame's, the frame, and its size."""
         size, kept, latest = (0, 0), None, None
-        reformatter = VideoReformatter()  # one for all frames: its tables cost more than a frame
-        # Time stamps are rounded, so a frame of an even video may come a little before its place.
-        slack = 0.5 if self.timing.is_even and fps == self.timing.rate else 1e-6
-
-        def finished(frame: av.VideoFrame) -> Frame:
-            return _turned(reformatter.reformat(frame, *size, format="rgb24").to_ndarray(), self.turn)
-
         for time, frame in self._timed():
             if time >= seconds:
                 break
             size = size if latest else _shown_size(frame.width, frame.height, self.aspect, short_side)
-            place = math.floor(time * fps + slack)
+            place = math.floor(time * fps + self._slack(fps))
             if kept and place > kept[0]:
-                yield kept[0], finished(latest if latest and place > kept[0] + 1 else kept[1])
+                yield kept[0], place, latest if latest and place > kept[0] + 1 else kept[1], size
             if kept is None or place > kept[0]:
                 kept = place, frame
             latest = frame
         if kept is None or latest is None:
             raise Refused("unreadable: no frames")
         ends = math.floor(min(self.timing.seconds, seconds) * fps)
-        yield kept[0], finished(latest if not self.timing.is_even and ends > kept[0] + 1 else kept[1])
+        yield kept[0], None, latest if not self.timing.is_even and ends > kept[0] + 1 else kept[1], size
 
     def _timed(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yields every frame and the time in seconds at which it is shown. Raises Refused if the end is missing."""

@@ -89,3 +89,14 @@ def _ends_inside_segment(data: bytes) -> bool:
     size = int.from_bytes(data[start + 4 : start + 4 + width]) - (1 << 7 * width)
     is_known = first != 0 and size != (1 << 7 * width) - 1
     return is_known and start + 4 + width + size > len(data)
+
+
+def begins_anew(packet: bytes) -> bool:
+    """Whether a packet of H.264, as mp4 holds it, is of a picture before which decoders forget all others; or empty."""
+    start = 0
+    while start + 5 <= len(packet):
+        kind = packet[start + 4] & 31
+        if kind in (1, 5):  # a slice of a picture: the first tells
+            return kind == 5
+        start += 4 + int.from_bytes(packet[start : start + 4])
+    return not packet

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 DTYPES = ("float32", "float16", "int8")
 INT8_MAX = 127
+_FLOAT16_OVERFLOW = 65520.0  # from here on, the nearest is infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,20 +39,40 @@ def shape_of(record: np.dtype[Any]) -> tuple[int, ...]:
 
 
 def store(embeddings: npt.NDArray[Any], dtype: str, name: str) -> tuple[npt.NDArray[Any], Loss]:
-    """Converts embeddings (N, ..., D) to their stored form; also returns the loss.
+    """Embeddings (N, ..., D) as they are kept, and what that costs; raises as `check` does."""
+    stored, errors, cosines = store_each(embeddings, dtype, name)
+    if not len(errors):
+        return stored, Loss()
+    return stored, Loss(max_error=float(errors.max()), min_cosine=float(cosines.min()))
+
+
+def store_each(
+    embeddings: npt.NDArray[Any], dtype: str, name: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Embeddings (N, ..., D) as they are kept, and of each the largest error (N,) and the lowest cosine (N,).
+
+    Raises:
+        ValueError: as `check` does.
+    """
+    check(embeddings, dtype, name)
+    stored = _quantised(embeddings) if dtype == "int8" else embeddings.astype(dtype)
+    if dtype == embeddings.dtype:
+        return stored, np.zeros(len(embeddings)), np.ones(len(embeddings))
+    return stored, *_losses(embeddings, restore(stored))
+
+
+def check(embeddings: npt.NDArray[Any], dtype: str, name: str) -> None:
+    """Checks that embeddings can be kept.
 
     Raises:
         ValueError: some are not finite, or not in this type; `name` says whose they are.
     """
-    if np.isfinite(embeddings).all():
-        with np.errstate(over="ignore"):  # said below, in words
-            stored = _quantised(embeddings) if dtype == "int8" else embeddings.astype(dtype)
-        kept = restore(stored)
-        if np.isfinite(kept).all():
-            return stored, Loss() if dtype == embeddings.dtype else _loss(embeddings, kept)
-    raise ValueError(
-        f"{name}: gave embeddings that are not finite as {dtype}; check its weights, or store them as float32"
-    )
+    most = _FLOAT16_OVERFLOW if dtype == "float16" else np.inf
+    # Not a number is no more below anything than above it.
+    if not (np.abs(embeddings) < most).all():
+        raise ValueError(
+            f"{name}: gave embeddings that are not finite as {dtype}; check its weights, or store them as float32"
+        )
 
 
 def restore(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -72,12 +93,11 @@ def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return stored
 
 
-def _loss(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> Loss:
-    if not exact.size:
-        return Loss()
+def _losses(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     a, b = exact.astype(np.float64), kept.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     # Equal vectors, so zeros as well, are in no doubt; a vector that was lost to zeros has a cosine of 0.
     cosines = np.divide((a * b).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
     cosines[(a == b).all(-1)] = 1.0
-    return Loss(max_error=float(np.abs(a - b).max()), min_cosine=min(1.0, float(cosines.min())))
+    axes = tuple(range(1, a.ndim))
+    return np.abs(a - b).max(axes, initial=0.0), np.minimum(cosines.min(axes[:-1], initial=1.0), 1.0)

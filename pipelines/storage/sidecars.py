@@ -3,14 +3,17 @@
 `<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
 embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D),
 encoder features (num_items, E) or a decoder's latents (num_items, C, ...), as float32, float16, or int8 with a scale
-for each vector (`storage.py`). The index beside it adds how many of the L positions are the caption's own, and a hash
-of what each embedding was made from. A medium that could not be encoded leaves zeros and the length `NOT_ENCODED`, and
-the manifest names it: no sample that holds it is trained on.
+for each vector (`storage.py`). The last of the L positions are not stored where they are zeros for all items of the
+sample. The index beside it adds how many of the L positions are the caption's own, and a hash of what each embedding
+was made from. A medium that could not be encoded leaves zeros and the length `NOT_ENCODED`, and the manifest names it:
+no sample that holds it is trained on.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.sample import Modality
-from pipelines.storage.ownership import IDENTITY_BYTES
-from pipelines.storage.precision import restore
+from pipelines.storage.precision import record_type, restore
 from pipelines.storage.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 
 # What a sidecar holds: caption embeddings for one output modality, or features of the input items; or, for the
@@ -29,6 +31,9 @@ KINDS = (*(modality.value for modality in Modality), ENCODER)
 LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
 ROW_KINDS = (*KINDS, *LATENTS)
 
+IDENTITY_BYTES = 16
+_NPY_HEADER = 128  # bytes, of arrays of plain numbers
+_NPY_START = 10  # of which the last two say how many follow up to the array
 # The length of an embedding that is none.
 NOT_ENCODED = -1
 
@@ -59,8 +64,9 @@ class Failure:
 class SidecarManifest:
     """What made a sidecar, the shape of one item's embedding, and which shard each of its tars belongs to.
 
-    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. `failed` are
-    those of the `items` that could not be encoded.
+    `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. Where the
+    encoder's matrix products are of another `precision` than float32, `precision_cosine` is the lowest cosine of a
+    vector to that of float32, in a sample of the items. `failed` are those of the `items` that could not be encoded.
     """
 
     kind: str
@@ -74,6 +80,8 @@ class SidecarManifest:
     of_shards: list[str]
     max_error: float = 0.0
     min_cosine: float = 1.0
+    precision: str = "float32"
+    precision_cosine: float | None = None
     failed: list[Failure] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:
@@ -135,6 +143,31 @@ def to_npy(array: npt.NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def without_zeros(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Stored caption embeddings (num_items, L, ...) without the last positions at which none carries anything."""
+    if stored.ndim < 2 or not stored.size:
+        return stored
+    numbers = stored if stored.dtype.names is None else stored["scale"]
+    carries = (numbers != 0).reshape(*stored.shape[:2], -1).any(axis=(0, 2))
+    return stored[:, : max(1, int(carries.nonzero()[0].max(initial=0)) + 1)]
+
+
+def with_zeros(data: bytes, size: int, positions: int) -> bytes:
+    """`.npy` bytes of caption embeddings as `without_zeros` found them, with all positions: `size` bytes of array."""
+    if len(data) - _NPY_START - int.from_bytes(data[_NPY_START - 2 : _NPY_START], "little") == size:
+        return data
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    whole = np.zeros((len(stored), positions, *stored.shape[2:]), stored.dtype)
+    whole[:, : stored.shape[1]] = stored
+    return to_npy(whole)
+
+
+def gigabytes(items: int, shape: Sequence[int], dtype: str) -> float:
+    """What so many embeddings of `shape` take in a sidecar: the arrays, a header each, and the ends of members."""
+    member = _NPY_HEADER + record_type(dtype, shape).itemsize
+    return items * (BLOCKSIZE + member + -member % BLOCKSIZE) / 1e9
 
 
 def from_npy(data: bytes) -> npt.NDArray[Any]:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jobs.common.encoders import FeatureEncoder
+from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.parts.devices import best_device
 from model.training import feed
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.stage_samples import PlannedView
 from pipelines.media.codecs import decode
 from pipelines.sample import Media
@@ -28,14 +29,14 @@ def run(scale: float, ground: Ground) -> list[Row]:
     settings = ground.settings(1)
     plan = ground.plan(settings)
     trainer, read, media = ground.trainer(settings), reader(plan), _media(plan.views)
-    encoder = FeatureEncoder(settings.model.encoder.name)
+    encoder = ImageBindEncoder(settings.model.encoder.name, device=best_device())
 
     def cached(step: int) -> list[feed.Row]:
         return list(rows_of(read, range(step, step + 1)))
 
     def encoded(step: int) -> list[feed.Row]:
         rows = cached(step)
-        features, _ = encoder([decode(media[row["key"]], fps=VIDEO_FPS) for row in rows])
+        features = encoder([decode(media[row["key"]], fps=VIDEO_FPS) for row in rows])
         return [{**row, "encoder": feature[None]} for row, feature in zip(rows, features, strict=True)]
 
     def rate(rows_at: Callable[[int], list[feed.Row]], first: int, last: int) -> float:
@@ -62,7 +63,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
             target=None,
             unit="samples/s",
             note=f"{steps * settings.batch_size} samples of {', '.join(view.name for view in plan.views)}; the encoder "
-            f"is {encoder.name}, a toy: with ImageBind huge the peer is much slower",
+            f"is {settings.model.encoder.name}, a toy: with ImageBind huge the peer is much slower",
         )
     ]
 

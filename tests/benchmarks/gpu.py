@@ -14,8 +14,8 @@ import torch
 
 from jobs.common.settings import deepspeed_settings, load_settings
 from model.architectures.imagebind import ImageBindConfig
-from model.decoders.text_encoders import PRECISIONS
 from model.footprint.footprint import measure as predict
+from model.parts.mixed_precision import PRECISIONS
 from pipelines.sample import Modality
 from tests.benchmarks import (
     gpu_decoders,

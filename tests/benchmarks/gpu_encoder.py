@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from model.architectures.imagebind import MEL_BINS, MEL_FRAMES, ImageBind, ImageBindConfig
-from model.encoders.imagebind_encoder import (
-    AUDIO_CLIPS,
-    VIDEO_CLIPS,
-    VIDEO_CROPS,
-    audio_inputs,
-    image_inputs,
-    video_inputs,
-)
+from model.encoders.imagebind_encoder import VIDEO_CROPS, image_inputs, video_inputs
+from model.encoders.imagebind_inputs import VIDEO_CLIPS
+from model.encoders.mel import AUDIO_CLIPS, audio_inputs
 from pipelines.sample import Audio, Image, Modality, Video
 from tests.benchmarks import in_a_process_of_its_own, say, table_head, table_row, timed
 from tests.benchmarks.gpu_memory import gibibytes, wait_for

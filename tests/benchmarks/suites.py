@@ -21,6 +21,7 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "memory": "peak memory of 20,000 samples, against 2,000",
         "captions": "caption embeddings, against float32 in arrival order and padding to 512",
         "reading": "reading an epoch, against the webdataset library",
+        "embedding": "devices and cores at work while embedding, with stand-ins of given speeds",
         "rerun": "a rerun with nothing to do, for 1,000 shards",
         "sources": "reading text rows on two cores, against one; the driver's memory; a rerun of many rows",
     },

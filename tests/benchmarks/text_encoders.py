@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from model.decoders.text_encoders import Precision
 from model.parts.builtin import resolve
 from model.parts.devices import best_device
 from model.parts.library_logs import quiet_libraries
+from model.parts.mixed_precision import Precision
 from pipelines.sample import Modality
 from pipelines.world.captions import caption
 from pipelines.world.scenes import draw

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.embed.embedding import Embedded, Sidecar
+from pipelines.embed.embedding import Embedded, Encoding, Sidecar, assemble_row
+from pipelines.embed.encoding import EmbedTask
 from pipelines.embed.identities import EncoderIdentity
-from pipelines.embed.shard_embedder import EmbedTask, ShardEmbedder, ShardPiece, shard_items
-from pipelines.embed.sidecar_shards import assemble_shard
+from pipelines.embed.sidecar_shards import ShardState
+from pipelines.embed.steps import EncodeRow, cut_shard, prepare_row, write_row
+from pipelines.embed.units import shard_items
 from pipelines.media.codecs import encode
 from pipelines.sample import Image, Item, Media, Modality, Sample, Turn
 from pipelines.storage.files import write_rows
@@ -127,18 +130,30 @@ class NotingEncoder:
 
     name = "noting"
     untrained = True
+    precision = "float32"
 
     def __init__(
-        self, log: Path | None = None, encoder_id: str = "noting-0", scale: float = 1.0, poison: str | None = None
+        self,
+        log: Path | None = None,
+        encoder_id: str = "noting-0",
+        scale: float = 1.0,
+        poison: str | None = None,
+        turned: float | None = None,
     ) -> None:
-        self.id = encoder_id
+        self.id, self._turned = encoder_id, turned
         self._log, self._scale, self._poison = log, scale, poison
+
+    def send(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        return inputs
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         if self._log:
             with self._log.open("a") as log:
                 log.write(json.dumps([value if isinstance(value, str) else "media" for value in inputs]) + "\n")
         embeddings = np.stack([embedding_of(value) for value in inputs])
+        if self._turned is not None:  # by so many radians, in the plane of a caption's two numbers
+            cos, sin = np.cos(self._turned), np.sin(self._turned)
+            embeddings = (embeddings @ np.array([[cos, sin], [-sin, cos]])).astype(np.float32)
         scale = np.nan if self._poison in inputs else self._scale
         return embeddings * np.float32(scale), np.array([length_of(value) for value in inputs], np.int32)
 
@@ -158,34 +173,50 @@ def task(kind: str = "image", dtype: str = "float32", batch_size: int = 64, **en
     return EmbedTask(kind=kind, factory=partial(NotingEncoder, **encoder), dtype=dtype, batch_size=batch_size)
 
 
-def begin_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> tuple[Sidecar, Iterator[int]]:
-    """A sidecar in the making, and its steps: each writes a file and yields the number of its shard."""
+def begin_sidecars(directories: Sequence[Path], work: EmbedTask, order: int = 0) -> tuple[list[Sidecar], Iterator[int]]:
+    """Sidecars in the making, and their steps: each writes a file and yields the number of its shard.
+
+    Units are encoded in an order that a seed draws; of 0, as they stand.
+    """
     identity = EncoderIdentity.of(work.factory())
-    sidecar = Sidecar(directory, Manifest.read(directory), work.kind, work.dtype, identity)
+    sidecars = [Sidecar(one, Manifest.read(one), work.kind, work.dtype, identity) for one in directories]
+    works = [one.work for one in sidecars]
 
     def steps() -> Iterator[int]:
-        embedder = ShardEmbedder([work], save_seconds=0)
-        if sidecar.todo:
-            sidecar.plan([shard_items(sidecar.work, number) for number in range(len(sidecar.work.shards))])
-        for plan in sidecar.to_encode():
-            for number in range(pieces):
-                for pack, ranks in embedder(sidecar.work, ShardPiece(plan=plan, number=number, count=pieces)):
-                    name = f"{pack.path.parent.name}/{pack.path.name}"
-                    sidecar.keep(plan.shard, name, np.array(ranks, np.int32))
-                    yield plan.shard
-        for plan, places in sidecar.to_assemble():
-            sidecar.take(plan.shard, assemble_shard(sidecar.work, plan, places))
-            yield plan.shard
+        tasks, encode = {work.kind: work}, EncodeRow(works, {work.kind: work})
+        shards = [(number, shard) for number, one in enumerate(works) for shard in range(len(one.shards))]
+        if not any(one.todo for one in sidecars):
+            return
+        encoding = Encoding(sidecars, shards, [shard_items(works[number], shard) for number, shard in shards])
+        units = [unit for row in encoding.to_encode() for unit in cut_shard(row, works, tasks)]
+        if order:
+            random.Random(order).shuffle(units)
+        for unit in units:
+            encoding.keep(write_row(encode(prepare_row(unit, works, tasks)), works, {work.kind: identity.name}))
+            yield unit["shard"]
+        for row in encoding.to_assemble():
+            done = assemble_row(row, works)
+            sidecars[done["sidecar"]].take(done["shard"], ShardState.from_json(done["state"]))
+            yield done["shard"]
 
-    return sidecar, steps()
+    return sidecars, steps()
 
 
-def write_sidecar(directory: Path, work: EmbedTask, pieces: int = 1) -> Embedded:
+def begin_sidecar(directory: Path, work: EmbedTask, order: int = 0) -> tuple[Sidecar, Iterator[int]]:
+    [sidecar], steps = begin_sidecars([directory], work, order)
+    return sidecar, steps
+
+
+def write_sidecars(directories: Sequence[Path], work: EmbedTask, order: int = 0) -> list[Embedded]:
     """What `embed` does, in this process: a Ray actor costs seconds to start."""
-    sidecar, steps = begin_sidecar(directory, work, pieces)
+    sidecars, steps = begin_sidecars(directories, work, order)
     for _ in steps:
         pass
-    return sidecar.finish()
+    return [sidecar.finish() for sidecar in sidecars]
+
+
+def write_sidecar(directory: Path, work: EmbedTask, order: int = 0) -> Embedded:
+    return write_sidecars([directory], work, order)[0]
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 import errno
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import ray.cloudpickle
 import ray.data
 
 from pipelines import ray_steps
-from pipelines.ray_steps import map_rows, stream_rows
+from pipelines.ray_steps import Step, flow_rows, map_rows
 
 Row = dict[str, Any]
 
@@ -34,6 +37,37 @@ class Actor:
 
     def __call__(self, row: Row) -> Row:
         return work({"number": row["number"] + self._offset})
+
+
+def flow(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
+    """A step that gives several rows for one, and one behind it that has nothing to do with what failed."""
+    return flow_rows(rows, [Step(step, 1, options, several=True), Step(copied, 1, {"num_cpus": 0.5})])
+
+
+def copied(row: Row) -> Row:
+    return {"square": row["square"]}
+
+
+def prepared(row: Row, folder: Path) -> Row:
+    return row | {"before": len(list(folder.iterdir()))}
+
+
+def taken(row: Row, folder: Path) -> Row:
+    time.sleep(0.2)
+    (folder / str(row["number"])).touch()
+    return row
+
+
+@pytest.mark.ray
+def test_a_step_waits_for_the_next_one_so_that_little_is_held(local_ray: None, tmp_path: Path) -> None:
+    steps = [
+        Step(partial(prepared, folder=tmp_path), 2, {"num_cpus": 0.5}),
+        Step(partial(taken, folder=tmp_path), 1, {"num_cpus": 0.4}),
+    ]
+    rows = list(flow_rows([{"number": number} for number in range(12)], steps))
+    # How many were prepared before each, and not yet taken: two that wait, one that is taken, and one more in a race.
+    ahead = [sum(other["before"] <= row["before"] for other in rows) - row["before"] for row in rows]
+    assert max(ahead) <= 4
 
 
 ACTORS: dict[str, Any] = {"fn_constructor_args": (1,), "compute": ray.data.ActorPoolStrategy(size=1)}
@@ -62,7 +96,7 @@ def test_very_many_rows_share_tasks(local_ray: None, monkeypatch: pytest.MonkeyP
     [
         (map_rows, work, {}, [0, 1, 4]),
         (map_rows, Actor, ACTORS, [1, 4]),
-        (stream_rows, works, {}, [0, 0, 0, 1, 1, 4]),
+        (flow, works, {}, [0, 0, 0, 1, 1, 4]),
     ],
 )
 def test_every_row_is_worked_on_once_and_a_full_disk_is_told_as_the_system_tells_it(

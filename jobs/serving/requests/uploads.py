@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.embed.shard_embedder import VIDEO_FPS
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.media.policy import AudioPolicy, ImagePolicy, Limits, MediaPolicy, Refused, VideoPolicy
 from pipelines.media.process import media_process

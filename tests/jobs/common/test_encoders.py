@@ -6,15 +6,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from jobs.common.encoders import EncoderFactory, encoder_factory
+from jobs.common.encoders import EncoderFactory, clips, encoder_factory, preprocess_factory
+from model.encoders.imagebind_encoder import VIDEO_CROPS
+from model.encoders.imagebind_inputs import VIDEO_CLIPS, MediaInputs
+from model.encoders.mel import AUDIO_CLIPS
 from model.parts.builtin import FOUNDATIONS
 from model.parts.config import ModelConfig, load_preset
+from pipelines.embed.encoding import VIDEO_FPS, EmbedTask, join_inputs, prepare_media, split_inputs
 from pipelines.embed.identities import learn, recall
-from pipelines.embed.shard_embedder import EmbedTask
-from pipelines.storage.sidecars import ROW_KINDS
+from pipelines.media.codecs import decode, encode
+from pipelines.sample import Audio, Image, Modality, Video
+from pipelines.storage.sidecars import ENCODER, ROW_KINDS
 
 
 @pytest.fixture
@@ -45,6 +52,63 @@ def test_an_encoder_is_known_again_as_what_it_was_loaded_as(config: ModelConfig,
 def test_each_kind_and_precision_has_a_memory_of_its_own(config: ModelConfig) -> None:
     factories = [encoder_factory(config, kind) for kind in ROW_KINDS] + [encoder_factory(config, "image", "bfloat16")]
     assert len({factory.memory() for factory in factories}) == len(factories)
+
+
+PICTURE = Image(pixels=np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+FILM = Video(frames=np.random.default_rng(1).integers(0, 255, (40, 48, 64, 3), np.uint8), fps=8.0)
+SOUND = Audio(waveform=np.random.default_rng(2).uniform(-0.5, 0.5, (1, 48_000)).astype(np.float32), sample_rate=16_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [
+        ("image", ["a red circle", "", "a small blue square above a green one"]),
+        ("audio", ["a low tone", "a bell"]),
+        (ENCODER, [PICTURE, SOUND, FILM]),
+        ("image_latents", [PICTURE]),
+        ("video_latents", [FILM]),
+        ("audio_latents", [SOUND]),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_any_cpu_prepares_is_what_the_encoder_embeds(kind: str, inputs: list[Any], precision: Any) -> None:
+    config = load_preset("tiny")
+    factory, prepare = encoder_factory(config, kind, precision), preprocess_factory(config, kind)()
+    encoder, header_and_data = factory(), join_inputs(prepare(inputs))
+    found, lengths = encoder(encoder.send(split_inputs(*header_and_data)))
+    whole = encoder._encoder(inputs)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found, getattr(whole, "embeddings", whole))
+    assert (len(lengths), found.dtype) == (len(inputs), np.float32)
+    assert encoder.precision == precision
+    assert encoder.id.endswith("-bfloat16") == (precision == "bfloat16") == (factory.exact is not None)
+
+
+def test_of_a_film_the_ten_frames_are_prepared_that_all_of_it_would_give(tmp_path: Path) -> None:
+    film, prepare = encode(FILM), MediaInputs(28)
+    [found] = prepare_media([film], prepare)
+    [whole] = prepare([decode(film, fps=VIDEO_FPS)])
+    assert found.shape == (10, 48, 64, 3)
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_batches_are_counted_by_the_clips_that_imagebind_makes() -> None:
+    assert clips(ENCODER) == {Modality.VIDEO: VIDEO_CLIPS * VIDEO_CROPS, Modality.AUDIO: AUDIO_CLIPS}
+    assert clips("image") == {}
+
+
+def test_pictures_are_prepared_without_torch(config: ModelConfig) -> None:
+    program = f"""
+import sys
+import numpy as np
+from jobs.common.encoders import preprocess_factory
+from model.parts.config import ModelConfig
+from pipelines.sample import Image
+config = ModelConfig.model_validate_json({config.model_dump_json()!r})
+prepare = preprocess_factory(config, "encoder")()
+assert prepare([Image(pixels=np.zeros((40, 60, 3), np.uint8))])[0].dtype == np.uint8
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def replaced(decoder: Path) -> None:
@@ -83,7 +147,7 @@ import sys
 from jobs.common.encoders import encoder_factory
 from model.parts.config import ModelConfig
 from pipelines.embed.identities import recall
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 config = ModelConfig.model_validate_json({config.model_dump_json()!r})
 for kind in ("image", "encoder"):
     factory = encoder_factory(config, kind)

@@ -103,7 +103,7 @@ def test_captions_of_many_lengths_keep_their_order(encoders: dict[Modality, Capt
     np.testing.assert_allclose(encoder(captions).embeddings, alone, atol=1e-5)
 
 
-@each_clip
+@each_modality
 def test_bfloat16_keeps_every_position_close_and_has_an_id_of_its_own(
     modality: Modality, encoders: dict[Modality, CaptionEncoder]
 ) -> None:
@@ -112,15 +112,9 @@ def test_bfloat16_keeps_every_position_close_and_has_an_id_of_its_own(
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-    assert ((expected * found).sum(axis=-1) / norms).min() > 0.9999
+    # The one vector of a pooled encoder gathers what all its layers lost.
+    assert ((expected * found).sum(axis=-1) / norms).min() > (0.98 if modality is Modality.AUDIO else 0.9999)
     assert fast.id == f"{exact.id}-bfloat16"
-
-
-def test_a_pooled_encoder_stays_in_float32(encoders: dict[Modality, CaptionEncoder]) -> None:
-    exact = encoders[Modality.AUDIO]
-    same = CaptionEncoder(Modality.AUDIO, name_of(Modality.AUDIO), precision="bfloat16")
-    np.testing.assert_array_equal(same(CAPTIONS).embeddings, exact(CAPTIONS).embeddings)
-    assert same.id == exact.id
 
 
 @each_modality

@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.architectures.imagebind import ImageBind, ImageBindConfig
-from model.encoders.imagebind_encoder import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    ImageBindEncoder,
-    audio_inputs,
-    image_inputs,
-    log_mel,
-    video_inputs,
-)
+from model.encoders.imagebind_encoder import PIXEL_MEAN, PIXEL_STD, ImageBindEncoder, image_inputs, video_inputs
+from model.encoders.imagebind_inputs import MediaInputs
+from model.encoders.mel import audio_inputs, log_mel
 from pipelines.sample import Audio, Decoded, Image, Video
 
 TINY = ImageBindConfig(
@@ -203,6 +197,30 @@ def test_embeddings_stand_in_the_order_of_their_items_and_depend_on_nothing_else
     np.testing.assert_allclose(encoder(mixed_items[::-1])[::-1], together, atol=1e-6)
     assert len(np.unique(together.round(5), axis=0)) == 7
     assert encoder([]).shape == (0, 8)
+
+
+def test_bfloat16_stays_near_float32_with_norms_and_sums_in_float32(part: Path, mixed_items: list[Decoded]) -> None:
+    exact, fast = ImageBindEncoder(str(part)), ImageBindEncoder(str(part), precision="bfloat16")
+    expected, found = exact(mixed_items), fast(mixed_items)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
+    assert ((expected * found).sum(axis=-1) / norms).min() > 0.999
+    assert fast.id == f"{exact.id}-bfloat16"
+    kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in fast.model.named_parameters()}
+    assert kinds["norm_1"] == torch.float32
+    assert kinds["fc1"] == kinds["attn"] == torch.bfloat16
+
+
+def test_what_is_handed_on_is_small_and_gives_the_same_as_at_once(part: Path, mixed_items: list[Decoded]) -> None:
+    encoder = ImageBindEncoder(str(part))
+    prepared = MediaInputs(TINY.image_size)(mixed_items)
+    assert [(array.dtype.name, array.shape) for array in prepared[:3]] == [
+        ("uint8", (28, 28, 3)),
+        ("float32", (3, 1, 128, 204)),
+        ("uint8", (10, 36, 64, 3)),
+    ]
+    np.testing.assert_array_equal(encoder.embed(encoder.send(prepared)), encoder(mixed_items))
 
 
 def test_an_encoders_id_follows_its_weights_and_dtype(part: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataset_cases import embedding_of, task
 
 from pipelines.embed.caption_files import CaptionWriter, embed_captions
 from pipelines.embed.embedding import Pool
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.encoding import EmbedTask
 from pipelines.sample import Reject
 
 ray.cloudpickle.register_pickle_by_value(dataset_cases)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jobs.common import cli
 from jobs.embed import main
-from pipelines.embed.shard_embedder import EmbedTask
+from pipelines.embed.embedding import Pool
+from pipelines.embed.encoding import EmbedTask
 from pipelines.handover.stage_samples import SampleReader, plan_view
 from pipelines.handover.survey import Measure, survey_views
 from pipelines.inspect.verify import verify
@@ -188,7 +189,7 @@ def test_the_job_counts_and_names_what_failed_and_fails_at_its_end(
         return [write_sidecar(directory, work()) for directory in directories]
 
     monkeypatch.setattr("jobs.common.cli.start_ray", lambda: None)
-    monkeypatch.setattr("pipelines.embed.embedding.plan_pool", lambda _: None)
+    monkeypatch.setattr("pipelines.embed.embedding.plan_pool", lambda _: Pool(actors=1, num_cpus=1, num_gpus=0))
     monkeypatch.setattr("pipelines.embed.embedding.embed", embed_here)
     write_dataset(tmp_path / "a", samples_of([1, 0, 77]), 2)
     write_dataset(tmp_path / "b", samples_of([1, 2]), 2)

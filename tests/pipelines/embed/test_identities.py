@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from dataset_cases import NotingEncoder
 
+from pipelines.embed.encoding import EmbedTask
 from pipelines.embed.identities import EncoderIdentity, learn, recall
-from pipelines.embed.shard_embedder import EmbedTask
 
 
 def task(memory: Callable[[], Path | None] | None, encoder_id: str = "noting-0") -> EmbedTask:

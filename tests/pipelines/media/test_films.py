@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.media.codecs import decode
-from pipelines.media.policy import MediaPolicy, Refused
+from pipelines.media.codecs import decode, decode_frames
+from pipelines.media.films import open_video
+from pipelines.media.policy import Limits, MediaPolicy, Refused
 from pipelines.media.stored import Stored, store
-from pipelines.sample import Media, Modality
+from pipelines.sample import Media, Modality, Video
 
 POLICY = MediaPolicy()
 ORIGINALS = MediaPolicy(keep_originals=True)
@@ -537,3 +538,75 @@ def test_a_tiny_film_is_stored_in_even_sides() -> None:
     stored = store(medium(data), POLICY)
     assert (stored.facts["width"], stored.facts["height"]) == (4, 2)
     assert math.isclose(stored.facts["seconds"], 1.0)
+
+
+# --- Some frames of a film -------------------------------------------------------------------------------------------
+
+
+def moving(times: Sequence[float]) -> list[tuple[float, np.ndarray]]:
+    """Frames that differ all over: noise that moves, so that a wrong one shows."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    return [(time, np.roll(noise, 3 * number, axis=1)) for number, time in enumerate(times)]
+
+
+def every_third(count: int, fps: float) -> list[int]:
+    return list(range(0, count, 3))
+
+
+def two_near_the_end(count: int, fps: float) -> list[int]:
+    return [max(0, count - 4), count - 1, count - 1]
+
+
+@pytest.mark.parametrize("places", [every_third, two_near_the_end])
+@pytest.mark.parametrize("fps", [None, 5.0, 10.0])
+@pytest.mark.parametrize(
+    ("times", "options"),
+    [
+        (STEADY, {"format": "mp4", "rate": 10, "gop": 8, "bf": "3"}),
+        (STEADY, {"format": "mp4", "rate": 10, "gop": 8, "x264-params": "open-gop=1:bframes=3:b-pyramid=strict"}),
+        (STEADY, {"format": "mp4", "rate": 10, "gop": 200, "bf": "2", "refs": "4"}),
+        (STEADY, {"format": "mp4", "rate": 10, "gop": 8, "x264-params": "intra-refresh=1"}),
+        (STEADY, {"format": "mp4", "rate": 10, "codec": "libx265", "gop": 8}),
+        (STEADY, {"format": "mov", "rate": 10, "gop": 1}),
+        (STEADY, {"format": "matroska", "rate": 10, "gop": 8, "bf": "3"}),
+        (STEADY, {"format": "mpegts", "rate": 10, "gop": 8, "bf": "3", "time_base": Fraction(1, 90_000)}),
+        (STEADY[:23], {"format": "webm", "codec": "libvpx-vp9", "rate": 10}),
+        (UNEVEN, {"format": "mp4", "gop": 4, "time_base": Fraction(1, 1000)}),
+        (UNEVEN, {"format": "matroska"}),
+        ((0.0,), {"format": "mp4", "rate": 10}),
+    ],
+    ids=str,
+)
+def test_some_frames_are_what_they_are_among_all(
+    times: Sequence[float], options: dict[str, Any], fps: float | None, places: Callable[[int, float], list[int]]
+) -> None:
+    film = medium(written(moving(times), **options))
+    whole = decode(film, fps=fps)
+    assert isinstance(whole, Video)
+    chosen = places(len(whole.frames), whole.fps)
+    np.testing.assert_array_equal(decode_frames(film, places, fps=fps), whole.frames[chosen])
+
+
+def test_some_frames_of_a_clip_that_was_cut_without_encoding_are_what_a_player_shows() -> None:
+    for edits in ([(1.3, 2.0)], [(0.5, None), (1.0, 2.0)], [(1.0, 1.05)]):
+        film = medium(edited(edits))
+        whole = decode(film)
+        assert isinstance(whole, Video)
+        np.testing.assert_array_equal(decode_frames(film, every_third), whole.frames[::3])
+
+
+def test_frames_that_are_not_wanted_are_not_decoded() -> None:
+    data = written(moving(STEADY), format="mp4", rate=10, gop=8, bf="3")
+    with open_video(data, Limits()) as film:
+        decoded = len(list(film._decode_only([25], 10.0)))
+    assert decoded < 8, "of five groups of eight, one holds it"
+
+
+def test_a_damaged_film_is_refused_as_it_is_when_decoded_whole() -> None:
+    data = bytearray(written(moving(STEADY), format="mp4", rate=10, gop=8))
+    for film in (bytes(data[: len(data) // 2]), b"no film at all"):
+        with pytest.raises(Refused) as whole:
+            decode(medium(film))
+        with pytest.raises(Refused) as some:
+            decode_frames(medium(film), every_third)
+        assert str(some.value) == str(whole.value)

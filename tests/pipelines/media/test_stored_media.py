@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import soundfile
 
-from model.encoders.imagebind_encoder import audio_inputs
+from model.encoders.mel import audio_inputs
 from pipelines.media.codecs import decode, encode
 from pipelines.media.folder import load_rows
 from pipelines.media.policy import AudioPolicy, ImagePolicy, Limits, MediaPolicy, VideoPolicy

@@ -1,0 +1,38 @@
+"""Captions as the text encoders of the diffusion decoders take them: token ids, made on any CPU without the encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import transformers
+
+from model.parts.families import FAMILIES, Family, locate
+from pipelines.sample import Modality
+
+
+class CaptionTokens:
+    """A decoder's own tokenizer. `max_length` is in tokens; longer captions are truncated to it.
+
+    Raises FileNotFoundError if `name` (built-in part, directory or hub id) is no diffusers pipeline, ValueError if it
+    belongs to another modality.
+    """
+
+    def __init__(self, modality: Modality, name: str) -> None:
+        family, path = FAMILIES[modality], locate(modality, name)
+        self.tokenizer = getattr(transformers, family.tokenizer).from_pretrained(path, subfolder="tokenizer")
+        config = transformers.AutoConfig.from_pretrained(path, subfolder="text_encoder")
+        self.max_length = _max_length(self.tokenizer, config, family)
+
+    def __call__(self, captions: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The ids of each caption, begin and end token included, without padding: int32 (num_tokens,)."""
+        if not captions:
+            return []
+        found = self.tokenizer(list(captions), max_length=self.max_length, truncation=True)
+        return [np.array(ids, np.int32) for ids in found.input_ids]
+
+
+def _max_length(tokenizer: Any, config: Any, family: Family) -> int:
+    # RoBERTa numbers positions from the padding id onwards, so CLAP's 514 rows serve 512 tokens.
+    unused = config.pad_token_id + 1 if family.pooled else 0
+    return int(min(tokenizer.model_max_length, config.max_position_embeddings - unused))
