@@ -45,7 +45,7 @@ def map_rows(rows: list[Row], step: Callable[..., Any], **options: Any) -> Itera
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RowStep:
     """One step of several: what is done with a row, by a function or an actor's class, and Ray Data's options for it.
 
     At most so many rows are in it or wait for the next step. With `several` it gives any number of rows for one.
@@ -57,7 +57,7 @@ class Step:
     several: bool = False
 
 
-def flow_rows(rows: list[Row], steps: Sequence[Step]) -> Iterator[Row]:
+def flow_rows(rows: list[Row], steps: Sequence[RowStep]) -> Iterator[Row]:
     """Rows through steps that work at the same time, in any order; each row goes on as soon as it is there.
 
     A step pauses while it has as many rows as it may, which bounds what the object store holds.

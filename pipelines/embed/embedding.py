@@ -20,7 +20,7 @@ import ray.data
 
 from pipelines.embed.encoding import EmbedTask
 from pipelines.embed.identities import EncoderIdentity, learn, recall
-from pipelines.embed.plan import Plan, ShardItems, Sources
+from pipelines.embed.plan import EncodingPlan, ShardItems, Sources
 from pipelines.embed.sidecar_shards import (
     WORK,
     ShardState,
@@ -32,7 +32,7 @@ from pipelines.embed.sidecar_shards import (
 from pipelines.embed.steps import EncodeRow, Tasks, cut_shard, prepare_row, shard_row, write_row
 from pipelines.embed.units import cosine_to_float32, shard_items
 from pipelines.progress import track
-from pipelines.ray_steps import Step, count, flow_rows, map_rows
+from pipelines.ray_steps import RowStep, count, flow_rows, map_rows
 from pipelines.storage.files import remove_tree
 from pipelines.storage.precision import Loss
 from pipelines.storage.shards import MANIFEST, Manifest, index_path, remove_others
@@ -215,7 +215,7 @@ class Encoding:
         self._sidecars, self._shards, self._items = sidecars, shards, items
         self._numbers = {shard: number for number, shard in enumerate(shards)}
         self._packs = list[tuple[int, str]]()
-        self._plan = Plan(items, [shard not in sidecars[sidecar].todo for sidecar, shard in shards])
+        self._plan = EncodingPlan(items, [shard not in sidecars[sidecar].todo for sidecar, shard in shards])
 
     @property
     def total(self) -> int:
@@ -303,7 +303,7 @@ def _encode(
 
 def encoding_steps(
     works: Sequence[SidecarWork], tasks: Tasks, names: dict[str, str], pool: Pool, most: int
-) -> list[Step]:
+) -> list[RowStep]:
     """From shards to packs; at most so many actors have work at once.
 
     Where no GPU encodes, a core's actor and the preparing of its inputs share it. What only reads indexes or writes
@@ -321,10 +321,10 @@ def encoding_steps(
     on_actors = {"num_cpus": actor_cpus, "num_gpus": pool.num_gpus, "fn_constructor_args": (works, tasks)}
     cutters = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
     return [
-        Step(partial(cut_shard, works=works, tasks=tasks), readers, cutters, several=True),
-        Step(partial(prepare_row, works=works, tasks=tasks), ready + readers, {"num_cpus": reader_cpus}),
-        Step(EncodeRow, ready + UNITS_PER_ACTOR * pool.actors, on_actors | {"compute": actors}),
-        Step(partial(write_row, works=works, names=names), ready, {"num_cpus": 0}),
+        RowStep(partial(cut_shard, works=works, tasks=tasks), readers, cutters, several=True),
+        RowStep(partial(prepare_row, works=works, tasks=tasks), ready + readers, {"num_cpus": reader_cpus}),
+        RowStep(EncodeRow, ready + UNITS_PER_ACTOR * pool.actors, on_actors | {"compute": actors}),
+        RowStep(partial(write_row, works=works, names=names), ready, {"num_cpus": 0}),
     ]
 
 

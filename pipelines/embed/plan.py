@@ -48,7 +48,7 @@ class Sources:
     positions: Places
 
 
-class Plan:
+class EncodingPlan:
     """The items of shards, some of which are finished; memory is about 50 bytes an item."""
 
     def __init__(self, shards: Sequence[ShardItems], finished: Sequence[bool]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.embed.encoding import EmbedTask, UnitEncoder, join_inputs, split_inputs
 from pipelines.embed.packs import is_whole, write_pack
-from pipelines.embed.plan import Plan, ShardItems
+from pipelines.embed.plan import EncodingPlan, ShardItems
 from pipelines.embed.sidecar_shards import SidecarWork
 from pipelines.embed.units import Found, Unit, cut, find_items, prepare_unit, unit_name
 from pipelines.ray_steps import count
@@ -26,7 +26,7 @@ _NOTHING = np.zeros(1, np.uint8)
 _SAYS = ("sidecar", "shard", "name", "places", "kept")
 
 
-def shard_row(plan: Plan, number: int, sidecar: int, shard: int, items: ShardItems) -> Row | None:
+def shard_row(plan: EncodingPlan, number: int, sidecar: int, shard: int, items: ShardItems) -> Row | None:
     """What is to be encoded of a shard, the `number`-th of the plan; None where there is nothing."""
     places, is_needed = plan.firsts(number)
     if not is_needed.any():

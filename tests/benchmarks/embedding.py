@@ -20,7 +20,7 @@ from jobs import prepare
 from jobs.common import cli
 from pipelines.embed.embedding import Pool, embed, sidecar_work
 from pipelines.embed.encoding import Embeddings, EmbedTask
-from pipelines.embed.plan import Plan
+from pipelines.embed.plan import EncodingPlan
 from pipelines.embed.steps import EncodeRow, cut_shard, prepare_row, shard_row, write_row
 from pipelines.embed.units import shard_items
 from pipelines.media.codecs import encode
@@ -144,7 +144,7 @@ def _serial(shards: Path, speeds: Speeds) -> float:
     task = _task(speeds, shards.parent / "serial.log")
     tasks, works = {ENCODER: task}, [sidecar_work(shards, Manifest.read(shards), ENCODER, "float32", Device.id)]
     items = shard_items(works[0], 0)
-    row, encode_row = shard_row(Plan([items], [False]), 0, 0, 0, items), EncodeRow(works, tasks)
+    row, encode_row = shard_row(EncodingPlan([items], [False]), 0, 0, 0, items), EncodeRow(works, tasks)
     assert row, "nothing is embedded yet"
     units = list(cut_shard(row, works, tasks))[:SERIAL_UNITS]
     with timed() as watch:

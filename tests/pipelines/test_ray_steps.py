@@ -13,7 +13,7 @@ import ray.cloudpickle
 import ray.data
 
 from pipelines import ray_steps
-from pipelines.ray_steps import Step, flow_rows, map_rows
+from pipelines.ray_steps import RowStep, flow_rows, map_rows
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Actor:
 
 def flow(rows: list[Row], step: Callable[..., Any], **options: Any) -> Iterator[Row]:
     """A step that gives several rows for one, and one behind it that has nothing to do with what failed."""
-    return flow_rows(rows, [Step(step, 1, options, several=True), Step(copied, 1, {"num_cpus": 0.5})])
+    return flow_rows(rows, [RowStep(step, 1, options, several=True), RowStep(copied, 1, {"num_cpus": 0.5})])
 
 
 def copied(row: Row) -> Row:
@@ -61,8 +61,8 @@ def taken(row: Row, folder: Path) -> Row:
 @pytest.mark.ray
 def test_a_step_waits_for_the_next_one_so_that_little_is_held(local_ray: None, tmp_path: Path) -> None:
     steps = [
-        Step(partial(prepared, folder=tmp_path), 2, {"num_cpus": 0.5}),
-        Step(partial(taken, folder=tmp_path), 1, {"num_cpus": 0.4}),
+        RowStep(partial(prepared, folder=tmp_path), 2, {"num_cpus": 0.5}),
+        RowStep(partial(taken, folder=tmp_path), 1, {"num_cpus": 0.4}),
     ]
     rows = list(flow_rows([{"number": number} for number in range(12)], steps))
     # How many were prepared before each, and not yet taken: two that wait, one that is taken, and one more in a race.

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.embed.plan import Plan, ShardItems
+from pipelines.embed.plan import EncodingPlan, ShardItems
 from pipelines.storage.sidecars import IDENTITY_BYTES
 
 # Few values, zeros among them: hashes may begin, or end, with zero bytes.
@@ -18,8 +18,8 @@ def items(hashes: list[bytes]) -> ShardItems:
     return ShardItems(counts=np.ones(len(hashes), np.int32), identities=identities)
 
 
-def plan_of(shards: Shards) -> Plan:
-    return Plan([items(hashes) for hashes, _ in shards], [finished for _, finished in shards])
+def plan_of(shards: Shards) -> EncodingPlan:
+    return EncodingPlan([items(hashes) for hashes, _ in shards], [finished for _, finished in shards])
 
 
 @given(SHARDS)
