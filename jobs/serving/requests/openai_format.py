@@ -37,7 +37,7 @@ Name = Annotated[str, Field(max_length=200)]
 
 
 def _shown(content: Any) -> list[str | Medium]:
-    if not isinstance(content, list):
+    if not isinstance(content, list | tuple):
         return content_parts.parse(content)
     parts = list[str | Medium]()
     for place, part in enumerate(content):
