@@ -17,7 +17,7 @@ from jobs.replies.events import Event, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.requests import openai_format as wire
 from jobs.serving.service import Service
-from model.inference.query import BadSchema, Query, Response, TooLong
+from model.inference.query import BadSchema, NoRoom, Query, Response, TooLong
 from pipelines.sample import Media
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -185,7 +185,8 @@ async def _from(first: tuple[int, Event], rest: AsyncIterator[tuple[int, Event]]
 
 def _short(error: BaseException) -> str:
     """A message for the client without internals of the server."""
-    return str(error) if type(error) in (ValueError, NoPlan, TooLong, BadSchema) else "the reply failed; see the log"
+    is_clear = type(error) in (ValueError, NoPlan, TooLong, NoRoom, BadSchema)
+    return str(error) if is_clear else "the reply failed; see the log"
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -199,6 +200,7 @@ def add_handlers(app: FastAPI) -> None:
 
     handle(wire.Mistake, lambda e: _mistake(str(e), e.param, e.code))
     handle(TooLong, lambda e: _mistake(str(e), "messages", "context_length_exceeded"))
+    handle(NoRoom, lambda e: _mistake(str(e).replace("max_new_tokens", "max_tokens"), "max_tokens"))
     handle(BadSchema, lambda e: _mistake(str(e), "response_format"))
     handle(NoPlan, lambda e: JSONResponse(wire.error(_short(e), "server_error", code="no_plan"), 422))
     handle(ValueError, lambda e: _mistake(_short(e)))

@@ -22,7 +22,7 @@ from model.core.tokenizer import eos_ids, special_ids
 from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
 from model.inference.decoding import Decoding, Draw, Pending
-from model.inference.query import Query, Sampling, TooLong, text_of
+from model.inference.query import NoRoom, Query, Sampling, TooLong, text_of
 from pipelines.sample import Item, Modality, Part, Turn
 
 Condition = tuple[Modality, npt.NDArray[np.float32]]
@@ -194,7 +194,7 @@ def _check(model: NextGPT, query: Query) -> None:
         raise ValueError("require: an answer with a schema cannot contain items; drop one of the two")
     needed = _needed(model, query)
     if (given := query.sampling.max_new_tokens) < needed:
-        raise ValueError(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
+        raise NoRoom(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
 
 
 def _needed(model: NextGPT, query: Query) -> int:

@@ -16,6 +16,10 @@ class TooLong(ValueError):
     """A dialogue exceeds the LLM's context."""
 
 
+class NoRoom(ValueError):
+    """The length limit of an answer leaves no room for the media that it must hold."""
+
+
 class BadSchema(ValueError):
     """A JSON schema to which no answer can be held."""
 

@@ -103,6 +103,12 @@ def test_a_prompt_is_too_long_for_the_context_whatever_may_be_answered(client: o
         ask(client, "red " * 2_000_000)
 
 
+def test_fewer_tokens_than_a_required_picture_takes_are_refused_under_the_clients_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="max_tokens is 1, but the reply needs at least 4") as mistake:
+        ask(client, DRAW, max_tokens=1, extra_body={"modalities": ["image"]})
+    assert mistake.value.param == "max_tokens"
+
+
 def test_a_conversation_of_any_length_goes_on_with_what_fits(client: openai.OpenAI) -> None:
     history = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}] * 400
     reply = ask(client, DRAW, history, max_tokens=100_000)
