@@ -1,6 +1,7 @@
 """Serves a model as a chat page and an OpenAI-compatible API: `jobs/chat.py --checkpoint RUN [--port P]`."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ from jobs.common import cli
 from jobs.common.cli import Option
 from jobs.replies.options import ModelOptions
 from jobs.serving.requests.guard import TOKEN
+
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,10 @@ class ChatOptions:
     decoder_gpus: Annotated[float | None, Option("GPUs per replica of a decoder", "X")] = None
     allow_url: Annotated[
         tuple[str, ...], Option("allow media URLs under this prefix in requests", "PREFIX", several="append")
+    ] = ()
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Option("let pages of this origin use the API (CORS); * for all", "ORIGIN", several="append"),
     ] = ()
     no_page: Annotated[bool, Option("serve only the API")] = False
     overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=PATH where a frozen part has moved")] = ()
@@ -62,6 +69,7 @@ def run(options: ChatOptions) -> None:
         decoder_gpus=options.decoder_gpus,
         token=token,
         allow_urls=options.allow_url,
+        allow_origins=options.allow_origin,
         page=not options.no_page,
     )
     host = "0.0.0.0" if options.public else "127.0.0.1"
@@ -129,6 +137,9 @@ def _mistakes(options: ChatOptions, token: str | None) -> Iterator[str]:
     for url in options.allow_url:
         if not url.startswith(("http://", "https://")):
             yield f"--allow-url {url}: give http:// or https://, a host, and optionally a path"
+    for origin in options.allow_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield f"--allow-origin {origin}: give http:// or https://, a host, and optionally a port, or *"
 
 
 main = cli.command(ChatOptions, run)

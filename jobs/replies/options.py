@@ -31,7 +31,7 @@ class ModelOptions:
 class ReplyOption(Option):
     """An option of the command line, with the `public` bounds that hold where requests come over the network."""
 
-    public: tuple[int | None, int] = (None, 0)
+    public: tuple[int | None, int | None] = (None, None)
 
     def field(self) -> Any:
         """The public bounds, as a pydantic field of the API."""
@@ -51,7 +51,7 @@ class ReplyOptions:
 
     max_items: Annotated[int, ReplyOption("maximum number of media in a reply", "N", least=0, public=(0, 8))] = 4
     max_new_tokens: Annotated[
-        int, ReplyOption("maximum number of tokens in a reply", "N", least=1, public=(1, 2048))
+        int, ReplyOption("maximum number of tokens in a reply", "N", least=1, public=(1, None))
     ] = 256
     temperature: Annotated[float, ReplyOption("0 always takes the likeliest token", least=0, public=(0, 2))] = 0.0
     top_p: Annotated[

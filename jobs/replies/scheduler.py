@@ -119,7 +119,8 @@ class _Scheduler:
 
     def _plan_query(self, asked: str) -> Query:
         shown = schema(name for item, name in self._asking.names.items() if item in self._query.media)
-        return _words_query(asked, Sampling(max_new_tokens=_PLAN_TOKENS, schema=json.dumps(shown)))
+        sampling = Sampling(max_new_tokens=_PLAN_TOKENS, least_room=_PLAN_TOKENS, schema=json.dumps(shown))
+        return _words_query(asked, sampling)
 
     def _read(self, written: str) -> tuple[list[Step], str | None]:
         try:

@@ -9,21 +9,30 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs.replies.events import Event, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
 from jobs.serving.requests import openai_format as wire
 from jobs.serving.service import Service
-from model.inference.query import Query, Response, TooLong
+from model.inference.query import BadSchema, NoRoom, Query, Response, TooLong
+from pipelines.sample import Media
 
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _ERROR = {
     "type": "object",
     "properties": {
         "error": {
             "type": "object",
-            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
-            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
         }
     },
     "required": ["error"],
@@ -57,7 +66,8 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     @routes.get("/v1/models/{name}", summary="What a model can make", responses=_failures(401, 404, 503))
     async def model(name: str) -> Any:
         if name != service.about.name:
-            return JSONResponse(wire.error(f"no model {name!r}; there is {service.about.name}", "not_found_error"), 404)
+            reason = f"no model {name!r}; there is {service.about.name}"
+            return JSONResponse(wire.error(reason, "not_found_error", "model", "model_not_found"), 404)
         return _model(service)
 
     @routes.post(
@@ -70,18 +80,38 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
         # In a thread: it waits for the process that decodes media.
         query = await asyncio.to_thread(wire.to_query, request, allowed_urls)
         _check_media(service, query)
-        events = service.answer(query)
+        queries = wire.choices(query, request.n or 1)
+        events = service.choices(queries)
         if not request.stream:
             async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Response):
-                        return wire.completion(head, event)
+                whole = {number: event async for number, event in events if isinstance(event, Response)}
+            return wire.completion(head, *(whole[number] for number in sorted(whole)))
         # The first event shows whether a place is free and the query can be answered.
         first = await anext(events)
         wants_usage = request.stream_options is not None and request.stream_options.include_usage
-        return StreamingResponse(_stream(head, first, events, wants_usage), media_type="text/event-stream")
+        told = _stream(head, len(queries), _from(first, events), wants_usage)
+        return StreamingResponse(told, media_type="text/event-stream")
 
+    for path, answer in (("/healthz", healthz), ("/v1/models", models), ("/v1/models/{name}", model)):
+        routes.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+    _add_refusals(routes)
     return routes
+
+
+def _add_refusals(routes: APIRouter) -> None:
+    """Adds an answer to every other request to the API, which the page would answer otherwise."""
+    known = [route for route in routes.routes if isinstance(route, APIRoute)]
+
+    async def refuse(request: Request) -> None:
+        matching = [route for route in known if route.matches(request.scope)[0] is not Match.NONE]
+        if methods := sorted({method for route in matching for method in route.methods or ()}):
+            raise HTTPException(
+                405, f"{request.method} is not possible here; use {' or '.join(methods)}", {"Allow": ", ".join(methods)}
+            )
+        raise HTTPException(404, f"there is no {request.url.path}; /docs describes what there is")
+
+    for path in ("/healthz", "/v1/{rest:path}"):
+        routes.add_api_route(path, refuse, methods=_METHODS, include_in_schema=False)
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -113,32 +143,19 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def _stream(
-    head: dict[str, Any], first: Event, rest: AsyncIterator[Event], wants_usage: bool
+    head: dict[str, Any], count: int, events: AsyncIterator[tuple[int, Event]], wants_usage: bool
 ) -> AsyncIterator[str]:
-    """A reply as server-sent events: text in `delta.content`, each medium in `delta.parts` as soon as it is ready."""
-
-    async def events() -> AsyncIterator[Event]:
-        yield first
-        async for event in rest:
-            yield event
-
-    yield wire.sse(wire.chunk(head, {"role": "assistant", "content": ""}))
+    """Replies as server-sent events: text in `delta.content`, each medium in `delta.parts` as soon as it is ready."""
+    for number in range(count):
+        yield wire.sse(wire.chunk(head, {"role": "assistant", "content": ""}, number=number))
+    responses = list[Response[Media]]()
     try:
-        async for event in events():
-            if isinstance(event, Planned):
-                yield wire.sse(wire.chunk(head, wire.plan_of(event.plan)))
-            elif isinstance(event, Said):
-                yield wire.sse(wire.chunk(head, {"content": event.text}))
-            elif isinstance(event, Made):
-                yield wire.sse(wire.chunk(head, {"parts": [{"index": event.number, **wire.part_of(event.media)}]}))
-            elif isinstance(event, Response):
-                yield wire.sse(wire.chunk(head, {}, event))
-                if wants_usage:
-                    yield wire.sse(
-                        {**head, "object": "chat.completion.chunk", "choices": [], "usage": wire.usage(event)}
-                    )
-            else:
-                yield f": {type(event).__name__.lower()} {event.number}\n\n"  # a comment that keeps the connection open
+        async for number, event in events:
+            if isinstance(event, Response):
+                responses.append(event)
+            yield _told(head, number, event)
+        if wants_usage:
+            yield wire.sse({**head, "object": "chat.completion.chunk", "choices": [], "usage": wire.usage(*responses)})
         yield "data: [DONE]\n\n"
     except Lost as lost:
         yield wire.sse(wire.error(str(lost), "server_error", code="lost"))
@@ -146,9 +163,30 @@ async def _stream(
         yield wire.sse(wire.error(_short(error), "server_error"))
 
 
+def _told(head: dict[str, Any], number: int, event: Event) -> str:
+    """An event of choice `number` as a server-sent event."""
+    if isinstance(event, Response):
+        return wire.sse(wire.chunk(head, {}, event, number))
+    if isinstance(event, Planned):
+        return wire.sse(wire.chunk(head, wire.plan_of(event.plan), number=number))
+    if isinstance(event, Said):
+        return wire.sse(wire.chunk(head, {"content": event.text}, number=number))
+    if isinstance(event, Made):
+        parts = [{"index": event.number, **wire.part_of(event.media)}]
+        return wire.sse(wire.chunk(head, {"parts": parts}, number=number))
+    return f": {type(event).__name__.lower()} {event.number}\n\n"  # a comment that keeps the connection open
+
+
+async def _from(first: tuple[int, Event], rest: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[tuple[int, Event]]:
+    yield first
+    async for event in rest:
+        yield event
+
+
 def _short(error: BaseException) -> str:
     """A message for the client without internals of the server."""
-    return str(error) if type(error) in (ValueError, NoPlan, TooLong) else "the reply failed; see the log"
+    is_clear = type(error) in (ValueError, NoPlan, TooLong, NoRoom, BadSchema)
+    return str(error) if is_clear else "the reply failed; see the log"
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -160,22 +198,39 @@ def add_handlers(app: FastAPI) -> None:
 
         app.add_exception_handler(kind, handler)
 
-    handle(wire.Mistake, lambda e: JSONResponse(wire.error(str(e), "invalid_request_error", e.param), 400))
+    handle(wire.Mistake, lambda e: _mistake(str(e), e.param, e.code))
+    handle(TooLong, lambda e: _mistake(str(e), "messages", "context_length_exceeded"))
+    handle(NoRoom, lambda e: _mistake(str(e).replace("max_new_tokens", "max_tokens"), "max_tokens"))
+    handle(BadSchema, lambda e: _mistake(str(e), "response_format"))
     handle(NoPlan, lambda e: JSONResponse(wire.error(_short(e), "server_error", code="no_plan"), 422))
-    handle(ValueError, lambda e: JSONResponse(wire.error(_short(e), "invalid_request_error"), 400))
+    handle(ValueError, lambda e: _mistake(_short(e)))
     handle(RequestValidationError, _invalid)
     handle(
         HTTPException,
-        lambda e: JSONResponse(wire.error(str(e.detail), "invalid_request_error"), e.status_code, e.headers),
+        lambda e: JSONResponse(wire.error(str(e.detail), _kind_of(e.status_code)), e.status_code, e.headers),
     )
     handle(Full, lambda e: _later(429, e, "rate_limit_error"))
     handle(Lost, lambda e: _later(503, e, "server_error"))
 
 
+def _mistake(message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    return JSONResponse(wire.error(message, "invalid_request_error", param, code), 400)
+
+
+def _kind_of(status: int) -> str:
+    return "not_found_error" if status == 404 else "invalid_request_error"
+
+
 def _invalid(error: RequestValidationError) -> JSONResponse:
+    """The first mistake in a request, with its field as OpenAI writes it: `messages[0].content[1]`."""
     first = error.errors()[0]
-    param = ".".join(str(place) for place in first["loc"] if place != "body")
-    return JSONResponse(wire.error(f"{param or 'body'}: {first['msg']}", "invalid_request_error", param or None), 400)
+    if first["type"] == "json_invalid":
+        return _mistake(f"the body is not JSON: {first['ctx']['error']} (character {first['loc'][-1]})")
+    places = [*first["loc"][1:], *([first["ctx"]["place"]] if first["type"] == "part" else ())]
+    param = "".join(f"[{place}]" if isinstance(place, int) else f".{place}" for place in places).removeprefix(".")
+    if not param:
+        return _mistake("the body must be a JSON object, sent with Content-Type: application/json")
+    return _mistake(f"{param}: {first['msg'].removeprefix('Value error, ')}", param)
 
 
 def _later(status: int, error: Any, kind: str) -> JSONResponse:

@@ -28,7 +28,7 @@ class Settings(BaseModel):
     `overrides` are `model.KEY=VALUE`, for frozen parts that have moved. `places` limits how many conversations are
     answered concurrently. GPUs are per replica; by default the LLM takes 0.4 and each decoder 0.2 of a GPU if the
     cluster has any. `token` defaults to the variable `NEXTGPT_CHAT_TOKEN`; without a token, only requests to loopback
-    host names are answered.
+    host names are answered. `allow_origins` are the other origins whose pages may use the API.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +44,7 @@ class Settings(BaseModel):
     decoder_gpus: Fraction | None = None
     token: str | None = None
     allow_urls: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
     page: bool = True
 
 
@@ -93,7 +94,9 @@ class Front:
             self._page = add_page(app, service, sessions)
         parts = {"language model": self._language} | {f"{name} decoder": part for name, part in self._renderers.items()}
         loading = Parts({name: part.is_loaded.remote for name, part in parts.items()})
-        return Guard(Gate(self._page or app, loading), settings.token or os.environ.get(TOKEN) or None)
+        return Guard(
+            Gate(self._page or app, loading), settings.token or os.environ.get(TOKEN) or None, settings.allow_origins
+        )
 
 
 def build(settings: Settings) -> Application:

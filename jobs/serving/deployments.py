@@ -45,10 +45,11 @@ class Language:
         responder.encoder  # noqa: B018  loaded now, so that the first request with media does not wait
         self._speaker = Speaker(responder, at_once=at_once)
 
-    async def reply(self, query: Query) -> AsyncIterator[Part | Reply]:
+    async def reply(self, query: Query) -> AsyncIterator[Part | Reply | ValueError]:
         """Yields the parts that `model.inference.generation.generate_batch` reports, and finally the reply.
 
-        Raises ValueError for a query that cannot be answered.
+        For a query that cannot be answered, the last is a ValueError: Serve would log one that is raised, with a
+        traceback, as if the server were at fault.
         """
         told, tell = _told()
         ticket, is_done = self._speaker.ask(query, tell), False
@@ -57,6 +58,9 @@ class Language:
                 event = await told.get()
                 is_done = isinstance(event, Reply)
                 yield event
+        except ValueError as error:
+            is_done = True
+            yield error
         finally:
             if not is_done:  # The client is gone.
                 self._speaker.drop(ticket)
@@ -89,15 +93,18 @@ class Renderer:
         # Other processes may hold the other decoders; this one can only leave the GPU when it is idle.
         self._painter = Painter(decoder, at_once=at_once, rests_on="cpu" if settings.on_device == "one" else None)
 
-    async def make(self, wish: Wish) -> AsyncIterator[RenderStep | Media]:
-        """Yields the denoising steps and finally the file; raises ValueError for unknown settings."""
+    async def make(self, wish: Wish) -> AsyncIterator[RenderStep | Media | ValueError]:
+        """Yields the denoising steps and finally the file; for unknown settings a ValueError, as `Language.reply`."""
         told, tell = _told()
         self._painter.ask(wish, tell)
-        event = await told.get()
-        while isinstance(event, RenderStep):
-            yield event
+        try:
             event = await told.get()
-        yield await asyncio.to_thread(codecs.encode, event)
+            while isinstance(event, RenderStep):
+                yield event
+                event = await told.get()
+            yield await asyncio.to_thread(codecs.encode, event)
+        except ValueError as error:
+            yield error
 
     async def is_loaded(self) -> bool:
         """True: a replica that answers has its weights."""

@@ -108,6 +108,8 @@ async def _stream(call: Callable[[], Any], part: str, *, can_repeat: bool) -> As
     for rest in reversed(range(_TRIES)):
         try:
             async for event in call():
+                if isinstance(event, ValueError):
+                    raise event
                 begun = True
                 yield event
         except RayActorError:

@@ -13,7 +13,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from jobs.replies.options import OPTIONS
 from jobs.serving.page_events import CASES, PageEvents
 from jobs.serving.requests import uploads
-from jobs.serving.requests.openai_format import MAX_TEXT, MIME, error
+from jobs.serving.requests.guard import MAX_BODY
+from jobs.serving.requests.openai_format import MIME, error
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions, Visitors
 from jobs.serving.service import Service
 from jobs.serving.showing import state_of
@@ -126,7 +127,7 @@ def _box() -> gr.MultimodalTextbox:
         sources=["upload", "microphone"],
         file_types=["image", "video", "audio"],
         file_count="multiple",
-        max_plain_text_length=MAX_TEXT,
+        max_plain_text_length=MAX_BODY,  # a longer text is refused as too long, not cut
         stop_btn=True,
         autofocus=True,
     )
@@ -161,6 +162,7 @@ def _controls(settings: dict[Modality, dict[str, Any]]) -> dict[str, Any]:
 def _slider(name: str, *, step: float, **more: Any) -> gr.Slider:
     option = OPTIONS[name]
     least, most = option.public
+    assert most is not None
     label = name.capitalize().replace("_", "-")
     return gr.Slider(step if least is None else least, most, option.default, step=step, label=label, **more)
 

@@ -14,7 +14,7 @@ import gradio as gr
 from jobs.replies import options
 from jobs.replies.events import Full, Lost, Made
 from jobs.serving.requests import uploads
-from jobs.serving.requests.openai_format import MAX_TEXT, alternating
+from jobs.serving.requests.openai_format import alternating
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.service import Service
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
@@ -59,7 +59,7 @@ class PageEvents:
             yield gr.skip(), {"text": text, "files": []}, gr.skip()
             return
         if text:
-            parts.append(text[:MAX_TEXT])
+            parts.append(text)
         if not parts:
             yield gr.skip(), gr.skip(), gr.skip()
             return
@@ -97,7 +97,7 @@ class PageEvents:
         _check_idle(session)
         turn, part = place_of(session, event.index)
         parts = list(session.turns[turn].parts)
-        parts[part] = str(event.value)[:MAX_TEXT]
+        parts[part] = str(event.value)
         session.truncate(turn + 1)
         session.turns[turn] = Turn(role="user", parts=tuple(parts))
         yield messages(session), gr.skip(), state_of(session)

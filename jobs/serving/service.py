@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +23,7 @@ _LEAST_WAIT = 1
 class Service:
     """A model that answers up to `places` conversations at a time.
 
-    When all places are taken, `answer` raises Full at once, with the seconds after which to try again.
+    When all places are taken, `answer` and `choices` raise Full at once, with the seconds after which to try again.
     """
 
     about: About
@@ -34,16 +35,58 @@ class Service:
 
     async def answer(self, query: Query) -> AsyncGenerator[Event, None]:
         """Yields the events of a reply as `answer` below does; raises Full as well."""
+        async with aclosing(self.choices([query])) as events:
+            async for _, event in events:
+                yield event
+
+    async def choices(self, queries: Sequence[Query]) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yields the events of several replies to one conversation, each with the reply's number.
+
+        They are made side by side, and take one place. Raises as `answer`.
+        """
         if self.taken >= self.places:
             raise Full(max(_LEAST_WAIT, round(self.seconds)))
         self.taken += 1
         started = time.monotonic()
         try:
-            async for event in self.answer_all(query):
-                yield event
+            async with aclosing(_side_by_side([self.answer_all(query) for query in queries])) as events:
+                async for numbered in events:
+                    yield numbered
             self.seconds += 0.1 * (time.monotonic() - started - self.seconds)
         finally:
             self.taken -= 1
+
+
+async def _side_by_side(
+    replies: Sequence[AsyncGenerator[Event, None]],
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """Yields the events of all replies with their numbers; raises the first error, and ends the others then."""
+    told: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
+
+    async def follow(number: int, reply: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(reply):
+                async for event in reply:
+                    told.put_nowait((number, event))
+            told.put_nowait((number, None))
+        except Exception as error:
+            told.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(follow(number, reply)) for number, reply in enumerate(replies)]
+    left = len(tasks)
+    try:
+        while left:
+            number, event = await told.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield number, event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def answer(handles: Handles, asks: Asks) -> AsyncGenerator[Event, None]:

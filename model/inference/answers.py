@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from model.core.dialogue import STOP
 from model.core.vocabulary import SignalVocabulary
 from model.inference.constraint import Constraint
@@ -73,27 +75,55 @@ def _ends_within(beginning: str, text: str) -> bool:
     return text.startswith(beginning) and beginning == beginning.rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """Texts of a user's choice that end an answer, and do not belong to it."""
+
+    texts: tuple[str, ...]
+
+    def before(self, text: str) -> str:
+        """The text before the first of them; the whole text if it holds none."""
+        found = [place for place in map(text.find, self.texts) if place >= 0]
+        return text[: min(found)].rstrip() if found else text
+
+    def certain(self, text: str) -> str:
+        """The beginning of a growing text that no stop can take away, if it holds none yet."""
+        begun = (_length_begun(text, stop) for stop in self.texts)
+        return text[: len(text) - max(begun, default=0)]
+
+
+def _length_begun(text: str, stop: str) -> int:
+    """How much of a stop, short of all, a text ends with."""
+    longest = min(len(stop) - 1, len(text))
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
+
+
 class _Telling:
     """Streams an answer: items when they begin, and text in pieces that concatenate to the reply's text."""
 
-    def __init__(self, on_part: OnPart | None, detokenizer: Detokenizer) -> None:
-        self._on_part, self._detokenizer = on_part, detokenizer
+    def __init__(self, on_part: OnPart | None, detokenizer: Detokenizer, stops: Stops) -> None:
+        self._on_part, self._detokenizer, self._stops = on_part, detokenizer, stops
         self._told, self._before = "", False  # of the current text; whether a text came before it
         self._text, self._places = "", (0, 0)  # of its first tokens, and how far back to look for the next
 
-    def tokens(self, ids: Sequence[int]) -> None:
-        """Streams the part of an unfinished text that no further token can change."""
-        if self._on_part:
-            before, done = self._places
-            text = self._detokenizer.grown(self._text, ids, before, done)
-            if not text.endswith(_HALF):
-                self._text, self._places = text, (done, len(ids))
-            self._tell(self._on_part, _UNCERTAIN.sub("", text).lstrip())
+    def tokens(self, ids: Sequence[int]) -> bool:
+        """Streams the part of an unfinished text that no further token can change; returns whether it holds a stop."""
+        if not self._on_part and not self._stops.texts:
+            return False
+        before, done = self._places
+        text = self._detokenizer.grown(self._text, ids, before, done)
+        if not text.endswith(_HALF):
+            self._text, self._places = text, (done, len(ids))
+        text = text.lstrip()
+        holds_stop = any(stop in text for stop in self._stops.texts)
+        if self._on_part and not holds_stop:
+            self._tell(self._on_part, self._stops.certain(_UNCERTAIN.sub("", text)))
+        return holds_stop
 
     def end(self, ids: Sequence[int], item: Item | None = None) -> None:
         """Streams the rest of a text, and the item that follows it."""
         if self._on_part:
-            self._tell(self._on_part, self._detokenizer.text(ids))
+            self._tell(self._on_part, self._stops.before(self._detokenizer.text(ids)))
             self._before, self._told = self._before or bool(self._told), ""
             self._text, self._places = "", (0, 0)
             if item:
@@ -107,7 +137,7 @@ class _Telling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """The limits of an answer: its length in tokens, its number of items, and the tokens in `ends` that end it.
+    """The limits of an answer: its length in tokens, its number of items, and the tokens and texts that end it.
 
     A schema-constrained answer ends with the schema.
     """
@@ -115,6 +145,7 @@ class AnswerLimits:
     max_new_tokens: int
     max_items: int
     ends: Set[int]
+    stops: tuple[str, ...] = ()
     constraint: Constraint | None = None
 
 
@@ -133,8 +164,11 @@ class Answer:
         on_part: OnPart | None = None,
     ) -> None:
         self._detokenizer, self._vocabulary, self._ends = detokenizer, vocabulary, limits.ends
-        self._telling = _Telling(on_part, detokenizer)
+        self._stops = Stops(limits.stops)
+        self._telling = _Telling(on_part, detokenizer, self._stops)
         self.constraint = limits.constraint
+        # Longer answers are not to be shortened for the sake of one that would never end.
+        self._closing_room = min(limits.max_new_tokens // 3, limits.constraint.closing_room if limits.constraint else 0)
         self._room, self._required = limits.max_new_tokens, Counter(require)
         self._spare_items = limits.max_items - len(require)
         self.runs = [Run(None)]
@@ -145,6 +179,13 @@ class Answer:
     def room(self) -> int:
         """How many tokens fit in addition to the items still required."""
         return self._room - sum(self._vocabulary.groups[modality] for modality in self._required.elements())
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """Which tokens its schema allows next: bool (V,). Near the limit of its length, those that end it in time."""
+        if self.constraint is None:
+            return None
+        return self.constraint.allowed(is_closing=self.room <= self._closing_room)
 
     def may_hold(self, modality: Modality) -> bool:
         """Whether a group fits, including room reserved for a required item."""
@@ -164,7 +205,7 @@ class Answer:
             self.runs[-1].ids += self.unread
             self._room -= len(self.unread)
             ended = self.constraint.is_complete if self.constraint else self._detokenizer.stops(self.runs[-1].ids)
-            self._telling.tokens(self.runs[-1].ids)
+            ended = self._telling.tokens(self.runs[-1].ids) or ended
         if ended or not self.room:
             self.was_cut = not ended
             self.complete()
@@ -178,8 +219,11 @@ class Answer:
 
     def parts(self) -> tuple[Part, ...]:
         """The answer's texts and items, in order."""
-        parts = [Item(modality=run.modality) if run.modality else self._detokenizer.text(run.ids) for run in self.runs]
+        parts = [Item(modality=run.modality) if run.modality else self._said(run) for run in self.runs]
         return tuple(part for part in parts if part)
+
+    def _said(self, run: Run) -> str:
+        return self._stops.before(self._detokenizer.text(run.ids))
 
     def _add_group(self, modality: Modality) -> list[int]:
         self._telling.end(self.runs[-1].ids, Item(modality=modality))

@@ -193,10 +193,11 @@ class Decoding:
         if not rows:
             return
         closed_BV = self._closed(rows)
-        if constraints := {place: row.answer.constraint for place, row in enumerate(rows) if row.answer.constraint}:
+        if any(row.answer.constraint for row in rows):
             closed_BV = closed_BV.repeat(len(rows) // len(closed_BV), 1)
-            for place, constraint in constraints.items():
-                closed_BV[place] = ~constraint.allowed().to(self._device)
+            for place, row in enumerate(rows):
+                if (allowed_V := row.answer.allowed) is not None:
+                    closed_BV[place] = ~allowed_V.to(self._device)
         allowed_BV = self.model.logits(hidden_BH).float().masked_fill(closed_BV, -torch.inf)
         tokens_B = allowed_BV.argmax(dim=-1)
         if any(row.draw.temperature for row in rows):

@@ -4,6 +4,7 @@ Suffixes: B rows, T tokens, H LLM width, V vocabulary, N input items, E encoder 
 length and width of a condition.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,12 +21,13 @@ from model.core.tokenizer import eos_ids, special_ids
 from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
 from model.inference.decoding import Decoding, Draw, Pending
-from model.inference.query import Condition, Query, Reply, Sampling, TooLong
+from model.inference.query import Condition, NoRoom, Query, Reply, Sampling, TooLong, text_of
 from pipelines.sample import Item, Modality, Part, Turn
 
 OnPart = Callable[[int, Part], None]
 _NO_LIMIT = 1 << 30
 _DIALOGUES_AT_ONCE = 32  # batch size for computing conditions
+_COUNTED_CHARACTERS = 1 << 20  # of one turn; the tokens of a longer one are not counted to say that it is too long
 
 
 def generate(
@@ -49,8 +51,10 @@ def generate_batch(
     """Answers queries as a batch, each as it would be answered alone; their media are their `features`.
 
     Signal tokens are generated in whole groups only; required items that the model did not generate are added at the
-    end. If a dialogue exceeds the LLM's context, the oldest exchanges are dropped. `on_part` receives the row and each
-    part of its reply once final: pieces of text, which concatenate to the reply's text, and items, in order.
+    end. If a dialogue exceeds the LLM's context, the oldest exchanges are dropped, to leave `max_new_tokens` for the
+    answer, or a quarter of the context if they are more; what is left is the limit of the answer. `on_part` receives
+    the row and each part of its reply once final: pieces of text, which concatenate to the reply's text, and items, in
+    order.
 
     Raises ValueError if features and items differ in number, the model has no signal tokens for a required modality,
     `max_new_tokens` has no room for the required items, or the last turn alone exceeds the LLM's context.
@@ -85,6 +89,7 @@ class Generator:
         self._ends, self._detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
         self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)
         self._constraints = Constraints(tokenizer, model.vocabulary.total_size)
+        self._context = _Context(model, tokenizer)
         self._waiting: dict[int, Pending] = {}
         self._running: dict[int, Pending] = {}
         self._count = 0
@@ -97,8 +102,9 @@ class Generator:
     def add(self, query: Query, on_part: Callable[[Part], None] | None = None) -> int:
         """Queues a query; returns its number, counted from 0. Raises ValueError as `generate_batch` does."""
         _check(self._model, query)
-        example = _example(self._model, self._tokenizer, query)
-        answer = Answer(self._detokenizer, self._model.vocabulary, self._limits(query), query.require, on_part)
+        example = self._context.example(query)
+        limits = self._limits(query, self._context.left(example))
+        answer = Answer(self._detokenizer, self._model.vocabulary, limits, query.require, on_part)
         self._waiting[self._count] = Pending(example, answer, Draw(query.sampling))
         self._count += 1
         return self._count - 1
@@ -123,12 +129,14 @@ class Generator:
         conditions = _conditions(self._model, list(done.values()), self._detokenizer)
         return {number: _reply(row, items) for (number, row), items in zip(done.items(), conditions, strict=True)}
 
-    def _limits(self, query: Query) -> AnswerLimits:
-        tokens, items, schema = query.sampling.max_new_tokens, query.sampling.max_items, query.sampling.schema
+    def _limits(self, query: Query, left: int) -> AnswerLimits:
+        items, schema = query.sampling.max_items, query.sampling.schema
+        tokens = min(query.sampling.max_new_tokens, left)
         return AnswerLimits(
             max_new_tokens=tokens,
             max_items=0 if schema else tokens if items is None else items,
             ends=self._ends,
+            stops=query.sampling.stops,
             constraint=self._constraints(schema) if schema else None,
         )
 
@@ -162,9 +170,14 @@ def _check(model: NextGPT, query: Query) -> None:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
     if query.require and query.sampling.schema:
         raise ValueError("require: an answer with a schema cannot contain items; drop one of the two")
-    needed = max(1, sum(model.vocabulary.groups[modality] for modality in query.require))
+    needed = _needed(model, query)
     if (given := query.sampling.max_new_tokens) < needed:
-        raise ValueError(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
+        raise NoRoom(f"max_new_tokens is {given}, but the reply needs at least {needed}; raise it")
+
+
+def _needed(model: NextGPT, query: Query) -> int:
+    """The least number of tokens that hold the required items."""
+    return max(1, sum(model.vocabulary.groups[modality] for modality in query.require))
 
 
 def _num_inputs(turns: Sequence[Turn]) -> int:
@@ -173,20 +186,51 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
     )
 
 
-def _example(model: NextGPT, tokenizer: Any, query: Query) -> Example:
-    """Encodes the dialogue, with as many of its latest exchanges as fit into the LLM's context."""
-    longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
-    room = longest - query.sampling.max_new_tokens
-    num_input_tokens = model.config.input_projection.num_input_tokens
-    turns, features = query.turns, query.features
-    while True:
-        dialogue = encode_dialogue(turns, tokenizer, model.vocabulary, num_input_tokens, _NO_LIMIT, for_generation=True)
-        if len(dialogue.input_ids) <= room:
-            return Example(key="prompt", dialogue=dialogue, features_NE=features)
-        if len(turns) < 3:
+class _Context:
+    """The LLM's context: which part of a dialogue fits into it, and what that leaves for the answer."""
+
+    def __init__(self, model: NextGPT, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
+        self._most_characters = self._longest * max(map(len, tokenizer.get_vocab()))
+
+    def example(self, query: Query) -> Example:
+        """Encodes the dialogue, with as many of its latest exchanges as fit beside the answer. Raises TooLong."""
+        turns, least = query.turns, max(query.sampling.least_room, _needed(self._model, query))
+        wanted = min(query.sampling.max_new_tokens, max(least, self._longest // 4))
+        starts = self._starts(turns)
+        # Long histories: each try encodes all that is left.
+        place = bisect_left(starts, True, key=lambda start: self._length(turns[start:]) <= self._longest - wanted)
+        start = starts[min(place, len(starts) - 1)]
+        dialogue, room = self._encoded(turns[start:]), self._longest - least
+        if len(dialogue.input_ids) > room:
             raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens, at most {room} fit; shorten it")
-        features = None if features is None else features[_num_inputs(turns[:2]) :]
-        turns = turns[2:]
+        features = None if query.features is None else query.features[_num_inputs(turns[:start]) :]
+        return Example(key="prompt", dialogue=dialogue, features_NE=features)
+
+    def left(self, example: Example) -> int:
+        """How many tokens an answer may have."""
+        return self._longest - len(example.dialogue.input_ids)
+
+    def _starts(self, turns: Sequence[Turn]) -> list[int]:
+        """Where the dialogue may begin: before any exchange that is not too long at first sight, or the last turn."""
+        starts, characters, last = list[int](), 0, (len(turns) - 1) // 2 * 2
+        for start in range(last, -1, -2):
+            characters += sum(len(text_of(turn.parts)) for turn in turns[start : start + 2])
+            if start == last and characters > max(self._most_characters, _COUNTED_CHARACTERS):
+                raise TooLong(f"the last turn has {characters} characters, at most {self._longest} tokens fit")
+            if starts and (characters > self._most_characters or len(turns) - start > self._longest):
+                break
+            starts.append(start)
+        return starts[::-1] or [0]
+
+    def _length(self, turns: Sequence[Turn]) -> int:
+        return len(self._encoded(turns).input_ids)
+
+    def _encoded(self, turns: Sequence[Turn]) -> EncodedDialogue:
+        num_input_tokens = self._model.config.input_projection.num_input_tokens
+        vocabulary = self._model.vocabulary
+        return encode_dialogue(turns, self._tokenizer, vocabulary, num_input_tokens, _NO_LIMIT, for_generation=True)
 
 
 def _conditions(model: NextGPT, done: Sequence[Pending], detokenizer: Detokenizer) -> list[list[Condition]]:

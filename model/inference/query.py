@@ -19,6 +19,14 @@ class TooLong(ValueError):
     """A dialogue exceeds the LLM's context."""
 
 
+class NoRoom(ValueError):
+    """The length limit of an answer leaves no room for the media that it must hold."""
+
+
+class BadSchema(ValueError):
+    """A JSON schema to which no answer can be held."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How an answer is sampled, and its maximum length.
@@ -26,7 +34,9 @@ class Sampling:
     At `temperature` 0 decoding is greedy. Otherwise tokens are sampled with `seed` from the nucleus: the smallest set
     of most likely tokens with a total probability of at least `top_p`. An answer contains at most `max_items` items
     besides required ones, so that a model that repeats itself does not fill it with media. With a `schema`, a JSON
-    schema as JSON text, the answer is compact JSON of that schema, without items. Raises ValueError for invalid values.
+    schema as JSON text, the answer is compact JSON of that schema, without items. A text ends before the first of
+    `stops`. An answer may be shorter than `max_new_tokens` where the dialogue leaves less of the LLM's context, but at
+    least `least_room` tokens. Raises ValueError for invalid values.
     """
 
     max_new_tokens: int = 256
@@ -35,6 +45,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     schema: str = ""
+    stops: tuple[str, ...] = ()
+    least_room: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

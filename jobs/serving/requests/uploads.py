@@ -70,11 +70,12 @@ def decode(medium: Media) -> Decoded:
 
 
 def from_base64(text: str) -> bytes:
-    """Decodes base64; raises Refused if it is invalid or too large."""
+    """Decodes base64, with line breaks or without padding too; raises Refused if it is invalid or too large."""
+    text = "".join(text.split()).rstrip("=")
     if len(text) > LIMITS.max_bytes * 4 // 3 + 4:
         raise Refused(f"too large: more than {LIMITS.max_bytes} bytes, the limit")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Refused("unreadable: not base64") from None
 

@@ -211,6 +211,42 @@ def test_a_killed_replica_costs_no_more_than_a_clean_failure_and_comes_back(
     assert media(ask(client, "Draw a small red circle at the left.", modalities=["image"]).choices[0].message)
 
 
+def test_what_the_api_does_not_know_is_not_answered_by_the_page(chat: ChatServer) -> None:
+    for method, path, status in (
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/healthz", 405),
+        ("POST", "/v1/embeddings", 404),
+    ):
+        answer = httpx.request(method, chat.url + path)
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+    for path in ("/healthz", "/v1/models"):
+        answer = httpx.head(chat.url + path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_clients_mistake_or_departure_is_no_news_on_the_servers_console(
+    chat: ChatServer, client: openai.OpenAI
+) -> None:
+    before = len(chat.log.read_text())
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "red " * 3000)
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "hi", response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}})
+    assert httpx.post(f"{chat.url}/v1/chat/completions", content="{").status_code == 400
+    asked = {"messages": [{"role": "user", "content": ALL}], "modalities": ["video"]}
+    slow = asked | {"decoders": {"video": {"steps": 200}}}
+    with httpx.stream("POST", f"{chat.url}/v1/chat/completions", json=slow | {"stream": True}, timeout=60) as reply:
+        next(reply.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{chat.url}/v1/chat/completions", json=slow, timeout=httpx.Timeout(60, read=1))
+    assert ask(client, "Hello!").choices[0].message.content
+    time.sleep(3)  # Ray brings what its processes print within a second
+    told = chat.log.read_text()[before:]
+    assert len(told.splitlines()) <= 5, told
+    assert "Traceback" not in told
+
+
 def test_schemathesis_finds_no_server_error(chat: ChatServer, tmp_path: Path) -> None:
     command = [BIN / "schemathesis", "run", f"{chat.url}/openapi.json", "--checks", "not_a_server_error"]
     done = subprocess.run(
@@ -231,6 +267,7 @@ def test_schemathesis_finds_no_server_error(chat: ChatServer, tmp_path: Path) ->
         (("--port", "0"), "error: --port 0: must be 1 to 65535"),
         (("--checkpoint", "nowhere"), "error: nowhere: no finished checkpoint there"),
         (("--allow-url", "example.com"), "error: --allow-url example.com: give http"),
+        (("--allow-origin", "http://a.example/"), "error: --allow-origin http://a.example/: give http"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -96,6 +96,31 @@ def test_what_must_follow_is_not_asked_for(tokenizer: Any) -> None:
     assert chosen <= 5
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "object"},
+        {"type": "array", "items": {"type": "string"}},
+        {
+            "type": "object",
+            "properties": {"words": {"type": "string"}, "count": {"type": "integer"}, "size": {"type": "number"}},
+            "required": ["words", "count", "size"],
+            "additionalProperties": False,
+        },
+    ],
+    ids=["any object", "strings", "numbers"],
+)
+def test_json_without_an_end_of_its_own_is_ended_in_time(
+    model: NextGPT, tokenizer: Any, document: dict[str, Any], temperature: float
+) -> None:
+    lively(model, tokenizer)
+    prompts = [asked(document, temperature=temperature, seed=seed, max_new_tokens=150) for seed in range(6)]
+    for reply in generate_batch(model, tokenizer, prompts):
+        assert not reply.was_cut
+        assert isinstance(json.loads(reply.text), dict if document["type"] == "object" else list)
+
+
 def test_an_answer_that_comes_to_its_limit_is_cut(model: NextGPT, tokenizer: Any) -> None:
     [reply] = generate_batch(model, tokenizer, [asked(max_new_tokens=5)])
     assert reply.was_cut

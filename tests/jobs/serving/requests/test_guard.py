@@ -12,7 +12,9 @@ from jobs.serving.requests.guard import Guard
 TOKEN = "a-secret-of-some-length"
 
 
-def client(token: str | None = None, base: str = "http://127.0.0.1:8000") -> httpx.AsyncClient:
+def client(
+    token: str | None = None, base: str = "http://127.0.0.1:8000", origins: tuple[str, ...] = ()
+) -> httpx.AsyncClient:
     app = FastAPI()
 
     @app.post("/size")
@@ -24,7 +26,7 @@ def client(token: str | None = None, base: str = "http://127.0.0.1:8000") -> htt
     async def page() -> str:
         return "here"
 
-    return httpx.AsyncClient(transport=httpx.ASGITransport(Guard(app, token)), base_url=base)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(Guard(app, token, origins)), base_url=base)
 
 
 async def get(path: str = "/", token: str | None = None, base: str = "http://127.0.0.1:8000", **more: Any) -> Any:
@@ -47,6 +49,32 @@ async def test_a_name_that_points_to_loopback_and_another_pages_requests_are_not
     assert other.status_code == 403
     assert "another page" in other.json()["error"]["message"]
     assert (await get(headers={"Origin": "http://127.0.0.1:8000"})).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("token", [None, TOKEN])
+async def test_a_page_of_an_allowed_origin_uses_the_api_and_nothing_else(token: str | None) -> None:
+    page = {"Origin": "http://app.example:3000"}
+    asks = page | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-a"}
+    async with client(token, origins=("http://app.example:3000",)) as http:
+        preflight = await http.options("/v1/chat/completions", headers=asks)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == "http://app.example:3000"
+        assert preflight.headers["access-control-allow-headers"] == "authorization,x-a"
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        answer = await http.get("/healthz", headers=page)
+        assert (answer.status_code, answer.json()) == (200, "here")
+        assert answer.headers["access-control-allow-origin"] == "http://app.example:3000"
+        assert answer.headers["vary"] == "Origin"
+        for headers in (asks | {"Origin": "http://evil.example"}, page | {"Origin": "http://app.example"}):
+            refused = await http.request("OPTIONS", "/v1/chat/completions", headers=headers)
+            assert refused.status_code in (401, 403)
+            assert "access-control-allow-origin" not in refused.headers
+        assert (await http.get("/", headers=page)).status_code in (401, 403), "the page is not shared"
+        if token:
+            refused = await http.get("/v1/models", headers=page)
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == "http://app.example:3000", "so that it is read"
 
 
 @pytest.mark.anyio

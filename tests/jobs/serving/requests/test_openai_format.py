@@ -142,10 +142,13 @@ def test_settings_reach_the_query() -> None:
             max_items=1,
             decoders={"image": {"steps": 7, "guidance": 2.5}, "video": {"num_frames": 4}},
             frequency_penalty=1,
+            stop="END",
             user="me",
         )
     )
-    assert query.sampling == Sampling(temperature=0.7, top_p=0.9, seed=5, max_new_tokens=33, max_items=2)
+    assert query.sampling == Sampling(
+        temperature=0.7, top_p=0.9, seed=5, max_new_tokens=33, max_items=2, stops=("END",)
+    )
     assert query.require == [Modality.AUDIO, Modality.IMAGE]
     assert query.settings == {Modality.IMAGE: {"steps": 7, "guidance": 2.5}, Modality.VIDEO: {"num_frames": 4}}
 
@@ -154,14 +157,13 @@ def test_settings_reach_the_query() -> None:
     ("messages", "param", "reason"),
     [
         ([user("a"), {"role": "assistant", "content": "b"}], "messages", "last message must be a user's"),
-        ([{"role": "assistant", "content": "b"}, user("a")], "messages", "first message must be a user's"),
         ([user(text(" "))], "messages", "says nothing"),
         ([{"role": "system", "content": [IMAGE_URL]}, user("a")], "messages[0]", "system message holds a medium"),
         ([user("a"), user(text("b"), NO_SOUND)], "messages[1].content[1]", "unreadable"),
         ([user(ELSEWHERE)], "messages[0].content[0]", "not allowed"),
         ([user(NO_VIDEO)], "messages[0].content[0]", "no video"),
     ],
-    ids=["assistant-last", "assistant-first", "silent", "system-medium", "no-sound", "url", "sound-as-video"],
+    ids=["assistant-last", "silent", "system-medium", "no-sound", "url", "sound-as-video"],
 )
 def test_a_mistake_names_the_field_and_the_reason(messages: Any, param: str, reason: str) -> None:
     with pytest.raises(wire.Mistake, match=reason) as mistake:
@@ -175,22 +177,61 @@ def test_a_mistake_names_the_field_and_the_reason(messages: Any, param: str, rea
         {"temperature": -1},
         {"temperature": float("nan")},
         {"top_p": 0},
-        {"n": 2},
+        {"n": 9},
         {"max_tokens": 0},
-        {"max_tokens": 10**9},
-        {"seed": 2**40},
+        {"stop": ["a", "b", "c", "d", "e"]},
+        {"stop": ""},
+        {"response_format": {"type": "yaml"}},
         {"modalities": ["smell"]},
         {"decoders": {"image": {"height": 4000}}},
         {"decoders": {"image": {"steps": 10**6}}},
         {"messages": []},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]},
-        {"messages": [{"role": "user", "content": "a" * 20_001}]},
     ],
     ids=str,
 )
 def test_values_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         wire.ChatRequest.model_validate({"messages": [user("a")], **wrong})
+
+
+def test_an_assistant_who_greets_first_follows_a_user_who_has_not_said_anything() -> None:
+    greeting = {"role": "assistant", "content": "Hello!"}
+    query = wire.to_query(request({"role": "developer", "content": "Be brief."}, greeting, user("hi")))
+    assert [(turn.role, turn.parts) for turn in query.turns] == [
+        ("user", ("Be brief.",)),
+        ("assistant", ("Hello!",)),
+        ("user", ("hi",)),
+    ]
+    assert wire.to_query(request(greeting, user("hi"))).turns[0] == Turn(role="user", parts=())
+
+
+def test_tools_and_what_they_found_are_words() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}
+    query = wire.to_query(
+        request(
+            user("what is it?"),
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "a circle"},
+        )
+    )
+    assert [turn.parts for turn in query.turns] == [("what is it?",), ('look({"at": "x"})',), ("a circle",)]
+
+
+def test_the_first_choice_has_the_seed_and_the_others_seeds_of_their_own() -> None:
+    query = wire.to_query(request(user("hi"), seed=7))
+    seeds = [choice.sampling.seed for choice in wire.choices(query, 8)]
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 8
+    assert seeds[:3] == [choice.sampling.seed for choice in wire.choices(query, 3)]
+
+
+def test_any_integer_leads_to_a_seed_of_its_own() -> None:
+    numbers = [0, 2**31 - 1, -1, 2**31, 2**32, 2**63, -(2**63), 2**64 - 1]
+    seeds = [wire.to_query(request(user("hi"), seed=number)).sampling.seed for number in numbers]
+    assert seeds[:2] == numbers[:2]
+    assert len(set(seeds)) == len(numbers)
+    assert all(0 <= seed < 2**31 for seed in seeds)
 
 
 def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:

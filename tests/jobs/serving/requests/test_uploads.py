@@ -77,6 +77,9 @@ def test_a_data_uri_gives_its_bytes_and_anything_else_is_refused() -> None:
     text = base64.b64encode(PICTURE.data).decode()
     for head in ("data:image/png;base64,", "data:;base64,", "DATA:audio/wav;codecs=1;base64,"):
         assert uploads.from_url(head + text, ()) == PICTURE.data
+    broken = base64.encodebytes(PICTURE.data).decode().replace("\n", "\r\n").replace("=", "")
+    assert "\r\n" in broken
+    assert uploads.from_url(f"data:image/png;base64,{broken}", ()) == PICTURE.data
     for bad in ("data:image/png,abc", "data:image/png;base64,&&&&", "data:text/html;base64," + "A" * 30_000_000):
         with pytest.raises(Refused):
             uploads.from_url(bad, ())
