@@ -14,8 +14,12 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from jobs.common import cli
+from jobs.embed import EmbedOptions
+from jobs.prepare import PrepareOptions
 from jobs.serving.app import Settings
 from jobs.serving.requests.guard import TOKEN
+from jobs.train_stage import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -25,10 +29,10 @@ STAGES = (1, 2, 3)
 RAYJOBS = ("prepare", "embed", *(f"stage-{stage}" for stage in STAGES))
 
 # What may follow each command in files that people paste from.
-FLAGS = {
-    "jobs/prepare.py": {"--data", "--out"},
-    "jobs/embed.py": {"--shards", "--preset", "--gpus"},
-    "jobs/train_stage.py": {"--stage", "--shards", "--out", "--preset", "--init"},
+OPTIONS: dict[str, type] = {
+    "jobs/prepare.py": PrepareOptions,
+    "jobs/embed.py": EmbedOptions,
+    "jobs/train_stage.py": TrainOptions,
 }
 
 
@@ -70,10 +74,7 @@ def check_command(command: list[str]) -> None:
     python, script, *arguments = command
     assert python == "python"
     assert (ROOT / script).is_file()
-    flags = {argument for argument in arguments if argument.startswith("-")}
-    assert flags <= FLAGS[script]
-    source = (ROOT / script).read_text()
-    assert all(f'"{name}"' in source for name in flags), f"{script} knows not all of {flags}"
+    cli.check(cli.parse(OPTIONS[script], arguments))
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -257,6 +258,6 @@ def test_the_rayservice_serves_our_application_behind_a_token() -> None:
 def test_the_readme_submits_our_commands() -> None:
     text = (CLUSTER / "README.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"^ *ray job submit --working-dir \. -- (python jobs/.*)$", text, re.MULTILINE)
-    assert {shlex.split(command)[1] for command in commands} == set(FLAGS)
+    assert {shlex.split(command)[1] for command in commands} == set(OPTIONS)
     for command in commands:
         check_command(shlex.split(command))

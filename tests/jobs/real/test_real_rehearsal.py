@@ -58,7 +58,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
         )
 
     lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["--layers 0", "--samples -1", "--base"]
+    assert sorted(line.split(":")[0] for line in lines) == ["--base", "--layers 0", "--samples -1"]
     assert not (tmp_path / "out").exists()
 
 
