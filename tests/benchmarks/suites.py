@@ -88,6 +88,13 @@ class GpuOptions:
     only: Annotated[Names, _of(GPU)] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleOptions:
+    """The options of `jobs/bench.py scale`."""
+
+    data: Annotated[str, Option("NExT-GPT's sample, or another data folder with cc3m and webvid", "ROOT")]
+
+
 def _ratios(suite: str) -> tuple[str, str]:
     """The summary and the description of a suite of ratios."""
     sections = SUITES[suite]
@@ -101,7 +108,7 @@ def _listed(sections: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in sections.items())
 
 
-COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | RealOptions], str, str]] = {
+COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions], str, str]] = {
     "pipelines": (SuiteOptions, *_ratios("pipelines")),
     "training": (TrainingSuite, *_ratios("training")),
     "chat": (ChatSuite, *_ratios("chat")),
@@ -109,6 +116,11 @@ COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | RealOptions], str,
         GpuOptions,
         f"Markdown tables for one GPU: {', '.join(GPU)}",
         f"Measure one GPU, with random weights at the released sizes. Sections: {_listed(GPU)}",
+    ),
+    "scale": (
+        ScaleOptions,
+        "on paper, what datasets of up to 400 million rows take",
+        "Measure what a core takes for a picture and a video; compute what large datasets take, as Markdown tables.",
     ),
     "real": (RealOptions, real.DESCRIPTION, f"Run {real.DESCRIPTION}."),
 }
@@ -123,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if isinstance(options, RealOptions):
         lines = real.run(options, machine())
+    elif isinstance(options, ScaleOptions):
+        from tests.benchmarks import scale
+
+        lines = scale.run(cli.existing_folder(options.data))
     else:
         from tests.benchmarks import gpu
 

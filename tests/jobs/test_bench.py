@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from pipelines.media.folder import load_rows
-from pipelines.sample import Sample
-from tests.benchmarks import Row, compare, images, memory, not_measured, suites
+from pipelines.sample import Modality, Sample
+from tests.benchmarks import Row, compare, images, memory, not_measured, scale, suites
 
 FAST = Row(name="fast", ours=2500.0, peer=1000.0, ratio=2.5, target=2.0, unit="rows/s", note="the same rows")
 BIG = Row(name="big", ours=120.0, peer=100.0, ratio=1.2, target=1.15, unit="MB", at_most=True)
@@ -74,9 +75,9 @@ def test_a_section_that_fails_is_told_and_the_others_go_on(
 
 
 def test_a_scale_of_nothing_is_refused() -> None:
-    for scale in ("0", "-1", str(nan)):
+    for factor in ("0", "-1", str(nan)):
         with pytest.raises(ValueError, match="must be above 0"):
-            suites.main(["pipelines", "--scale", scale])
+            suites.main(["pipelines", "--scale", factor])
 
 
 def test_without_a_gpu_the_suite_for_one_says_so() -> None:
@@ -127,3 +128,23 @@ def test_the_section_of_shards_runs(local_ray: None, monkeypatch: pytest.MonkeyP
 
     assert row.measured
     assert row.unit == "rows/s"
+
+
+def test_on_paper_twice_the_rows_take_twice_the_hours_and_bytes_and_four_times_the_machines_a_quarter_of_the_hours() -> (
+    None
+):
+    slopes = scale.Slopes(prepare=0.02, ready=0.005, stored=50_000, inputs=150_528)
+    case = scale.Case(rows=10_000_000, modality=Modality.IMAGE, cores=100, gpus=10)
+
+    rows, machines, prepare, embed, dollars, shards, sidecars, _, driver = scale.cells(case, slopes)
+    assert (rows, machines, shards) == ("10,000,000 pictures", "100 + 10", "500 GB")
+    assert float(prepare) == pytest.approx(10_000_000 * (0.02 + 1 / 10_400) / 100 / 3600, rel=0.05)
+    assert float(embed) == pytest.approx(10_000_000 * (1 / 547 + 1 / 3017) / 10 / 3600, rel=0.05)
+    assert sidecars == "1.2 TB", "119.3 GB per million captions, 5.1 per million features"
+    assert driver == "1.3 GB"
+
+    _, _, *twice = scale.cells(replace(case, rows=20_000_000), slopes)
+    _, _, *more = scale.cells(replace(case, cores=400, gpus=40), slopes)
+    assert [float(twice[0]), float(twice[1])] == pytest.approx([2 * float(prepare), 2 * float(embed)], rel=0.05)
+    assert [float(more[0]), float(more[1])] == pytest.approx([float(prepare) / 4, float(embed) / 4], rel=0.05)
+    assert float(more[2]) == pytest.approx(float(dollars), rel=0.02), "the work costs the same"
