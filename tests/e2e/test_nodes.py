@@ -48,7 +48,9 @@ def prepare(data: Path, shards: Path) -> list[str]:
 
 
 def embed(shards: Path) -> list[str]:
-    return ["jobs/embed.py", "--shards", str(shards), "--preset", "tiny", "--modality", "encoder", "--datasets", "cc3m"]
+    # On a GPU the default is bfloat16, on a CPU float32.
+    options = ["--preset", "tiny", "--modality", "encoder", "--datasets", "cc3m", "--precision", "float32"]
+    return ["jobs/embed.py", "--shards", str(shards), *options]
 
 
 def run_while_a_node_ends(
