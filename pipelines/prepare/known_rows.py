@@ -5,46 +5,34 @@ it; one whose key alone came before gets another. Whether a medium or a content 
 hash are together, whether a key did where all of one key are; so samples are looked at twice, by medium and by key.
 """
 
-from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.prepare.reading import (
+from pipelines.prepare.reading import Counts, Run, in_process
+from pipelines.prepare.rows_in_order import DUPLICATE, FURTHER, RENAMED, TOO_MANY, TWICE, KnownRows, renamed
+from pipelines.prepare.section_files import (
     CONTAINED,
     INDEX,
     NO_NAME,
     OWN_NAME,
     SHARED,
     Array,
-    Counts,
     Lines,
-    Run,
     hash_key,
-    in_process,
     index_path,
-    is_contained,
     read_array,
-    shared_medium,
     write_array,
 )
-from pipelines.sample import Sample
 from pipelines.sources.rows import MAX_CAPTIONS
-from pipelines.tables.keys import other_keys
 
-_SLOTS = 1 << 10
 _PARTITION_ROWS = 1 << 18
 _MOST_PARTITIONS = 1 << 9
-# What becomes of a sample that is not simply one of its own: it says nothing new; its medium is in a container and is
-# taken; there are too many captions of its medium; it is a further caption; it gets the key at `choice` of those that
-# there are for it.
-DUPLICATE, TWICE, TOO_MANY, FURTHER, RENAMED = range(1, 6)
 CHANGE = np.dtype([("id", "u8"), ("kind", "u1"), ("leader", "u8"), ("choice", "u4")])
 _FIRST, _TOLD = 4, 8  # Flags beside those of the index: the first of its medium, its content came before.
 _KEYED = np.dtype([(name, INDEX[name]) for name in ("id", "key", "name", "file", "flags")] + [("leader", "u8")])
@@ -226,15 +214,6 @@ class _Claims:
         return row | {"is_simple": bool(is_simple)}
 
 
-def renamed(row: Sample, choice: int) -> Sample:
-    """A sample under one of the keys that there are for it."""
-    return replace(row, key=next(islice(_other_keys(row), choice, None)))
-
-
-def _other_keys(row: Sample) -> Iterator[str]:
-    return other_keys(row.key, row.source, next((item.name for item in row.items() if item.name), ""))
-
-
 def _choices(rows: Array, runs: Array) -> list[int]:
     """Which of its other keys each sample gets, in the order of `other_keys`: the first that none before it got."""
     choices, taken, last = list[int](), set[tuple[str, int]](), -1
@@ -291,85 +270,3 @@ def _joined(arrays: Sequence[Array], dtype: np.dtype[Any]) -> Array:
 
 def _path(folder: Path, kind: str, number: int) -> Path:
     return folder / kind / f"{number:06d}.npy"
-
-
-class Numbers:
-    """A number for each of many values, which are known by their hashes alone: 18 to 36 bytes a value."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._allocate(_SLOTS)
-
-    def get(self, value: Hashable) -> int | None:
-        """The number of a value; None of one that is not known."""
-        number = self._numbers[self._slot(hash(value))]
-        return None if number < 0 else number
-
-    def put(self, value: Hashable, number: int) -> None:
-        """Gives a new value its number, from 0 on."""
-        self._insert(hash(value), number)
-        self._count += 1
-        if 3 * self._count > 2 * len(self._hashes):
-            hashes, numbers = self._hashes, self._numbers
-            self._allocate(2 * len(hashes))
-            for found, kept in zip(hashes, numbers, strict=True):
-                if kept >= 0:
-                    self._insert(found, kept)
-
-    def _allocate(self, slots: int) -> None:
-        self._hashes, self._numbers = array("q", [0]) * slots, array("i", [-1]) * slots
-
-    def _insert(self, hashed: int, number: int) -> None:
-        slot = self._slot(hashed)
-        self._hashes[slot], self._numbers[slot] = hashed, number
-
-    def _slot(self, hashed: int) -> int:
-        """Where a hash stands, or the free slot where it belongs."""
-        hashes, numbers, mask = self._hashes, self._numbers, len(self._hashes) - 1
-        slot = hashed & mask
-        while numbers[slot] >= 0 and hashes[slot] != hashed:
-            slot = (slot + 1) & mask
-        return slot
-
-
-class KnownRows:
-    """The samples that came before, by key, by content, and by the medium where they may share one."""
-
-    def __init__(self) -> None:
-        self._keys, self._contents, self._media = Numbers(), Numbers(), Numbers()
-        self._leaders = array("Q")
-        self._merged = Counter[int]()
-
-    def take(self, row: Sample, place: int, is_pair: bool) -> tuple[int, int, int] | None:
-        """Takes a sample in; returns what becomes of it, and its leader and choice, where it is not simply its own."""
-        if self._keys.get(row.key) is not None and self._contents.get(row.turns) is not None:
-            return DUPLICATE, place, 0
-        medium = shared_medium(row) if is_pair else ""
-        number = self._media.get(medium) if medium else None
-        if number is not None:
-            return self._further(row, number, medium)
-        choice = 0
-        if is_taken := self._keys.get(row.key) is not None:
-            keys = enumerate(_other_keys(row))
-            choice = next(place for place, key in keys if self._keys.get(key) is None)
-            row = renamed(row, choice)
-        self._note(row)
-        if medium:
-            self._media.put(medium, len(self._leaders))
-            self._leaders.append(place)
-        return (RENAMED, place, choice) if is_taken else None
-
-    def _further(self, row: Sample, number: int, medium: str) -> tuple[int, int, int]:
-        leader = self._leaders[number]
-        if is_contained(medium):
-            return TWICE, leader, 0
-        if self._merged[number] == MAX_CAPTIONS:
-            return TOO_MANY, leader, 0
-        self._note(row)
-        self._merged[number] += 1
-        return FURTHER, leader, 0
-
-    def _note(self, row: Sample) -> None:
-        for numbers, value in ((self._keys, row.key), (self._contents, row.turns)):
-            if numbers.get(value) is None:
-                numbers.put(value, 0)

@@ -17,17 +17,15 @@ import numpy as np
 
 from pipelines.media.folder import NO_LINKS, Links
 from pipelines.media.policy import MediaPolicy
-from pipelines.prepare.known_rows import DUPLICATE, RENAMED, TOO_MANY, TWICE, Settled, renamed, settle
+from pipelines.prepare.known_rows import Settled, settle
 from pipelines.prepare.media_names import listed_stamps, write_listing
 from pipelines.prepare.pieces import Piece, plan_pieces
-from pipelines.prepare.reading import (
+from pipelines.prepare.reading import Reading, Run, in_process, read_source
+from pipelines.prepare.rows_in_order import DUPLICATE, RENAMED, TOO_MANY, TWICE, renamed
+from pipelines.prepare.section_files import (
     Array,
     Lines,
-    Reading,
-    Run,
-    in_process,
     read_rejects,
-    read_source,
     shared_medium,
     split_line,
     to_line,

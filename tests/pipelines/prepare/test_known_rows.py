@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.media.codecs import decode
-from pipelines.prepare.known_rows import Numbers
 from pipelines.prepare.part_tars import prepare_part
+from pipelines.prepare.rows_in_order import Numbers
 from pipelines.prepare.staging import Source, part_path, stage_rows, staged_rows
 from pipelines.sample import Modality, Reject, Sample
 from pipelines.sources.entry import Entry
