@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 from jobs.replies.events import Event, Full, Lost, Made, Planned, Said
 from jobs.replies.scheduler import NoPlan
+from jobs.serving.requests import openai_answers as answers
 from jobs.serving.requests import openai_format as wire
 from jobs.serving.service import Service
 from model.inference.query import BadSchema, NoRoom, Query, Response, TooLong
@@ -67,7 +68,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
     async def model(name: str) -> Any:
         if name != service.about.name:
             reason = f"no model {name!r}; there is {service.about.name}"
-            return JSONResponse(wire.error(reason, "not_found_error", "model", "model_not_found"), 404)
+            return JSONResponse(answers.error(reason, "not_found_error", "model", "model_not_found"), 404)
         return _model(service)
 
     @routes.post(
@@ -76,7 +77,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
         responses=_failures(400, 401, 413, 422, 429, 503),
     )
     async def completions(request: wire.ChatRequest) -> Any:
-        head = wire.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
+        head = answers.head(f"chatcmpl-{secrets.token_hex(12)}", service.about.name)
         # In a thread: it waits for the process that decodes media.
         query = await asyncio.to_thread(wire.to_query, request, allowed_urls)
         _check_media(service, query)
@@ -85,7 +86,7 @@ def router(service: Service, allowed_urls: Sequence[str] = ()) -> APIRouter:
         if not request.stream:
             async with aclosing(events):
                 whole = {number: event async for number, event in events if isinstance(event, Response)}
-            return wire.completion(head, *(whole[number] for number in sorted(whole)))
+            return answers.completion(head, *(whole[number] for number in sorted(whole)))
         # The first event shows whether a place is free and the query can be answered.
         first = await anext(events)
         wants_usage = request.stream_options is not None and request.stream_options.include_usage
@@ -147,7 +148,7 @@ async def _stream(
 ) -> AsyncIterator[str]:
     """Replies as server-sent events: text in `delta.content`, each medium in `delta.parts` as soon as it is ready."""
     for number in range(count):
-        yield wire.sse(wire.chunk(head, {"role": "assistant", "content": ""}, number=number))
+        yield answers.sse(answers.chunk(head, {"role": "assistant", "content": ""}, number=number))
     responses = list[Response[Media]]()
     try:
         async for number, event in events:
@@ -155,25 +156,27 @@ async def _stream(
                 responses.append(event)
             yield _told(head, number, event)
         if wants_usage:
-            yield wire.sse({**head, "object": "chat.completion.chunk", "choices": [], "usage": wire.usage(*responses)})
+            yield answers.sse(
+                {**head, "object": "chat.completion.chunk", "choices": [], "usage": answers.usage(*responses)}
+            )
         yield "data: [DONE]\n\n"
     except Lost as lost:
-        yield wire.sse(wire.error(str(lost), "server_error", code="lost"))
+        yield answers.sse(answers.error(str(lost), "server_error", code="lost"))
     except Exception as error:
-        yield wire.sse(wire.error(_short(error), "server_error"))
+        yield answers.sse(answers.error(_short(error), "server_error"))
 
 
 def _told(head: dict[str, Any], number: int, event: Event) -> str:
     """An event of choice `number` as a server-sent event."""
     if isinstance(event, Response):
-        return wire.sse(wire.chunk(head, {}, event, number))
+        return answers.sse(answers.chunk(head, {}, event, number))
     if isinstance(event, Planned):
-        return wire.sse(wire.chunk(head, wire.plan_of(event.plan), number=number))
+        return answers.sse(answers.chunk(head, answers.plan_of(event.plan), number=number))
     if isinstance(event, Said):
-        return wire.sse(wire.chunk(head, {"content": event.text}, number=number))
+        return answers.sse(answers.chunk(head, {"content": event.text}, number=number))
     if isinstance(event, Made):
-        parts = [{"index": event.number, **wire.part_of(event.media)}]
-        return wire.sse(wire.chunk(head, {"parts": parts}, number=number))
+        parts = [{"index": event.number, **answers.part_of(event.media)}]
+        return answers.sse(answers.chunk(head, {"parts": parts}, number=number))
     return f": {type(event).__name__.lower()} {event.number}\n\n"  # a comment that keeps the connection open
 
 
@@ -202,19 +205,19 @@ def add_handlers(app: FastAPI) -> None:
     handle(TooLong, lambda e: _mistake(str(e), "messages", "context_length_exceeded"))
     handle(NoRoom, lambda e: _mistake(str(e).replace("max_new_tokens", "max_tokens"), "max_tokens"))
     handle(BadSchema, lambda e: _mistake(str(e), "response_format"))
-    handle(NoPlan, lambda e: JSONResponse(wire.error(_short(e), "server_error", code="no_plan"), 422))
+    handle(NoPlan, lambda e: JSONResponse(answers.error(_short(e), "server_error", code="no_plan"), 422))
     handle(ValueError, lambda e: _mistake(_short(e)))
     handle(RequestValidationError, _invalid)
     handle(
         HTTPException,
-        lambda e: JSONResponse(wire.error(str(e.detail), _kind_of(e.status_code)), e.status_code, e.headers),
+        lambda e: JSONResponse(answers.error(str(e.detail), _kind_of(e.status_code)), e.status_code, e.headers),
     )
     handle(Full, lambda e: _later(429, e, "rate_limit_error"))
     handle(Lost, lambda e: _later(503, e, "server_error"))
 
 
 def _mistake(message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    return JSONResponse(wire.error(message, "invalid_request_error", param, code), 400)
+    return JSONResponse(answers.error(message, "invalid_request_error", param, code), 400)
 
 
 def _kind_of(status: int) -> str:
@@ -234,4 +237,4 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
 
 
 def _later(status: int, error: Any, kind: str) -> JSONResponse:
-    return JSONResponse(wire.error(str(error), kind), status, {"Retry-After": str(error.retry_after)})
+    return JSONResponse(answers.error(str(error), kind), status, {"Retry-After": str(error.retry_after)})

@@ -14,7 +14,7 @@ from jobs.replies.options import OPTIONS
 from jobs.serving.page_events import CASES, PageEvents
 from jobs.serving.requests import uploads
 from jobs.serving.requests.guard import MAX_BODY
-from jobs.serving.requests.openai_format import MIME, error
+from jobs.serving.requests.openai_answers import MIME, error
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions, Visitors
 from jobs.serving.service import Service
 from jobs.serving.showing import state_of

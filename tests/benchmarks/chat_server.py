@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from jobs.serving.page_events import CASES, drawn
-from jobs.serving.requests.openai_format import part_of
+from jobs.serving.requests.openai_answers import part_of
 from tests.benchmarks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.serving.requests.openai_format import error
+from jobs.serving.requests.openai_answers import error
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from jobs.serving.requests.guard import App, Receive, Scope, Send
-from jobs.serving.requests.openai_format import error
+from jobs.serving.requests.openai_answers import error
 
 RETRY_AFTER = 5
 _PATIENCE = 0.5  # seconds; a loaded part answers within milliseconds

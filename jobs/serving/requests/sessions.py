@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from starlette.responses import JSONResponse
 
 from jobs.serving.requests.guard import App, Receive, Scope, Send, cookie
-from jobs.serving.requests.openai_format import error
+from jobs.serving.requests.openai_answers import error
 from pipelines.sample import Item, Media, Modality, Turn
 
 COOKIE = "nextgpt_session"

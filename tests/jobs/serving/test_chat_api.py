@@ -19,7 +19,7 @@ import openai
 import PIL.Image
 import pytest
 
-from jobs.serving.requests import openai_format as wire
+from jobs.serving.requests import openai_answers as answers
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
 from pipelines.world.conversations import converse
@@ -43,7 +43,7 @@ def text(value: str) -> dict[str, Any]:
 
 
 def shown(medium: Decoded) -> dict[str, Any]:
-    return wire.part_of(encode(medium))
+    return answers.part_of(encode(medium))
 
 
 def media(message: Any) -> list[Decoded]:

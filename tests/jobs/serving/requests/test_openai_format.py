@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from jobs.serving.requests import openai_answers as answers
 from jobs.serving.requests import openai_format as wire
 from model.inference.query import Response, Sampling
 from pipelines.media.codecs import decode, encode
@@ -16,11 +17,11 @@ from pipelines.sample import Audio, Image, Item, Media, Modality, Turn, Video
 PICTURE = encode(Image(pixels=np.full((32, 48, 3), 200, np.uint8)))
 VIDEO = encode(Video(frames=np.full((4, 32, 32, 3), 90, np.uint8), fps=8.0))
 SOUND = encode(Audio(waveform=np.zeros((1, 8000), np.float32), sample_rate=8000))
-IMAGE_URL = {"type": "image_url", "image_url": {"url": wire.data_uri(PICTURE), "detail": "low"}}
+IMAGE_URL = {"type": "image_url", "image_url": {"url": answers.data_uri(PICTURE), "detail": "low"}}
 SOUND_DATA = {"type": "input_audio", "input_audio": {"data": base64.b64encode(SOUND.data).decode(), "format": "wav"}}
 
 NO_SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA"}}
-NO_VIDEO = {"type": "video_url", "video_url": {"url": wire.data_uri(SOUND)}}
+NO_VIDEO = {"type": "video_url", "video_url": {"url": answers.data_uri(SOUND)}}
 ELSEWHERE = {"type": "image_url", "image_url": {"url": "http://a.example/x.png"}}
 
 
@@ -37,7 +38,7 @@ def text(value: str) -> dict[str, str]:
 
 
 def test_media_stand_where_the_user_put_them() -> None:
-    video = {"type": "video_url", "video_url": {"url": wire.data_uri(VIDEO)}}
+    video = {"type": "video_url", "video_url": {"url": answers.data_uri(VIDEO)}}
     query = wire.to_query(request(user(text("look:"), IMAGE_URL, text("and hear:"), SOUND_DATA, video)))
     [turn] = query.turns
     assert [part if isinstance(part, str) else part.modality for part in turn.parts] == [
@@ -75,9 +76,9 @@ def test_a_system_message_is_never_lost_and_never_put_into_the_models_mouth() ->
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image_url", "image_url": wire.data_uri(PICTURE)},
-        {"type": "input_image", "image_url": wire.data_uri(PICTURE)},
-        {"type": "image", "image": wire.data_uri(PICTURE)},
+        {"type": "image_url", "image_url": answers.data_uri(PICTURE)},
+        {"type": "input_image", "image_url": answers.data_uri(PICTURE)},
+        {"type": "image", "image": answers.data_uri(PICTURE)},
         {"type": "image", "image": {"data": base64.b64encode(PICTURE.data).decode()}},
     ],
 )
@@ -115,7 +116,7 @@ def test_a_reply_can_be_sent_back_as_it_came() -> None:
         tokens=9,
         was_cut=False,
     )
-    whole = wire.completion(wire.head("id", "model"), finished)
+    whole = answers.completion(answers.head("id", "model"), finished)
     message = whole["choices"][0]["message"]
     assert message["content"] == "Here: and"
     assert whole["usage"]["total_tokens"] == 14
@@ -236,5 +237,5 @@ def test_any_integer_leads_to_a_seed_of_its_own() -> None:
 
 def test_what_is_to_be_said_of_a_medium_stands_beside_it() -> None:
     withheld = encode(Image(pixels=np.zeros((32, 32, 3), np.uint8), note="withheld by the safety checker"))
-    assert wire.part_of(withheld)["note"] == "withheld by the safety checker"
-    assert "note" not in wire.part_of(PICTURE)
+    assert answers.part_of(withheld)["note"] == "withheld by the safety checker"
+    assert "note" not in answers.part_of(PICTURE)
