@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import jobs.embed
+import jobs.prepare
 from pipelines.world.dataset import write_world
-from tests.conftest import ROOT, Cluster, raylet_of, running_cluster
+from tests.conftest import ROOT, Cluster, Here, raylet_of, running_cluster
 from tests.e2e.test_crash import content
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.ray
 CPU_NODE = ("--num-cpus=1",)
 # Not a device, but what Ray schedules by: the encoders' actor runs here, and on no other node.
 GPU_NODE = ("--num-cpus=1", "--num-gpus=1")
@@ -80,11 +82,10 @@ def run_while_a_node_ends(
     return printed
 
 
-def test_a_node_that_ends_changes_no_byte(cluster: Cluster, nodes: Cluster, data: Path, tmp_path: Path) -> None:
+def test_a_node_that_ends_changes_no_byte(nodes: Cluster, here: Here, data: Path, tmp_path: Path) -> None:
     whole, shards = tmp_path / "whole", tmp_path / "shards"
-    for command in (prepare(data, whole), embed(whole)):
-        done = cluster.run(*command)
-        assert done.returncode == 0, done.stderr
+    for main, (_, *arguments) in ((jobs.prepare.main, prepare(data, whole)), (jobs.embed.main, embed(whole))):
+        assert here(main, *arguments).returncode == 0
     with nodes.node(*CPU_NODE) as first, nodes.node(*GPU_NODE) as device:
         run_while_a_node_ends(nodes, prepare(data, shards), first, lambda: any(shards.rglob("*.tar")), CPU_NODE)
         with nodes.node(*CPU_NODE):
