@@ -94,7 +94,10 @@ MEDIA = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data"), [(name, data) for _, name, data in MEDIA if name not in DISGUISED])
+# Named: some writers put random numbers into a file, and the processes of xdist must agree on a test's name.
+@pytest.mark.parametrize(
+    ("name", "data"), [pytest.param(name, data, id=name) for _, name, data in MEDIA if name not in DISGUISED]
+)
 def test_what_other_programs_wrote_is_known_by_its_first_bytes(name: str, data: bytes) -> None:
     assert sniff(data) == name
     assert media_format(data, "x.JPEG", "x") == name
