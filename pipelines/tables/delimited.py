@@ -238,7 +238,7 @@ class _Lines:
     def next(self) -> str:
         """The next line with its end; empty where there is none."""
         line = self._again.popleft() if self._again else next(self._lines, "")
-        self.number += 1
+        self.number += bool(line)
         return line
 
     def give_back(self, lines: list[str]) -> None:

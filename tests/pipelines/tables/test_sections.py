@@ -13,7 +13,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipelines.tables import delimited, formats, lines, tables
@@ -79,6 +79,7 @@ def test_any_table_of_csvs_own_writer(rows: list[tuple[str, str]], delimiter: st
 
 
 @given(st.lists(PIECES, max_size=60).map("".join), st.sampled_from(["rows.csv", "rows.tsv"]), CHOSEN)
+@example('"a cat\nb.jpg,12\n12\n', "rows.csv", [True] * 40)  # A quote that never closes is looked for to the end.
 def test_any_text_that_is_taken_for_a_table(text: str, name: str, chosen: list[bool]) -> None:
     same_in_sections(b"\xef\xbb\xbfimage,caption\n" + text.encode(), name, chosen)
     same_in_sections(b"image\tcaption\n" + text.encode(), name, chosen)

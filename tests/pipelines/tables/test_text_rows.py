@@ -159,6 +159,12 @@ def test_a_row_of_another_width_names_its_line(tmp_path: Path, read_path: ReadPa
     assert reasons_of(results) == ["bad row: 3 cells under 2 columns (line 3)"]
 
 
+def test_lines_keep_their_numbers_behind_a_quote_that_never_closes(tmp_path: Path, read_path: ReadPath) -> None:
+    (tmp_path / "rows.csv").write_text('image_name,caption\n"a.jpg,one\nb.jpg\nc.jpg,three\n')
+    results = read_path("pairs", tmp_path / "rows.csv", modality="image")
+    assert "bad row: 1 cells under 2 columns (line 3)" in reasons_of(results)
+
+
 def test_a_caption_cut_by_a_line_break_is_no_row(tmp_path: Path, read_path: ReadPath) -> None:
     text = "id,file_name,caption\n1,1.wav,a bell rings while a small\ncrowd talks nearby\n2,2.wav,a dog barks\n\n"
     (tmp_path / "rows.csv").write_text(text + '3,3.wav,"two\nlines"\n4\n5,5.wav,a cat\n')
