@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Captions, and clips of media, that are encoded and kept together: as many as keep a GPU busy for a quarter of a
 # second, or a core for no longer than is soon repeated.
 GPU_CAPTIONS, CPU_CAPTIONS = 256, 64
-GPU_CLIPS, CPU_CLIPS = 240, 15
+GPU_CLIPS, CPU_CLIPS = 240, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -320,11 +320,13 @@ def encoding_steps(
     )
     on_actors = {"num_cpus": actor_cpus, "num_gpus": pool.num_gpus, "fn_constructor_args": (works, tasks)}
     cutters = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
+    # Not as many as there are packs: each would be one more process.
+    writers = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=pool.actors)}
     return [
         RowStep(partial(cut_shard, works=works, tasks=tasks), readers, cutters, several=True),
         RowStep(partial(prepare_row, works=works, tasks=tasks), ready + readers, {"num_cpus": reader_cpus}),
         RowStep(EncodeRow, ready + UNITS_PER_ACTOR * pool.actors, on_actors | {"compute": actors}),
-        RowStep(partial(write_row, works=works, names=names), ready, {"num_cpus": 0}),
+        RowStep(partial(write_row, works=works, names=names), ready, writers),
     ]
 
 
