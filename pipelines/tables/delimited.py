@@ -17,7 +17,7 @@ from pipelines.tables.lines import HEAD_BYTES, MAX_CELL_CHARACTERS, line_places,
 from pipelines.tables.raw import START, Place, Raw
 
 _DELIMITERS = (",", "\t", ";")
-_NAMES_SEEN = 4  # How many make a column one of names.
+_NAMES_SEEN = 4  # How many, of which none is another, make a column one of names.
 _ROWS_APART = 1024  # Places where a file can be cut.
 _MAX_RECORD_CHARACTERS = 2 * MAX_CELL_CHARACTERS
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
@@ -119,8 +119,8 @@ def _layout(path: Path) -> _Layout:
 
 def _are_names(cells: list[str]) -> bool:
     """Whether a column holds names or numbers, but for a few cells."""
-    others = sum(map(_may_be_cut, cells))
-    return len(cells) - others >= _NAMES_SEEN and others <= max(1, len(cells) // 50)
+    names, others = {cell for cell in cells if _NAME.fullmatch(cell)}, sum(map(_may_be_cut, cells))
+    return len(names) >= _NAMES_SEEN and others <= max(1, len(cells) // 50)
 
 
 def _complete_lines(head: bytes) -> list[str]:
@@ -206,6 +206,9 @@ def _seam(record: _Record, last: _Record, layout: _Layout) -> str:
     if not (any(layout.is_named) and last.open_last and record.open_first) or record.is_apart:
         return ""
     if not (_may_be_cut(record.cells[0]) and _may_be_cut(last.cells[-1])):
+        return ""
+    # Both have the right width where the caption holds a delimiter without quotes; in prose, a space follows it.
+    if not any(cell.startswith(" ") for cell in (*last.cells[1:], *record.cells[1:])):
         return ""
     cell, column = (record.cells[0], 0) if layout.is_named[0] else (last.cells[-1], -1)
     what = f"{cell.strip()[:40]!r} is no {layout.columns[column]}"

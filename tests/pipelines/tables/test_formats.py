@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
@@ -25,6 +25,9 @@ ReadPath = Callable[..., list[Any]]
 GOOD = {"caption": "one", "id": "a", "image_name": "a.jpg"}
 TALK = [{"from": "human", "value": "<image> Hi"}, {"from": "gpt", "value": "Hello"}]
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+
+NOTHING = [{"image_name": "", "caption": "", "id": ""}] * 3
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -59,6 +62,7 @@ def without_source(results: list[Any]) -> list[Any]:
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.fixed_dictionaries({"caption": TEXT, "id": TEXT, "image_name": TEXT}), min_size=1, max_size=8))
+@example(rows=[*NOTHING, NOTHING[0] | {"id": ":"}, NOTHING[0] | {"image_name": ":"}])  # no column is one of names
 def test_rows_of_any_format_are_the_same(tmp_path: Path, read_path: ReadPath, rows: list[dict[str, Any]]) -> None:
     expected = read_path("pairs", write(tmp_path / "rows.json", rows), modality="image")
     assert len(expected) == len(rows)
