@@ -163,7 +163,23 @@ def _program() -> str:
     return digest.hexdigest()
 
 
-class CaptionTextEncoder:
+class _SidecarEncoder:
+    """An encoder of the model as the pipelines call it: media with one position each."""
+
+    def __init__(self, encoder: Any, kind: str, name: str, precision: str) -> None:
+        self._encoder = encoder
+        self.name, self.untrained = name, is_untrained(name)
+        self.precision = precision
+        self.id = f"{kind}-{encoder.id}"
+        self.send = encoder.send
+
+    def __call__(self, sent: Any) -> Embeddings:
+        """Embeddings (N, ...), each with one position."""
+        embeddings = self._encoder.embed(sent)
+        return embeddings, np.ones(len(embeddings), np.int32)
+
+
+class CaptionTextEncoder(_SidecarEncoder):
     """A decoder's own text encoder; see model.decoders.text_encoders.CaptionEncoder."""
 
     def __init__(self, name: str, modality: str, precision: "Precision" = "float32") -> None:
@@ -172,11 +188,8 @@ class CaptionTextEncoder:
         device = best_device()  # before transformers is imported
         from model.decoders.text_encoders import CaptionEncoder
 
-        self._encoder = CaptionEncoder(Modality(modality), name, device=device, precision=precision)
-        self.name, self.untrained = name, is_untrained(name)
-        self.precision: str = precision
-        self.id = f"{modality}-{self._encoder.id}"
-        self.send = self._encoder.send
+        encoder = CaptionEncoder(Modality(modality), name, device=device, precision=precision)
+        super().__init__(encoder, modality, name, precision)
 
     def __call__(self, sent: Any) -> Embeddings:
         """Caption embeddings (N, L, D), and how many of the L positions belong to each caption."""
@@ -184,8 +197,8 @@ class CaptionTextEncoder:
         return result.embeddings, result.lengths
 
 
-class MediumEncoder:
-    """A decoder's own VAE on media; see model.decoders.latents.LatentEncoder."""
+class MediumEncoder(_SidecarEncoder):
+    """A decoder's own VAE on media: latents (N, C, ...); see model.decoders.latents.LatentEncoder."""
 
     def __init__(self, name: str, modality: str, precision: "Precision" = "float32") -> None:
         from model.parts.devices import best_device
@@ -193,20 +206,12 @@ class MediumEncoder:
         device = best_device()
         from model.decoders.latents import LatentEncoder
 
-        self._encoder = LatentEncoder(Modality(modality), name, device=device, precision=precision)
-        self.name, self.untrained = name, is_untrained(name)
-        self.precision: str = precision
-        self.id = f"{modality}_latents-{self._encoder.id}"
-        self.send = self._encoder.send
-
-    def __call__(self, sent: Any) -> Embeddings:
-        """Latents (N, C, ...), each with one position."""
-        latents = self._encoder.embed(sent)
-        return latents, np.ones(len(latents), np.int32)
+        encoder = LatentEncoder(Modality(modality), name, device=device, precision=precision)
+        super().__init__(encoder, f"{modality}_latents", name, precision)
 
 
-class FeatureEncoder:
-    """ImageBind on media; see model.encoders.imagebind_encoder.ImageBindEncoder."""
+class FeatureEncoder(_SidecarEncoder):
+    """ImageBind on media: features (N, E); see model.encoders.imagebind_encoder.ImageBindEncoder."""
 
     def __init__(self, name: str, precision: "Precision" = "float32") -> None:
         from model.parts.devices import best_device
@@ -214,13 +219,4 @@ class FeatureEncoder:
         device = best_device()
         from model.encoders.imagebind_encoder import ImageBindEncoder
 
-        self._encoder = ImageBindEncoder(name, device=device, precision=precision)
-        self.name, self.untrained = name, is_untrained(name)
-        self.precision: str = precision
-        self.id = f"{ENCODER}-{self._encoder.id}"
-        self.send = self._encoder.send
-
-    def __call__(self, sent: Any) -> Embeddings:
-        """Features (N, E), each with one position."""
-        features = self._encoder.embed(sent)
-        return features, np.ones(len(features), np.int32)
+        super().__init__(ImageBindEncoder(name, device=device, precision=precision), ENCODER, name, precision)

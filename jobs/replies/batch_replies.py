@@ -21,13 +21,13 @@ from pipelines.embed.embedding import Pool, plan_pool
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.media.folder import load_rows
-from pipelines.prepare.staging import Chunk, Source, source_stamp, stage_rows, staged_rows
+from pipelines.prepare.staging import Chunk, Source, remove_staged, source_stamp, stage_rows, staged_rows
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
 from pipelines.sample import Item, Media, Part, Reject, Sample, Turn
 from pipelines.sources.conversations import read_prompts
 from pipelines.sources.entry import Entry
-from pipelines.storage.files import atomic_path, read_json, remove_tree, write_json, write_text
+from pipelines.storage.files import atomic_path, read_json, write_json, write_text
 from pipelines.storage.shards import hash_strings
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def answer_file(
     _write_lines(out / REPLIES, (reply for record in records for reply in record["replies"]))
     _write_lines(out / REJECTS, sorted(rejects, key=lambda reject: str(reject["key"])))
     _remove_others(out / MEDIA, {name for record in records for name in record["files"]})
-    for folder in ("rows", "read"):
-        remove_tree(source.work / folder)
+    remove_staged(source)
     return Summary(
         rows=staged.rows,
         replies=sum(len(record["replies"]) for record in records),

@@ -103,7 +103,8 @@ class Sidecar:
     def __init__(self, directory: Path, dataset: Manifest, kind: str, dtype: str, encoder: EncoderIdentity) -> None:
         self.dataset, self._encoder = dataset.dataset, encoder
         self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id)
-        self.precision_cosine = _precision_cosine(self.work.folder)
+        written = _written(self.work.folder)
+        self.precision_cosine = written.precision_cosine if written else None
         self._states = finished_shards(self.work)
         self.todo = [number for number in range(len(dataset.shards)) if number not in self._states]
         if self.todo:
@@ -145,7 +146,7 @@ class Sidecar:
         )
         folder = self.work.folder
         remove_others(folder, {shard.name for shard in shards})
-        if not _is_written(folder, manifest):
+        if _written(folder) != manifest:
             manifest.write(folder)
         remember(folder, states)
         remove_tree(folder / WORK)
@@ -164,19 +165,12 @@ def sidecar_work(directory: Path, dataset: Manifest, kind: str, dtype: str, enco
     )
 
 
-def _precision_cosine(folder: Path) -> float | None:
-    """What a finished sidecar says of its encoder's precision."""
+def _written(folder: Path) -> SidecarManifest | None:
+    """The manifest of a finished sidecar; None where there is none that can be read."""
     try:
-        return SidecarManifest.read(folder).precision_cosine
+        return SidecarManifest.read(folder)
     except (OSError, ValueError):
         return None
-
-
-def _is_written(folder: Path, manifest: SidecarManifest) -> bool:
-    try:
-        return SidecarManifest.read(folder) == manifest
-    except (OSError, ValueError):
-        return False
 
 
 def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -> list[Embedded]:

@@ -18,13 +18,15 @@ from pipelines.embed.plan import ShardItems
 from pipelines.embed.sidecar_shards import SidecarWork, read_items, to_identities, written_shard
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Modality, Sample
-from pipelines.storage.files import read_at, read_range, read_rows
+from pipelines.storage.files import read_at, read_rows
+from pipelines.storage.precision import losses
 from pipelines.storage.random_access import Range, Ranges
 from pipelines.storage.shards import from_members, index_path, iterate_samples, split_members
 from pipelines.storage.sidecars import IDENTITY_BYTES, takes_media
 
 # Items whose embeddings are compared with those in float32.
 SAMPLE = 32
+_PLACES = ["offset", "length", "json_offset", "json_length"]  # of a shard's index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def find_items(
     ends = np.cumsum(counts)
     firsts, stops = (np.searchsorted(places, edges).tolist() for edges in (ends - counts, ends))
     tar, found = work.source(shard), list[Found]()
-    rows = read_rows(index_path(tar), ["offset", "length", "json_offset", "json_length"])
+    rows = read_rows(index_path(tar), _PLACES)
     chosen = [number for number in range(len(rows)) if firsts[number] < stops[number]]
     documents = Ranges().read([Range(tar, rows[place]["json_offset"], rows[place]["json_length"]) for place in chosen])
     for number, document in zip(chosen, documents, strict=True):
@@ -119,21 +121,18 @@ def cosine_to_float32(work: SidecarWork, task: EmbedTask) -> float:
     encoders, lowest = (task.factory(), task.exact()), 1.0
     for one in inputs:
         try:
-            a, b = (np.float64(encoder(encoder.send([one]))[0]) for encoder in encoders)
+            kept, exact = (encoder(encoder.send([one]))[0] for encoder in encoders)
         except Exception:  # it is named among those that failed
             continue
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        lowest = min(lowest, float(np.divide((a * b).sum(-1), norms, out=np.ones_like(norms), where=norms > 0).min()))
+        lowest = min(lowest, float(losses(exact, kept)[1].min()))
     return lowest
 
 
 def _items(work: SidecarWork) -> Iterator[Found]:
     for shard in range(len(work.shards)):
-        tar = work.source(shard)
-        for row in read_rows(index_path(tar), ["offset", "length", "json_offset", "json_length"]):
-            document = read_range(tar, row["json_offset"], row["json_length"])
-            for item in work.items(from_members({"json": document})):
-                yield Found(place=0, sample=Range(tar, row["offset"], row["length"]), item=item)
+        for where, sample in _documents(work.source(shard)):
+            for item in work.items(sample):
+                yield Found(place=0, sample=where, item=item)
 
 
 @lru_cache(maxsize=4)
@@ -145,13 +144,15 @@ def _preprocess(factory: Any) -> Preprocess:
 def read_samples(work: SidecarWork, shard: int) -> Iterator[Sample]:
     """The samples of a dataset's shard, without their media where captions are all that is wanted."""
     tar = work.source(shard)
-    return iterate_samples(tar) if takes_media(work.kind) else _documents(tar)
+    return iterate_samples(tar) if takes_media(work.kind) else (sample for _, sample in _documents(tar))
 
 
-def _documents(tar: Path) -> Iterator[Sample]:
+def _documents(tar: Path) -> Iterator[tuple[Range, Sample]]:
+    """The samples of a shard without their media, each with where it stands."""
     with tar.open("rb") as file:
-        for row in read_rows(index_path(tar), ["json_offset", "json_length"]):
-            yield from_members({"json": read_at(file, row["json_offset"], row["json_length"])})
+        for row in read_rows(index_path(tar), _PLACES):
+            document = read_at(file, row["json_offset"], row["json_length"])
+            yield Range(tar, row["offset"], row["length"]), from_members({"json": document})
 
 
 def _identity(sample: Sample, item: Item, kind: str) -> bytes:

@@ -107,7 +107,7 @@ class Film:
 
     def count(self, fps: float) -> int:
         """How many places of 1/fps seconds frames fill, by the time stamps of their packets."""
-        count = math.floor(self.timing.last * fps + self._slack(fps)) + 1
+        count = self._place(self.timing.last, fps) + 1
         return count if self.timing.is_even else max(count, round(self.timing.seconds * fps))
 
     def frames_at(self, fps: float, places: Collection[int]) -> dict[int, Frame] | None:
@@ -118,7 +118,7 @@ class Film:
         wanted, convert, found = set(places), VideoReformatter(), dict[int, Frame]()
         if self._is_simple and fps == self.timing.rate:
             for frame in self._decode_only(wanted, fps):
-                place = math.floor(((frame.time or 0.0) - self.timing.start) * fps + self._slack(fps))
+                place = self._place((frame.time or 0.0) - self.timing.start, fps)
                 if frame.is_corrupt or place in found:
                     return None
                 size = _shown_size(frame.width, frame.height, self.aspect, None)
@@ -152,7 +152,7 @@ class Film:
         alone = all(begins_anew(bytes(group[0])) for group in groups)
         for group in groups:
             times = [None if packet.pts is None else packet.pts * tick - self.timing.start for packet in group]
-            needed = [time is None or math.floor(time * fps + self._slack(fps)) in wanted for time in times]
+            needed = [time is None or self._place(time, fps) in wanted for time in times]
             if alone and not any(needed):
                 continue
             for packet, is_needed in zip(group, needed, strict=True):
@@ -160,9 +160,9 @@ class Film:
                 context.skip_frame = "DEFAULT" if is_needed else "NONREF"
                 yield from packet.decode()
 
-    def _slack(self, fps: float) -> float:
-        """Time stamps are rounded, so a frame of an even video may come a little before its place."""
-        return 0.5 if self.timing.is_even and fps == self.timing.rate else 1e-6
+    def _place(self, time: float, fps: float) -> int:
+        """The place of a time in seconds; of an even video's frame, rounded, it may come a little before its place."""
+        return math.floor(time * fps + (0.5 if self.timing.is_even and fps == self.timing.rate else 1e-6))
 
     def _pixels(self, convert: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> Frame:
         return _turned(convert.reformat(frame, *size, format="rgb24").to_ndarray(), self.turn)
@@ -176,7 +176,7 @@ class Film:
             if time >= seconds:
                 break
             size = size if latest else _shown_size(frame.width, frame.height, self.aspect, short_side)
-            place = math.floor(time * fps + self._slack(fps))
+            place = self._place(time, fps)
             if kept and place > kept[0]:
                 yield kept[0], place, latest if latest and place > kept[0] + 1 else kept[1], size
             if kept is None or place > kept[0]:

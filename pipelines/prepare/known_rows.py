@@ -55,19 +55,18 @@ class Settled:
 
     def changes(self, section: int) -> Array:
         """What becomes of those samples of a section, in their order, as `CHANGE`."""
-        found = self._between("changes", "id", section << 32, (section + 1) << 32) if section in self.changed else []
-        return np.sort(_joined(found, CHANGE), order="id")
+        if section not in self.changed:
+            return np.zeros(0, CHANGE)
+        found = _changes(self.folder, self.partitions, "changes", "id", section << 32, (section + 1) << 32)
+        return np.sort(found, order="id")
 
     def further(self, section: int, start: int, stop: int) -> Array:
         """The further captions of samples `start` to `stop` of a section, by these and in their own order."""
-        found = self._between("further", "leader", (section << 32) + start, (section << 32) + stop)
-        return np.sort(_joined(found, CHANGE), order=["leader", "id"])
-
-    def _between(self, kind: str, field: str, low: int, high: int) -> list[Array]:
         if not self.changed:
-            return []
-        paths = (_path(self.folder, kind, number) for number in range(self.partitions))
-        return [_between(read_array(path), field, low, high) for path in paths if path.is_file()]
+            return np.zeros(0, CHANGE)
+        low = section << 32
+        found = _changes(self.folder, self.partitions, "further", "leader", low + start, low + stop)
+        return np.sort(found, order=["leader", "id"])
 
 
 def settle(folder: Path, counts: Sequence[Counts], are_pairs: bool, run: Run) -> Settled:
@@ -172,9 +171,8 @@ class _Partitions:
 
     def claim(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes the keys that samples of a section are given."""
-        paths = (_path(self.folder, "changes", number) for number in range(self.partitions))
         low, high = row["section"] << 32, (row["section"] + 1) << 32
-        changes = _joined([_between(read_array(path), "id", low, high) for path in paths if path.is_file()], CHANGE)
+        changes = _changes(self.folder, self.partitions, "changes", "id", low, high)
         changes = np.sort(changes[changes["kind"] == RENAMED], order="id")
         samples = Lines(self.folder, row["section"]).samples((changes["id"] - np.uint64(low)).tolist())
         claims = [
@@ -243,6 +241,12 @@ def _write(folder: Path, partition: int, changes: Array) -> dict[str, Any]:
         "counts": counts.tolist(),
         "renaming": renaming.tolist(),
     }
+
+
+def _changes(folder: Path, partitions: int, kind: str, field: str, low: int, high: int) -> Array:
+    """What `_write` wrote as `kind`, of all partitions, between two places of samples."""
+    paths = (_path(folder, kind, number) for number in range(partitions))
+    return _joined([_between(read_array(path), field, low, high) for path in paths if path.is_file()], CHANGE)
 
 
 def _runs(sorted_: Array) -> tuple[Array, Array]:

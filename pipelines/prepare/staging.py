@@ -170,8 +170,7 @@ def stage_rows(
     Rows of pairs that name one medium are one sample with all their captions, wherever they stand. `read` is the reader
     to take in place of the entry's; `run` makes a task of each piece of work, where there are several.
     """
-    remove_tree(source.work / "rows")
-    remove_tree(source.work / "read")
+    remove_staged(source)
     folder = source.work / "read"
     read = read or READERS[source.entry.reader]
     listing = _list_media(source, folder / "listing.parquet", run)
@@ -193,6 +192,12 @@ def stage_rows(
         merged=settled.merged.total(),
         rejected=dict(rejected),
     )
+
+
+def remove_staged(source: Source) -> None:
+    """Removes what `stage_rows` wrote."""
+    for name in ("rows", "read"):
+        remove_tree(source.work / name)
 
 
 def _list_media(source: Source, listing: Path, run: Run) -> Path | None:

@@ -58,7 +58,7 @@ def store_each(
     stored = _quantised(embeddings) if dtype == "int8" else embeddings.astype(dtype)
     if dtype == embeddings.dtype:
         return stored, np.zeros(len(embeddings)), np.ones(len(embeddings))
-    return stored, *_losses(embeddings, restore(stored))
+    return stored, *losses(embeddings, restore(stored))
 
 
 def check(embeddings: npt.NDArray[Any], dtype: str, name: str) -> None:
@@ -93,7 +93,8 @@ def _quantised(embeddings: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return stored
 
 
-def _losses(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def losses(exact: npt.NDArray[Any], kept: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of embeddings (N, ..., D) and what is kept of them, each one's largest error (N,) and lowest cosine (N,)."""
     a, b = exact.astype(np.float64), kept.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     # Equal vectors, so zeros as well, are in no doubt; a vector that was lost to zeros has a cosine of 0.

@@ -13,6 +13,8 @@ from pathlib import Path
 import PIL.Image
 
 from jobs.common.cli import existing_folder
+from jobs.common.encoders import clips
+from jobs.embed import GPU_CLIPS
 from model.encoders.imagebind_inputs import MediaInputs
 from pipelines.embed.embedding import READY_PER_ACTOR, UNITS_PER_ACTOR
 from pipelines.embed.encoding import prepare_media
@@ -20,7 +22,7 @@ from pipelines.media.codecs import load
 from pipelines.media.policy import MediaPolicy
 from pipelines.media.stored import store
 from pipelines.sample import Media, Modality
-from pipelines.storage.sidecars import gigabytes
+from pipelines.storage.sidecars import ENCODER, gigabytes
 from tests.benchmarks import say, table_head, table_row
 
 READ_ROWS = 10_400.0  # rows a second and core: `bench.py pipelines --only sources`
@@ -29,8 +31,6 @@ ENCODED = {Modality.IMAGE: 547.0, Modality.VIDEO: 36.0}
 CAPTIONS = {Modality.IMAGE: (3017.0, (77, 768)), Modality.VIDEO: (2035.0, (77, 1024))}
 FEATURE = (1024,)
 PHOTO = (1280, 1024)
-CLIPS_A_UNIT = 240  # of which a picture is one and a video 15
-CLIPS = {Modality.IMAGE: 1, Modality.VIDEO: 15}
 DRIVER_MB, DRIVER_BYTES_AN_ITEM = 290.0, 50.0  # `bench.py pipelines --only sources`; pipelines/embed/plan.py
 CORE_HOUR, GPU_HOUR = 0.045, 3.0  # dollars, about what clouds ask
 
@@ -95,7 +95,7 @@ def cells(case: Case, slopes: Slopes) -> tuple[str, ...]:
     embedding = max(encoding, case.rows * slopes.ready / case.cores) / 3600
     dollars = CORE_HOUR * case.cores * (preparing + embedding) + GPU_HOUR * case.gpus * embedding
     sidecars = gigabytes(case.rows, shape, "float16") + gigabytes(case.rows, FEATURE, "float32")
-    unit = CLIPS_A_UNIT / CLIPS[case.modality] * slopes.inputs
+    unit = GPU_CLIPS / clips(ENCODER).get(case.modality, 1) * slopes.inputs
     # Units that wait for an actor or are on it, and one a task that makes the next.
     store = unit * (case.gpus * (READY_PER_ACTOR + UNITS_PER_ACTOR) + case.cores)
     driver = DRIVER_MB * 1e6 + 2 * case.rows * DRIVER_BYTES_AN_ITEM  # a medium and a caption a row

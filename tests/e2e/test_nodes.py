@@ -61,8 +61,8 @@ def run_while_a_node_ends(
     node: subprocess.Popen[bytes],
     at_work: Callable[[], bool],
     new: Sequence[str],
-) -> str:
-    """Runs a command, ends the node once the command is at work, starts a new one; gives what the command printed."""
+) -> None:
+    """Runs a command, ends the node once the command is at work, and starts a new one."""
     driver = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -79,7 +79,6 @@ def run_while_a_node_ends(
     with nodes.node(*new):
         printed, _ = driver.communicate(timeout=400)
     assert driver.returncode == 0, printed
-    return printed
 
 
 def test_a_node_that_ends_changes_no_byte(nodes: Cluster, here: Here, data: Path, tmp_path: Path) -> None:

@@ -187,26 +187,39 @@ def test_a_caption_in_front_cut_by_a_line_break_is_no_row(tmp_path: Path, read_p
     ]
 
 
-def test_a_caption_cut_where_both_pieces_have_the_right_width_is_no_row(tmp_path: Path, read_path: ReadPath) -> None:
-    lines = [f"{number},a dog barks {number} times" for number in range(5)]
-    cut = ["5,a bell rings while", "a small crowd talks, and laughs", "6,a cat"]
-    (tmp_path / "rows.csv").write_text("\n".join(["audio,caption", *lines, *cut]))
-    results = read_path("pairs", tmp_path / "rows.csv", modality="audio")
-    assert captions_of(results) == [*(f"a dog barks {number} times" for number in range(5)), "a cat"]
-    why = "lines 7 and 8 may be one that a line break without quotes cut: 'a small crowd talks' is no audio"
-    assert reasons_of(results) == [f"bad row: {why}"] * 2
-
-
-def test_a_caption_in_front_cut_where_both_pieces_have_the_right_width_is_no_row(
-    tmp_path: Path, read_path: ReadPath
+@pytest.mark.parametrize(
+    ("header", "row", "cut", "named"),
+    [
+        (
+            "audio,caption",
+            "{0},a dog barks {0} times",
+            ["5,a bell rings while", "a small crowd talks, and laughs", "6,a cat"],
+            "a small crowd talks",
+        ),
+        (
+            "caption,audio",
+            "a dog barks {0} times,{0}.wav",
+            ["a bell rings, while", "a crowd talks,5.wav", "a cat,6.wav"],
+            "while",
+        ),
+    ],
+    ids=["caption last", "caption first"],
+)
+def test_a_caption_cut_where_both_pieces_have_the_right_width_is_no_row(
+    tmp_path: Path, read_path: ReadPath, header: str, row: str, cut: list[str], named: str
 ) -> None:
-    lines = [f"a dog barks {number} times,{number}.wav" for number in range(5)]
-    cut = ["a bell rings, while", "a crowd talks,5.wav", "a cat,6.wav"]
-    (tmp_path / "rows.csv").write_text("\n".join(["caption,audio", *lines, *cut]))
+    (tmp_path / "rows.csv").write_text("\n".join([header, *map(row.format, range(5)), *cut]))
     results = read_path("pairs", tmp_path / "rows.csv", modality="audio")
     assert captions_of(results) == [*(f"a dog barks {number} times" for number in range(5)), "a cat"]
-    why = "lines 7 and 8 may be one that a line break without quotes cut: 'while' is no audio"
+    why = f"lines 7 and 8 may be one that a line break without quotes cut: {named!r} is no audio"
     assert reasons_of(results) == [f"bad row: {why}"] * 2
+
+
+def test_words_among_names_are_rows_where_no_caption_holds_a_delimiter(tmp_path: Path, read_path: ReadPath) -> None:
+    rows = [*(f"{number},a dog barks {number} times" for number in range(5)), "last one,a cat", "7,a bird"]
+    (tmp_path / "rows.csv").write_text("\n".join(["audio,caption", *rows]))
+    results = read_path("pairs", tmp_path / "rows.csv", modality="audio")
+    assert captions_of(results) == [row.partition(",")[2] for row in rows]
 
 
 @pytest.mark.parametrize("size", [(1 << 20) + 1, 3 << 20])
