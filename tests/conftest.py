@@ -124,22 +124,33 @@ class Cluster:
     @contextmanager
     def node(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         """Another node, as a process on this machine; it ends, with all that runs there, at the latest when left."""
+        with tempfile.NamedTemporaryFile() as log:
+            # On a busy machine Ray gives up on a node whose parts take longer than half a minute to find each other.
+            nodes = (self._started(options, Path(log.name)) for _ in range(4))
+            node = next((node for node in nodes if node is not None), None)
+            if node is None:
+                raise RuntimeError(f"the node did not start: {Path(log.name).read_text()}")
+            try:
+                yield node
+            finally:
+                end(node)
+
+    def _started(self, options: Sequence[str], log: Path) -> subprocess.Popen[bytes] | None:
+        """A node that has joined; None if it ended before, or took too long."""
         command = [str(BIN / "ray"), "start", "--block", f"--address={self.environment['TEST_RAY_ADDRESS']}"]
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--disable-usage-stats", *options]
         # Ports of its own: an agent that finds its port taken ends, and the node with it.
         ports = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
         command += [f"--{name}={free_port()}" for name in ports]
-        with tempfile.NamedTemporaryFile() as log:
-            node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-            try:
-                deadline = time.monotonic() + 120
-                while b"Ray runtime started" not in Path(log.name).read_bytes():
-                    if node.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError(f"the node did not start: {Path(log.name).read_text()}")
-                    time.sleep(0.1)
-                yield node
-            finally:
-                end(node)
+        with log.open("wb") as output:
+            node = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while node.poll() is None and time.monotonic() < deadline:
+            if b"Ray runtime started" in log.read_bytes():
+                return node
+            time.sleep(0.1)
+        end(node)
+        return None
 
     @property
     def driver_environment(self) -> dict[str, str]:

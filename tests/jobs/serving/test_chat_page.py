@@ -65,11 +65,13 @@ def page(browser: Browser, chat: ChatServer) -> Iterator[Page]:
 def answered(page: Page, replies: int) -> list[dict[str, Any]]:
     """Waits until so many replies are whole; returns the media that are seen."""
     expect(page.locator(f"#state [data-replies='{replies}'][data-busy='false']")).to_be_attached(timeout=90_000)
-    deadline = time.monotonic() + 30
-    while not all(medium["there"] for medium in page.evaluate(MEDIA)) and time.monotonic() < deadline:
-        page.wait_for_timeout(100)
     expect(page.locator("#chat .coming")).to_have_count(0)
-    return list(page.evaluate(MEDIA))
+    deadline = time.monotonic() + 60
+    while True:
+        media: list[dict[str, Any]] = page.evaluate(MEDIA)
+        if all(medium["there"] for medium in media) or time.monotonic() > deadline:
+            return media
+        page.wait_for_timeout(100)
 
 
 def send(page: Page, text: str = "", *files: Path) -> None:
@@ -170,6 +172,8 @@ def test_a_reload_keeps_the_conversation_and_clearing_ends_it(page: Page) -> Non
     before = answered(page, 1)
     words = said(page, "user"), said(page, "bot")
     page.reload()
+    # They come one after another.
+    expect(page.locator("#chat .medium")).to_have_count(len(before), timeout=60_000)
     assert answered(page, 1) == before
     assert (said(page, "user"), said(page, "bot")) == words
     page.get_by_role("button", name="Clear", exact=True).first.click()
