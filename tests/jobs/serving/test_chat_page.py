@@ -59,7 +59,8 @@ def page(browser: Browser, chat: ChatServer) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     page.context.close()
-    assert not errors
+    # Gradio's player of recordings ends what it loads when it goes, and says so by an error of nobody's.
+    assert not [error for error in errors if error != "signal is aborted without reason"]
 
 
 def answered(page: Page, replies: int) -> list[dict[str, Any]]:
