@@ -81,12 +81,13 @@ def check_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> Non
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Encodes text that continues a sequence: no BOS, and nothing in it becomes a special or signal token."""
-    if text.startswith(" ") and _adds_space(tokenizer):
+    if text.startswith(" ") and adds_space(tokenizer):
         text = text[1:]
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def _adds_space(tokenizer: Any) -> bool:
+def adds_space(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a space before a text that begins with one."""
     # Some tokenizers prepend a space to every text, which would double ours. Most SentencePiece tokenizers do so only
     # if the text does not start with one.
     tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(" a", add_special_tokens=False))

@@ -63,6 +63,7 @@ def family_config(directory: Path, family: str, tiny: ModelConfig, base_tokenize
     build_llm(directory, model_class, base_tokenizer, **changes)
     values = tiny.model_dump(mode="json")
     attention = "eager" if family == "gemma_2" else "sdpa"
-    values["llm"] = {"name": str(directory), "hidden_size": 32, "num_layers": 2, "attention": attention}
+    values["llm"] |= {"name": str(directory), "hidden_size": 32, "num_layers": 2, "attention": attention}
+    values["llm"]["vocab_size"] = None
     values["lora"] |= {"dropout": 0.0, "targets": _TARGETS.get(family, values["lora"]["targets"])}
     return ModelConfig.model_validate(values)
