@@ -22,6 +22,10 @@ STOP = "###"  # ends an answer in Vicuna v0's layout
 _CURE = "set llm.template: vicuna_v0, or use an LLM with a chat template"
 # Some templates (Llama 3, SmolLM3) write a date: always this one, which is Llama's own default.
 _TODAY = datetime(2024, 7, 26)
+_DATES = "{%- macro strftime_now(format) %}{{ format" + "".join(
+    f" | replace('%{directive}', '{_TODAY.strftime(f'%{directive}')}')" for directive in "aAbBdejmyYHIMSp"
+)
+_DATES += " }}{% endmacro +%}"
 _SYSTEM, _USER, _ANSWER, _NEXT = (f"\ue000{name}\ue001" for name in ("system", "user", "answer", "next"))
 _MARK = "\ufdd0\ufdd1"  # no characters: nobody writes them
 
@@ -207,9 +211,9 @@ class _Scribe:
                 [{"role": role, "content": mark} for role, mark in map(_SAID.__getitem__, turns)],
                 tokenize=False,
                 add_generation_prompt=generation,
+                chat_template=_DATES + self._tokenizer.get_chat_template(),
                 enable_thinking=False,
                 date_string=_TODAY.strftime("%d %b %Y"),
-                strftime_now=_TODAY.strftime,
             )
         )
 
