@@ -38,6 +38,18 @@ def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, i
     yield from _disk(settings, run)
 
 
+def probe(settings: TrainSettings) -> tuple[list[str], list[str]]:
+    """Why the LLM cannot be trained, and notes on how it will be; nothing of one that is not at hand."""
+    from model.core.probe import probe_llm
+
+    try:
+        return [], probe_llm(settings.model, adapter=settings.stage == 3)
+    except ValueError as error:
+        return str(error).splitlines(), []
+    except OSError:  # an LLM that only the workers can reach
+        return [], []
+
+
 def notes(checkpoint: Path) -> Iterator[str]:
     """What may change the last digits when a run is resumed from a checkpoint."""
     for library, there in read_config(checkpoint)["versions"].items():
@@ -145,7 +157,7 @@ def _disk(settings: TrainSettings, run: Path) -> Iterator[str]:
     place = next(folder for folder in (run, *run.parents) if folder.is_dir())
     try:
         needed = trained_weights(settings.model) * _BYTES_PER_WEIGHT * (settings.keep_last + 2)
-    except OSError:  # an LLM that only the workers can reach
+    except (ValueError, OSError):  # an LLM that is no use, or that only the workers can reach
         return
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -34,6 +34,7 @@ def add_adapter(llm: nn.Module, settings: LoraSettings, llm_name: str) -> PeftMo
     try:
         with warnings.catch_warnings():
             # PEFT still uses a transformers attribute that is about to be removed.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # which it then sets itself
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             wrapped = get_peft_model(llm, config, autocast_adapter_dtype=False)
     except ValueError as error:

@@ -48,8 +48,8 @@ def encode_dialogue(
 ) -> EncodedDialogue:
     """Encodes a dialogue as `template` writes it, by default in Vicuna v0's layout.
 
-    That is `### Human: ... \\n### Assistant: ... \\n### Human: ...`. `system` are the words of the system, for a template
-    that takes them (`ChatTemplate.without_system`).
+    That is `### Human: ... \\n### Assistant: ... \\n### Human: ...`. `system` holds the words of the system, for a
+    template that takes them (`ChatTemplate.without_system`).
     A named input item becomes `<Img>`, `num_input_tokens` placeholders (whose embeddings are overwritten) and `</Img>`;
     an unnamed one becomes its caption as text. An output item becomes its modality's signal tokens. The labels cover
     the answers, their signal tokens and the template's end of an answer. A dialogue longer than `max_length` is
@@ -154,7 +154,11 @@ def _merged(contents: Sequence[Part | int], learned: bool) -> Iterator[_Piece]:
 
 
 def _encoded(
-    pieces: Iterable[_Piece], template: ChatTemplate, tokenizer: Any, vocabulary: SignalVocabulary, num_input_tokens: int
+    pieces: Iterable[_Piece],
+    template: ChatTemplate,
+    tokenizer: Any,
+    vocabulary: SignalVocabulary,
+    num_input_tokens: int,
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """Pieces with their tokens; texts that follow each other are encoded together."""
     before: Part | int | None = None

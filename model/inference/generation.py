@@ -205,7 +205,9 @@ class _Context:
         wanted = min(query.sampling.max_new_tokens, max(least, self._longest // 4))
         starts = self._starts(turns)
         # Long histories: each try encodes all that is left.
-        place = bisect_left(starts, True, key=lambda start: self._length(turns[start:], system) <= self._longest - wanted)
+        place = bisect_left(
+            starts, True, key=lambda start: self._length(turns[start:], system) <= self._longest - wanted
+        )
         start = starts[min(place, len(starts) - 1)]
         dialogue, room = self._encoded(turns[start:], system), self._longest - least
         if len(dialogue.input_ids) > room:

@@ -95,9 +95,9 @@ _TINYLLAMA = (
 )
 _DEEPSEEK = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
-    "{% elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
-    "{% else %}{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end｜>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+    "{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% else %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|>{% endif %}"
 )
 
 
@@ -189,11 +189,11 @@ FAMILIES = {
     ),
     "deepseek": Family(
         kind="bytes",
-        special=("<｜begin｜>", "<｜end｜>", "<｜User｜>", "<｜Assistant｜>"),
+        special=("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>"),
         template=_DEEPSEEK,
-        end="<｜end｜>",
-        bos="<｜begin｜>",
-        eos="<｜end｜>",
+        end="<|end|>",
+        bos="<|begin|>",
+        eos="<|end|>",
     ),
 }
 

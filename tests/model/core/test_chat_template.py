@@ -147,9 +147,7 @@ def test_a_later_prompt_begins_as_the_dialogue_was_learned_and_nothing_typed_is_
     assert [i for i in prompt if i in special] == [i for i in empty if i in special]
     short = speaking.encode(turns[:-1], length=cut)
     assert short.input_ids == speaking.encode(turns[:-1]).input_ids[:cut]
-    lengths = dialogue_lengths(
-        turns[:-1], speaking.tokenizer, speaking.vocabulary, 1, cut, template=speaking.template
-    )
+    lengths = dialogue_lengths(turns[:-1], speaking.tokenizer, speaking.vocabulary, 1, cut, template=speaking.template)
     assert lengths == (len(short.input_ids), len(speaking.encode(turns[:-1]).input_ids))
 
 
