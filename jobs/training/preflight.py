@@ -26,8 +26,15 @@ _BYTES_PER_WEIGHT = 16
 _LIBRARIES = ("torch", "deepspeed")
 
 
-def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, init: Path | None) -> Iterator[str]:
-    """What would make a stage fail later, or spoil its result."""
+def mistakes(
+    settings: TrainSettings,
+    views: Sequence[PlannedView],
+    run: Path,
+    init: Path | None,
+    remarks: list[str] | None = None,
+) -> Iterator[str]:
+    """What would make a stage fail later, or spoil its result; `remarks` on how the LLM is trained are added."""
+    yield from _llm(settings, [] if remarks is None else remarks)
     for view in views:
         yield from _shapes(settings, view)
     yield from _decoders(settings)
@@ -36,18 +43,6 @@ def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, i
     yield from _versions()
     yield from _tracker(settings)
     yield from _disk(settings, run)
-
-
-def probe(settings: TrainSettings) -> tuple[list[str], list[str]]:
-    """Why the LLM cannot be trained, and notes on how it will be; nothing of one that is not at hand."""
-    from model.core.probe import probe_llm
-
-    try:
-        return [], probe_llm(settings.model, adapter=settings.stage == 3)
-    except ValueError as error:
-        return str(error).splitlines(), []
-    except OSError:  # an LLM that only the workers can reach
-        return [], []
 
 
 def notes(checkpoint: Path) -> Iterator[str]:
@@ -116,6 +111,18 @@ def _batches(settings: TrainSettings) -> Iterator[str]:
             f"{settings.micro_batch_size} gives work to {settings.num_micro_batches}; use "
             f"workers={settings.num_micro_batches} or micro_batch_size={max(1, settings.batch_size // workers)}"
         )
+
+
+def _llm(settings: TrainSettings, remarks: list[str]) -> Iterator[str]:
+    """Why the LLM cannot be trained, if it is at hand."""
+    from model.core.probe import probe_llm
+
+    try:
+        remarks += probe_llm(settings.model, adapter=settings.stage == 3)
+    except ValueError as error:
+        yield from str(error).splitlines()
+    except OSError:  # an LLM that only the workers can reach
+        return
 
 
 def _start(settings: TrainSettings, init: Path | None) -> Iterator[str]:

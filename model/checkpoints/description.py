@@ -66,6 +66,11 @@ def _with_template(values: Any) -> Any:
 
 def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
     """Trained parts must match; names of frozen parts, and how they are loaded, may have changed since."""
+    if config.llm.template != saved.llm.template:
+        raise ValueError(
+            f"{directory}: was trained on dialogues as {saved.llm.template} writes them, the model takes "
+            f"{config.llm.template}; set llm.template: {saved.llm.template}"
+        )
     names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
     ours, theirs = _shape_of(config), _shape_of(saved)
     for name in names:

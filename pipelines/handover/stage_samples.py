@@ -132,7 +132,7 @@ class SampleReader:
         self._ranges = Ranges()
 
     def read(self, view: int, number: int) -> dict[str, Any]:
-        """One example as a row: `key`, `turns` (JSON), `system`, and by sidecar kind `.npy` bytes and caption lengths."""
+        """One example as a row: `key`, `turns` (JSON), `system`, and by sidecar kind `.npy` bytes and lengths."""
         return self.read_all([(view, number)])[0]
 
     def read_all(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
