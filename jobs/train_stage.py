@@ -33,6 +33,8 @@ FREE = (
     "model.encoder.name",
     *(f"model.outputs.{modality}.decoder" for modality in Modality),
 )
+# What runs had before there was a setting for it.
+_EARLIER = {"settings.model.llm.template": "vicuna_v0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +127,14 @@ def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[s
         settings = plan_stage(settings, shards, run, init).settings
     except (ValueError, OSError) as error:
         faults += str(error).splitlines()
-    plan = DryRun(settings, engine, machine_for(settings, options.gpu_memory, options.host_memory))
-    for line in plan.lines():
+    try:
+        plan = DryRun(settings, engine, machine_for(settings, options.gpu_memory, options.host_memory))
+        lines = list(plan.lines())
+    except Exception:
+        if not faults:
+            raise
+        raise cli.Failures("\n".join(faults)) from None  # as a rule they say why nothing can be measured
+    for line in lines:
         print(line, flush=True)
     print(plan.verdict())
     if not plan.fits:
@@ -158,7 +166,7 @@ def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """The settings that would make a resumed run a different one, as `name: old -> new`."""
-    before, now = _flat(old), _flat(new)
+    before, now = _EARLIER | _flat(old), _flat(new)
     for name in dict.fromkeys((*before, *now)):
         if name == "hash" or name.removeprefix("settings.") in FREE:
             continue

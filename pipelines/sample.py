@@ -110,6 +110,12 @@ class Sample:
     media: Mapping[str, Media] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def system(self) -> tuple[str, ...]:
+        """The messages of the system within the users' turns, as the meta tells them."""
+        found = self.meta.get("system")
+        return tuple(part for part in found if isinstance(part, str)) if isinstance(found, list | tuple) else ()
+
     def items(self, role: Role | None = None) -> Iterator[Item]:
         """Yields the items of all turns, or of one role's turns, in order."""
         for turn in self.turns:

@@ -26,8 +26,15 @@ _BYTES_PER_WEIGHT = 16
 _LIBRARIES = ("torch", "deepspeed")
 
 
-def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, init: Path | None) -> Iterator[str]:
-    """What would make a stage fail later, or spoil its result."""
+def mistakes(
+    settings: TrainSettings,
+    views: Sequence[PlannedView],
+    run: Path,
+    init: Path | None,
+    remarks: list[str] | None = None,
+) -> Iterator[str]:
+    """What would make a stage fail later, or spoil its result; `remarks` on how the LLM is trained are added."""
+    yield from _llm(settings, [] if remarks is None else remarks)
     for view in views:
         yield from _shapes(settings, view)
     yield from _decoders(settings)
@@ -106,6 +113,18 @@ def _batches(settings: TrainSettings) -> Iterator[str]:
         )
 
 
+def _llm(settings: TrainSettings, remarks: list[str]) -> Iterator[str]:
+    """Why the LLM cannot be trained, if it is at hand."""
+    from model.core.probe import probe_llm
+
+    try:
+        remarks += probe_llm(settings.model, adapter=settings.stage == 3)
+    except ValueError as error:
+        yield from str(error).splitlines()
+    except OSError:  # an LLM that only the workers can reach
+        return
+
+
 def _start(settings: TrainSettings, init: Path | None) -> Iterator[str]:
     if init is not None:
         try:
@@ -145,7 +164,7 @@ def _disk(settings: TrainSettings, run: Path) -> Iterator[str]:
     place = next(folder for folder in (run, *run.parents) if folder.is_dir())
     try:
         needed = trained_weights(settings.model) * _BYTES_PER_WEIGHT * (settings.keep_last + 2)
-    except OSError:  # an LLM that only the workers can reach
+    except (ValueError, OSError):  # an LLM that is no use, or that only the workers can reach
         return
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -78,7 +78,7 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
             )
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
-    mistakes += preflight.mistakes(settings, views, run, init)
+    mistakes += preflight.mistakes(settings, views, run, init, notes)
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     if settings.stage == 3 and init is None:

@@ -23,7 +23,17 @@ from pipelines.storage.sidecars import ROW_KINDS, from_npy
 VARIANCE_SAMPLES = 512
 STOPPED = "stopped.json"  # in a run that a retry cannot help: the loss diverged, or memory ran out
 # Errors that a retry would only repeat, unlike a lost connection or worker.
-_LASTING = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, NotADirectoryError, PermissionError)
+_LASTING = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    ImportError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+)
 LOGS = ("log.jsonl", "tensorboard", "samples", "mlflow", "wandb", "tracker.json")
 
 
@@ -161,14 +171,19 @@ def _hardware(rank: Any) -> str:
 
 def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
     """A function that counts the tokens of a sample: (used, before truncation to `max_length`)."""
+    from model.core.chat_template import chat_template
     from model.core.dialogue import dialogue_lengths
     from model.core.tokenizer import load_tokenizer, load_vocabulary
 
     tokenizer, vocabulary = load_tokenizer(config), load_vocabulary(config)
+    template = chat_template(config.llm.template, tokenizer)
 
     def measure(sample: Sample) -> tuple[int, int]:
         tokens = config.input_projection.num_input_tokens
-        return dialogue_lengths(sample.turns, tokenizer, vocabulary, tokens, config.max_length)
+        system, turns = template.without_system(sample.turns, sample.system)
+        return dialogue_lengths(
+            turns, tokenizer, vocabulary, tokens, config.max_length, template=template, system=system
+        )
 
     return measure
 
@@ -177,6 +192,7 @@ def measure_id(config: ModelConfig) -> str:
     """An id that changes whenever the token counts of samples may change."""
     parts: Mapping[str, Any] = {
         "llm": config.llm.name,
+        "template": config.llm.template,
         "groups": {m.value: n for m, n in config.signal_groups.items()},
         "tokens": config.input_projection.num_input_tokens,
         "max_length": config.max_length,

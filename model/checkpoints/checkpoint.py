@@ -215,7 +215,7 @@ def _copy_tensors(model: NextGPT, directory: Path, *, adapter: bool) -> None:
     try:
         tensors = load_file(path)
         if adapter:
-            saved = read_adapter(directory / ADAPTER, model.config.lora)
+            saved = read_adapter(directory / ADAPTER, model.llm)
             tensors |= {_LLM + name: value for name, value in saved.items()}
     except SafetensorError as error:
         raise ValueError(f"{directory}: damaged weights ({error}); use another checkpoint") from None

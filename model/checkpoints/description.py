@@ -54,11 +54,23 @@ def check_compatible(config: ModelConfig, directory: Path | str) -> None:
 
 def model_config(description: Mapping[str, Any], directory: Path) -> ModelConfig:
     """The model configuration in a checkpoint's description."""
-    return parse_config(description.get("model"), str(directory / CONFIG))
+    return parse_config(_with_template(description.get("model")), str(directory / CONFIG))
+
+
+def _with_template(values: Any) -> Any:
+    """The values of a configuration; before there was a choice, all dialogues were written as Vicuna v0 does."""
+    if not isinstance(values, dict) or not isinstance(values.get("llm"), dict):
+        return values
+    return values | {"llm": {"template": "vicuna_v0"} | values["llm"]}
 
 
 def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapter: bool) -> None:
     """Trained parts must match; names of frozen parts, and how they are loaded, may have changed since."""
+    if config.llm.template != saved.llm.template:
+        raise ValueError(
+            f"{directory}: was trained on dialogues as {saved.llm.template} writes them, the model takes "
+            f"{config.llm.template}; set llm.template: {saved.llm.template}"
+        )
     names = ["encoder", "input_projection", "outputs", *(["lora"] if adapter else [])]
     ours, theirs = _shape_of(config), _shape_of(saved)
     for name in names:

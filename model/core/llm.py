@@ -98,6 +98,12 @@ def check_fits(config: ModelConfig, llm: Any) -> None:
             )
 
 
+def capped(llm: Any, logits: Tensor) -> Tensor:
+    """Logits as the LLM's family softens them: (..., V) to (..., V)."""
+    cap = getattr(llm.config.get_text_config(), "final_logit_softcapping", None)  # Gemma
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def fingerprint(llm: Any) -> str:
     """Identifies a base LLM by embedding rows, norms and biases, which do not depend on the dtype it is loaded in."""
     tensors = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.core.adapter import add_adapter, base_of, has_adapter, is_adapter_tensor
 from model.core.batch import Batch
 from model.core.dialogue import IGNORE
-from model.core.llm import check_fits, fingerprint, load_llm
+from model.core.llm import capped, check_fits, fingerprint, load_llm
 from model.core.projections import InputProjection, OutputProjection
 from model.core.vocabulary import SignalVocabulary
 from model.parts.config import ModelConfig
@@ -233,9 +233,7 @@ class NextGPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over base tokens, from the base head, and new tokens: (..., H) to (..., V)."""
         base = base_of(self.llm)
-        logits = torch.cat([base.get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1)
-        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return capped(base, torch.cat([base.get_output_embeddings()(hidden), self.new_output_rows(hidden)], dim=-1))
 
     def forward(self, batch: Batch) -> Predictions:
         """Runs the LLM once; logits are computed only at positions with a label."""

@@ -1,11 +1,13 @@
 """The base LLM's tokenizer, extended by the new tokens."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import models
+from tokenizers import Tokenizer, models
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from model.core.vocabulary import SignalVocabulary
@@ -14,6 +16,7 @@ from model.parts.config import ModelConfig
 
 _FILLER = "<|filler_{}|>"
 _LEAST = 100  # embedding rows per token; a tokenizer with fewer tokens counts as empty
+_FEW = 8  # pieces without a row: of a small vocabulary, more than these are another LLM's
 _CURE = "put the LLM's own tokenizer.json or tokenizer.model next to its weights"
 
 
@@ -30,6 +33,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     tokenizer = _read(resolve(config.llm.name))
     merge_by_score(tokenizer)
+    drop_rowless(tokenizer, load_vocabulary(config).base_size)
     add_tokens(tokenizer, load_vocabulary(config), config.llm.name)
     return tokenizer
 
@@ -40,6 +44,41 @@ def _read(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except ValueError as error:
         raise ValueError(f"{name}: no tokenizer found; {_CURE}") from error
+
+
+def drop_rowless(tokenizer: Any, rows: int) -> None:
+    """Removes the tokens without an embedding row, in place: some LLMs (Gemma 3 1B, CodeLlama) have a few.
+
+    Raises nothing where it lacks more than a few pieces of text: `add_tokens` refuses it.
+    """
+    if len(tokenizer) <= rows:
+        return
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, vocab = values["model"], values["model"].get("vocab", {})
+    added = {token["content"] for token in values["added_tokens"]}
+    pieces = vocab.items() if isinstance(vocab, dict) else ((piece, number) for number, (piece, _) in enumerate(vocab))
+    kept = {piece: number for piece, number in pieces if number < rows}
+    if sum(piece not in added for piece in _names(vocab) - kept.keys()) > max(_FEW, rows // _LEAST):
+        return
+    model["vocab"] = kept if isinstance(vocab, dict) else vocab[:rows]
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if _is_within(pair, kept)]
+    gone = {token["content"] for token in values["added_tokens"] if token["id"] >= rows}
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] not in gone]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(values))
+    for name, content in tokenizer.special_tokens_map.items():
+        if content in gone:
+            setattr(tokenizer, name, None)
+    tokenizer.extra_special_tokens = [token for token in tokenizer.extra_special_tokens if str(token) not in gone]
+
+
+def _names(vocab: Any) -> set[str]:
+    return set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+
+
+def _is_within(pair: Any, kept: Mapping[str, int]) -> bool:
+    left, right = pair.split(" ") if isinstance(pair, str) else pair
+    return left in kept and right in kept and left + right in kept
 
 
 def add_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> None:
@@ -81,12 +120,13 @@ def check_tokens(tokenizer: Any, vocabulary: SignalVocabulary, name: str) -> Non
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Encodes text that continues a sequence: no BOS, and nothing in it becomes a special or signal token."""
-    if text.startswith(" ") and _adds_space(tokenizer):
+    if text.startswith(" ") and adds_space(tokenizer):
         text = text[1:]
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def _adds_space(tokenizer: Any) -> bool:
+def adds_space(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a space before a text that begins with one."""
     # Some tokenizers prepend a space to every text, which would double ours. Most SentencePiece tokenizers do so only
     # if the text does not start with one.
     tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(" a", add_special_tokens=False))
@@ -99,10 +139,11 @@ def special_ids(tokenizer: Any) -> list[int]:
 
 
 def eos_ids(tokenizer: Any, llm: Any) -> set[int]:
-    """The end-of-sequence ids, of the tokenizer and of the LLM."""
+    """The end-of-sequence ids, of the tokenizer and of the LLM, that have a row."""
     named = getattr(llm.generation_config, "eos_token_id", None)
     ids = named if isinstance(named, list) else [named]
-    return {int(i) for i in (tokenizer.eos_token_id, *ids) if i is not None}
+    rows = llm.config.get_text_config().vocab_size
+    return {int(i) for i in (tokenizer.eos_token_id, *ids) if i is not None and i < rows}
 
 
 _FILE = "tokenizer.model"

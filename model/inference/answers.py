@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from model.core.dialogue import STOP
+from model.core.chat_template import STOP
 from model.core.vocabulary import SignalVocabulary
 from model.inference.constraint import Constraint
 from pipelines.sample import Item, Modality, Part
 
 OnPart = Callable[[Part], None]
 _STOP_WINDOW = 8  # tokens that always contain all of "###", however it is tokenized
-# May still turn out to be the stop mark, the space before it, or a character whose last bytes are missing.
 _HALF = "\ufffd"
-_UNCERTAIN = re.compile(r"[\s#\ufffd]+$")
 
 
 @dataclass(slots=True)
@@ -29,15 +27,21 @@ class Run:
 
 
 class Detokenizer:
-    """Decodes tokens to text, and detects the stop mark."""
+    """Decodes tokens to text, and detects the text `stop` that ends an answer, if there is one."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, stop: str = STOP) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        # May still turn out to be the stop mark, the space before it, or a character whose last bytes are missing.
+        self._uncertain = re.compile(rf"[\s\ufffd{re.escape(stop)}]+$")
         self._may_stop: dict[int, bool] = {}
 
     def text(self, ids: Sequence[int]) -> str:
         """The text as it appears in a reply, without the stop mark and surrounding spaces."""
-        return self._decode(ids).rstrip().removesuffix(STOP).strip()
+        return self._decode(ids).rstrip().removesuffix(self._stop).strip()
+
+    def certain(self, text: str) -> str:
+        """The beginning of a growing text that no further token can change."""
+        return self._uncertain.sub("", text)
 
     def grown(self, text: str, ids: Sequence[int], before: int, done: int) -> str:
         """The text of all `ids`, given the `text` of the first `done`.
@@ -49,21 +53,23 @@ class Detokenizer:
 
     def stops(self, ids: Sequence[int]) -> bool:
         """Whether a text ends with the stop mark, however it is tokenized."""
-        return self._holds_mark(ids[-1]) and self._decode(ids[-_STOP_WINDOW:]).rstrip().endswith(STOP)
+        return self._holds_mark(ids[-1]) and self._decode(ids[-_STOP_WINDOW:]).rstrip().endswith(self._stop)
 
     def before_stop(self, ids: Sequence[int]) -> list[int]:
         """The tokens of a text before the stop mark, which are what precedes a signal group in training."""
         kept = list(ids)
         if kept and self.stops(kept):
-            text = self._decode(ids).rstrip().removesuffix(STOP).rstrip()
+            text = self._decode(ids).rstrip().removesuffix(self._stop).rstrip()
             while kept and not _ends_within(self._decode(kept), text):
                 kept.pop()
         return kept
 
     def _holds_mark(self, token: int) -> bool:
+        if not self._stop:
+            return False
         # Cached, since the text would otherwise be decoded at every token.
         if token not in self._may_stop:
-            self._may_stop[token] = STOP[0] in self._decode([token])
+            self._may_stop[token] = self._stop[0] in self._decode([token])
         return self._may_stop[token]
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -117,7 +123,7 @@ class _Telling:
         text = text.lstrip()
         holds_stop = any(stop in text for stop in self._stops.texts)
         if self._on_part and not holds_stop:
-            self._tell(self._on_part, self._stops.certain(_UNCERTAIN.sub("", text)))
+            self._tell(self._on_part, self._stops.certain(self._detokenizer.certain(text)))
         return holds_stop
 
     def end(self, ids: Sequence[int], item: Item | None = None) -> None:

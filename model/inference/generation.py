@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from model.core.batch import Example, collate
+from model.core.chat_template import ChatTemplate, chat_template
 from model.core.dialogue import IGNORE, EncodedDialogue, encode_dialogue
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import eos_ids, special_ids
@@ -36,11 +37,12 @@ def generate(
     turns: Sequence[Turn],
     features: npt.NDArray[np.floating] | None,
     *,
+    system: Sequence[str] = (),
     require: Sequence[Modality] = (),
     **sampling: Any,
 ) -> Reply:
     """Answers one query with `Sampling(**sampling)`: `generate_batch` with a batch of one."""
-    query = Query(turns=turns, features=features, require=require, sampling=Sampling(**sampling))
+    query = Query(turns=turns, system=system, features=features, require=require, sampling=Sampling(**sampling))
     [reply] = generate_batch(model, tokenizer, [query])
     return reply
 
@@ -86,10 +88,12 @@ class Generator:
 
     def __init__(self, model: NextGPT, tokenizer: Any, *, at_once: int | None = None) -> None:
         self._model, self._tokenizer, self._at_once = model, tokenizer, at_once
-        self._ends, self._detokenizer = eos_ids(tokenizer, model.llm), Detokenizer(tokenizer)
+        template = chat_template(model.config.llm.template, tokenizer)
+        self._ends = eos_ids(tokenizer, model.llm) | template.ends
+        self._detokenizer = Detokenizer(tokenizer, template.stop)
         self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)
         self._constraints = Constraints(tokenizer, model.vocabulary.total_size)
-        self._context = _Context(model, tokenizer)
+        self._context = _Context(model, tokenizer, template)
         self._waiting: dict[int, Pending] = {}
         self._running: dict[int, Pending] = {}
         self._count = 0
@@ -189,20 +193,23 @@ def _num_inputs(turns: Sequence[Turn]) -> int:
 class _Context:
     """The LLM's context: which part of a dialogue fits into it, and what that leaves for the answer."""
 
-    def __init__(self, model: NextGPT, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: NextGPT, tokenizer: Any, template: ChatTemplate) -> None:
+        self._model, self._tokenizer, self._template = model, tokenizer, template
         self._longest = int(getattr(model.llm.config, "max_position_embeddings", None) or _NO_LIMIT)
         self._most_characters = self._longest * max(map(len, tokenizer.get_vocab()))
 
     def example(self, query: Query) -> Example:
         """Encodes the dialogue, with as many of its latest exchanges as fit beside the answer. Raises TooLong."""
-        turns, least = query.turns, max(query.sampling.least_room, _needed(self._model, query))
+        system, turns = self._template.without_system(query.turns, query.system)
+        least = max(query.sampling.least_room, _needed(self._model, query))
         wanted = min(query.sampling.max_new_tokens, max(least, self._longest // 4))
         starts = self._starts(turns)
         # Long histories: each try encodes all that is left.
-        place = bisect_left(starts, True, key=lambda start: self._length(turns[start:]) <= self._longest - wanted)
+        place = bisect_left(
+            starts, True, key=lambda start: self._length(turns[start:], system) <= self._longest - wanted
+        )
         start = starts[min(place, len(starts) - 1)]
-        dialogue, room = self._encoded(turns[start:]), self._longest - least
+        dialogue, room = self._encoded(turns[start:], system), self._longest - least
         if len(dialogue.input_ids) > room:
             raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens, at most {room} fit; shorten it")
         features = None if query.features is None else query.features[_num_inputs(turns[:start]) :]
@@ -224,13 +231,22 @@ class _Context:
             starts.append(start)
         return starts[::-1] or [0]
 
-    def _length(self, turns: Sequence[Turn]) -> int:
-        return len(self._encoded(turns).input_ids)
+    def _length(self, turns: Sequence[Turn], system: str) -> int:
+        return len(self._encoded(turns, system).input_ids)
 
-    def _encoded(self, turns: Sequence[Turn]) -> EncodedDialogue:
+    def _encoded(self, turns: Sequence[Turn], system: str) -> EncodedDialogue:
         num_input_tokens = self._model.config.input_projection.num_input_tokens
         vocabulary = self._model.vocabulary
-        return encode_dialogue(turns, self._tokenizer, vocabulary, num_input_tokens, _NO_LIMIT, for_generation=True)
+        return encode_dialogue(
+            turns,
+            self._tokenizer,
+            vocabulary,
+            num_input_tokens,
+            _NO_LIMIT,
+            template=self._template,
+            system=system,
+            for_generation=True,
+        )
 
 
 def _conditions(model: NextGPT, done: Sequence[Pending], detokenizer: Detokenizer) -> list[list[Condition]]:

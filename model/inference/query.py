@@ -60,12 +60,14 @@ class Sampling:
 class Query:
     """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
+    `system` are the messages of the system within the users' turns, for an LLM that takes them as such.
     `features` (N, E) are the encoder's embeddings of the user's named items, in order; without them, the responder
     embeds `media`. `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps,
     guidance, sizes.
     """
 
     turns: Sequence[Turn]
+    system: Sequence[str] = ()
     media: Mapping[str, Decoded] = field(default_factory=dict)
     features: npt.NDArray[np.floating] | None = None
     require: Sequence[Modality] = ()

@@ -19,10 +19,12 @@ class LanguageModelConfig(_Settings):
     """The frozen base LLM: any causal LM supported by transformers, by hub id or path.
 
     The LLM is checked against each width that is given. `attention` is transformers' name of the kernel; `load_in_4bit`
-    keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
+    keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314). `template` is how dialogues are
+    written: `auto` by the chat template of the LLM's own tokenizer, `vicuna_v0` in the layout of the released weights.
     """
 
     name: str
+    template: Literal["auto", "vicuna_v0"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     load_in_4bit: bool = False
     hidden_size: PositiveInt | None = None
@@ -60,12 +62,15 @@ class OutputConfig(_Settings):
 
 
 class LoraSettings(_Settings):
-    """The adapter of stage 3 (LoRA, Hu et al. 2021)."""
+    """The adapter of stage 3 (LoRA, Hu et al. 2021).
+
+    `targets` are the names of the layers that are adapted; `auto` stands for all linear layers of the attention.
+    """
 
     r: PositiveInt = 32
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    targets: tuple[str, ...] | Literal["auto"] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class DecoderSettings(_Settings):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from model.checkpoints.base_rows import save_base_rows
 from model.checkpoints.checkpoint import load_weights, trained_state, write_files
 from model.core.batch import Batch, Example
+from model.core.chat_template import chat_template
 from model.core.dialogue import IGNORE, encode_dialogue
 from model.core.losses import TERMS, Criterion, Losses, LossWeights, total
 from model.core.nextgpt import NextGPT
@@ -75,6 +76,7 @@ class Trainer:
         settings = job.settings
         self.job, self.rank = job, rank
         self.tokenizer = load_tokenizer(settings.model)
+        self._template = chat_template(settings.model.llm.template, self.tokenizer)
         checkpoint = resumable(job.run)
         state = TrainState.read(checkpoint) if checkpoint is not None else None
         self.model = self._build(checkpoint or job.init)
@@ -197,12 +199,15 @@ class Trainer:
     def encode(self, row: Row) -> Example:
         """Encodes a row of the hand-over, with its embeddings as arrays (or None), for the model."""
         config = self.job.settings.model
+        system, turns = self._template.without_system(turns_from_json(row["turns"]), row.get("system") or ())
         dialogue = encode_dialogue(
-            turns_from_json(row["turns"]),
+            turns,
             self.tokenizer,
             self.model.vocabulary,
             config.input_projection.num_input_tokens,
             config.max_length,
+            template=self._template,
+            system=system,
         )
         if self.job.settings.stage == 2:
             # The caption is already in the prompt; only the signal tokens that follow it are learned.

@@ -103,6 +103,7 @@ class Sampler:
             self.tokenizer,
             turns,
             row["encoder"][:items] if items else None,
+            system=row.get("system") or (),
             max_new_tokens=self.max_new_tokens,
             require=require,
             max_items=len(require),

@@ -42,6 +42,7 @@ LENGTHS = "lengths"
 
 ROW_SCHEMA = pa.schema(
     [("step", pa.int64()), ("micro", pa.int64()), ("key", pa.string()), ("turns", pa.string())]
+    + [("system", pa.list_(pa.string()))]
     + [(kind, pa.binary()) for kind in ROW_KINDS]
     + [(f"{kind}_lengths", pa.list_(pa.int32())) for kind in ROW_KINDS]
 )
@@ -131,7 +132,7 @@ class SampleReader:
         self._ranges = Ranges()
 
     def read(self, view: int, number: int) -> dict[str, Any]:
-        """One example as a row: `key`, `turns` (JSON) and, by sidecar kind, `.npy` bytes and caption lengths."""
+        """One example as a row: `key`, `turns` (JSON), `system`, and by sidecar kind `.npy` bytes and lengths."""
         return self.read_all([(view, number)])[0]
 
     def read_all(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -179,7 +180,11 @@ def _row(
 ) -> dict[str, Any]:
     document = from_members({"json": data["json"]})
     sample = apply_view(view.kind, example(document, caption))
-    row: dict[str, Any] = {"key": f"{view.name}/{entries['json'].key}", "turns": turns_to_json(sample.turns)}
+    row: dict[str, Any] = {
+        "key": f"{view.name}/{entries['json'].key}",
+        "turns": turns_to_json(sample.turns),
+        "system": list(sample.system),
+    }
     has_several = num_examples(document) > 1
     for kind in ROW_KINDS:
         row[kind] = data.get(kind, b"")

@@ -1,5 +1,6 @@
 """Prompts of many kinds, and a tiny model that answers them in many ways."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,41 @@ from pipelines.sample import Item, Modality
 
 ASK = dialogue(("show me a dog",))
 VIDEO, AUDIO, IMAGE = Modality.VIDEO, Modality.AUDIO, Modality.IMAGE
+
+
+@contextmanager
+def saying(model, ids, then):
+    """Makes the model want to say `ids` one after another, and `then` ever after."""
+    rest, original = iter(ids), model.logits
+
+    def logits(hidden):
+        values = original(hidden)
+        if len(values):  # the next token's; a whole dialogue has no labels here
+            values = values.clone()
+            values[:, next(rest, then)] += 1e4
+        return values
+
+    model.logits = logits
+    try:
+        yield
+    finally:
+        del model.logits
+
+
+@contextmanager
+def fed(model):
+    """Collects what the model reads: the prompt, then the answer piece by piece, then the whole if it holds items."""
+    seen, original = [], model.embed
+
+    def embed(ids_BT, **options):
+        seen.append(ids_BT.flatten().tolist())
+        return original(ids_BT, **options)
+
+    model.embed = embed
+    try:
+        yield seen
+    finally:
+        del model.embed
 
 
 def lively(model, tokenizer):

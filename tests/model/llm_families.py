@@ -44,11 +44,10 @@ _TARGETS = {"pythia": ["query_key_value", "dense"]}
 
 def build_llm(directory: Path, model_class: str, tokenizer: Any, **changes: Any) -> None:
     """Writes an LLM with random weights and a tokenizer into a directory."""
-    config = getattr(transformers, f"{model_class}Config")(
-        **(_SHAPE | changes), bos_token_id=1, eos_token_id=2, pad_token_id=3
-    )
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    config = getattr(transformers, f"{model_class}Config")(**(_SHAPE | ids | changes))
     torch.manual_seed(0)
-    llm = getattr(transformers, f"{model_class}ForCausalLM")(config)
+    llm = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in llm.parameters():  # at the usual 0.02 all logits are alike
             if parameter.ndim > 1:
@@ -63,6 +62,7 @@ def family_config(directory: Path, family: str, tiny: ModelConfig, base_tokenize
     build_llm(directory, model_class, base_tokenizer, **changes)
     values = tiny.model_dump(mode="json")
     attention = "eager" if family == "gemma_2" else "sdpa"
-    values["llm"] = {"name": str(directory), "hidden_size": 32, "num_layers": 2, "attention": attention}
+    values["llm"] |= {"name": str(directory), "hidden_size": 32, "num_layers": 2, "attention": attention}
+    values["llm"]["vocab_size"] = None
     values["lora"] |= {"dropout": 0.0, "targets": _TARGETS.get(family, values["lora"]["targets"])}
     return ModelConfig.model_validate(values)

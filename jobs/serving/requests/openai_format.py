@@ -200,6 +200,7 @@ def to_query(request: ChatRequest, allowed_urls: Sequence[str] = ()) -> Query:
     require = [Modality(name) for name in dict.fromkeys(request.modalities or ()) if name != "text"]
     return Query(
         turns=turns,
+        system=[part for speaker, parts in said if speaker == "system" for part in parts if isinstance(part, str)],
         media={name: uploads.decode(medium) for name, medium in media.items()},
         require=require,
         sampling=_sampling(request, require),

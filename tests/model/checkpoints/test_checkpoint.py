@@ -21,6 +21,7 @@ from model.checkpoints.description import check_compatible, latest_checkpoint, r
 from model.core.batch import collate
 from model.core.nextgpt import NextGPT
 from model.parts.builtin import resolve
+from pipelines.storage.files import read_json, write_json
 
 
 def train(model, tokenizer, stage):
@@ -199,12 +200,20 @@ def altered(tiny, **changes):
         ({"outputs__image__dim": 48}, "outputs of the checkpoint"),
         ({"encoder__dim": 1024}, "encoder of the checkpoint"),
         ({"lora__r": 4}, "lora of the checkpoint"),
+        ({"llm__template": "auto"}, "as vicuna_v0 writes them, the model takes auto; set llm.template: vicuna_v0"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_no_start(tiny, saved, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_weights(NextGPT.from_config(altered(tiny, **changes)), saved)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_of_template_has_vicunas(tiny, saved):
+    description = read_json(saved / "config.json")
+    assert description["model"]["llm"].pop("template") == "vicuna_v0"
+    write_json(saved / "config.json", description)
+    assert from_pretrained(saved)[0].config == tiny
 
 
 def test_a_checkpoint_of_another_base_llm_is_refused(tiny, saved, tokenizer, tmp_path):

@@ -1,4 +1,3 @@
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
@@ -6,7 +5,17 @@ import numpy as np
 import pytest
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, make_example
-from generation_cases import ASK, AUDIO, IMAGE, VIDEO, assert_alike, lively, prompts_of_many_kinds
+from generation_cases import (
+    ASK,
+    AUDIO,
+    IMAGE,
+    VIDEO,
+    assert_alike,
+    fed,
+    lively,
+    prompts_of_many_kinds,
+    saying,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from llm_families import FAMILIES, family_config
@@ -23,25 +32,6 @@ from model.parts.builtin import resolve
 from pipelines.sample import Item, Modality, Turn
 
 
-@contextmanager
-def saying(model, ids, then):
-    """Makes the model want to say `ids` one after another, and `then` ever after."""
-    rest, original = iter(ids), model.logits
-
-    def logits(hidden):
-        values = original(hidden)
-        if len(values):  # the next token's; a whole dialogue has no labels here
-            values = values.clone()
-            values[:, next(rest, then)] += 1e4
-        return values
-
-    model.logits = logits
-    try:
-        yield
-    finally:
-        del model.logits
-
-
 def answer_batch(model, tokenizer, prompts, seed=0, on_part=None, **options):
     """Row r is drawn from seed + r."""
     prompts = [replace(p, sampling=Sampling(seed=seed + row, **options)) for row, p in enumerate(prompts)]
@@ -53,22 +43,6 @@ def one_by_one(model, tokenizer, prompts, seed=0, **options):
         generate(model, tokenizer, p.turns, p.features, require=p.require, seed=seed + row, **options)
         for row, p in enumerate(prompts)
     ]
-
-
-@contextmanager
-def fed(model):
-    """Collects what the model reads: the prompt, then the answer piece by piece, then the whole if it holds items."""
-    seen, original = [], model.embed
-
-    def embed(ids_BT, **options):
-        seen.append(ids_BT.flatten().tolist())
-        return original(ids_BT, **options)
-
-    model.embed = embed
-    try:
-        yield seen
-    finally:
-        del model.embed
 
 
 def say(model, tokenizer, ids, then=None, turns=ASK, features=None, **options):

@@ -67,6 +67,7 @@ def test_a_system_message_is_never_lost_and_never_put_into_the_models_mouth() ->
     system = {"role": "system", "content": "Be brief."}
     answer = {"role": "assistant", "content": "hi"}
     assert wire.to_query(request(user("hello"), system)).turns == [Turn(role="user", parts=("hello", "Be brief."))]
+    assert list(wire.to_query(request(user("hello"), system)).system) == ["Be brief."]
     query = wire.to_query(request(user("hello"), system, answer, user("again")))
     assert [turn.parts for turn in query.turns] == [("hello", "Be brief."), ("hi",), ("again",)]
     with pytest.raises(wire.Mistake, match="a system message is followed by no user"):
