@@ -148,10 +148,10 @@ class MetaDenoiser(Denoiser):
         decoder = settings.model.outputs[modality].decoder
         super().__init__(modality, decoder, "meta", DTYPES[settings.precision], settings.gradient_checkpointing)
 
-    def _load_unet(self, path: str, dtype: torch.dtype) -> Any:
-        kind = getattr(diffusers, self._family.unet)
+    def _load_part(self, path: str, part: str, kind: str, dtype: torch.dtype) -> Any:
+        made = getattr(diffusers, kind)
         with torch.device("meta"):
-            return kind.from_config(kind.load_config(path, subfolder="unet")).to(dtype)
+            return made.from_config(made.load_config(path, subfolder=part)).to(dtype)
 
 
 _ATEN = torch.ops.aten

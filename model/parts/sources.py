@@ -13,7 +13,8 @@ from typing import Any
 
 from model.parts.builtin import BUILTIN, is_builtin
 from model.parts.config import ModelConfig
-from model.parts.families import FAMILIES, MODELS
+from model.parts.families import MODELS, TOKENIZERS, wanted
+from model.parts.family_table import FAMILIES
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
@@ -155,16 +156,17 @@ def _missing_of_llm(folder: Path) -> Iterator[str]:
 
 
 def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
-    wanted = FAMILIES[modality].pipeline
     try:
         index: dict[str, Any] = read_json(folder / "model_index.json")
     except (OSError, ValueError):
-        yield f"no diffusers pipeline (model_index.json of a {wanted})"
+        yield f"no diffusers pipeline (model_index.json of a {wanted(modality)})"
         return
-    if index.get("_class_name") != wanted:
-        yield f"a {index.get('_class_name')}, not the {wanted} that {modality} needs,"
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is None or family.modality is not modality:
+        yield f"a {index.get('_class_name')}, not the {wanted(modality)} that {modality} needs,"
         return
-    for component in sorted({"tokenizer", "scheduler", *MODELS} & index.keys()):
+    present = {part for part, said in index.items() if isinstance(said, list) and said[0]}
+    for component in sorted({"scheduler", *TOKENIZERS, *MODELS} & present):
         if not (folder / component).is_dir():
             yield f"no {component}"
         elif component in MODELS:
