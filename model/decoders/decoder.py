@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model.decoders.conditions import from_rows
+from model.decoders.denoiser_calls import pack
 from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading
 from model.parts.config import DecoderSettings
 from model.parts.families import (
@@ -54,7 +55,8 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _images(pipe: Any, output: Any) -> list[Decoded]:
-    withheld = output.nsfw_content_detected or [False] * len(output.images)  # None without a classifier
+    # None without a classifier, and most pipelines can have none.
+    withheld = getattr(output, "nsfw_content_detected", None) or [False] * len(output.images)
     return [
         Image(pixels=_pixels(pixels), note=WITHHELD if is_withheld else "")
         for pixels, is_withheld in zip(output.images, withheld, strict=True)
@@ -140,13 +142,15 @@ class Decoder:
         self.condition_shape = self._shape.rows
         dtype = _dtype(modality, name, torch.device(device), settings)
         unwanted = _safety(modality, name, settings)
-        self._negative_NLD = negative_condition(modality, name, device)
+        self._negative_NLD = self._negative(device)
         path = locate(modality, name)
         texts = [part for part in components(modality, name) if part in (*TEXTS, *TOKENIZERS)]
         with loading(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
                 path, dtype=dtype, **dict.fromkeys(texts), **unwanted
             )
+        if "projection_model" in self.pipe.components:
+            self.pipe.projection_model.text_projection = torch.nn.Identity()  # conditions are what it gives
         self._texts = _Texts(modality, name)
         if self._family.pooled:
             self.pipe.text_encoder = SimpleNamespace(dtype=dtype)  # AudioLDM's is asked for its type
@@ -248,7 +252,14 @@ class Decoder:
         sizes = {name: value for name, value in settings.items() if name in self.defaults}
         shape = latent_shape(self.modality, self.name, sizes)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        noise = pack(self._family, noise, getattr(self.pipe, self._family.denoiser_part).config)
         return noise.to(self.pipe.device, self.pipe.dtype)
+
+    def _negative(self, device: str | torch.device) -> npt.NDArray[np.float32]:
+        """The condition of no caption (1, L, D); the text encoders that embed it are loaded and freed."""
+        if not self._family.has_negative:
+            return np.zeros((1, *self.condition_shape), np.float32)
+        return TextEncoder(self.modality, self.name, device).negative()
 
     def _told(self, conditions_NLD: Tensor) -> dict[str, Tensor]:
         """A batch of conditions, and that of no caption, as the pipeline takes them."""
@@ -272,11 +283,6 @@ class Decoder:
 
     def _placed(self, values: Tensor) -> Tensor:
         return values.to(self.pipe.device, self.pipe.dtype)
-
-
-def negative_condition(modality: Modality, name: str, device: str | torch.device = "cpu") -> npt.NDArray[np.float32]:
-    """The condition of no caption (1, L, D); the text encoders that embed it are loaded and freed."""
-    return TextEncoder(modality, name, device).negative()
 
 
 def _dtype(modality: Modality, name: str, device: torch.device, settings: DecoderSettings) -> torch.dtype:

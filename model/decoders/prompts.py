@@ -21,6 +21,7 @@ from model.parts.family_table import MASK, POOLED, SEQUENCE, Family, Prompts
 from pipelines.sample import Modality
 
 PIECE = 16  # captions that are embedded at once
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning that transformers gives once
 _INSTRUCTION = "complex_human_instruction"  # that Sana puts before a caption: a default of its call alone
 
 
@@ -43,6 +44,8 @@ class PromptTexts:
             part: getattr(self._pipe, part).to(device) for part in (*texts, *_projections(parts))
         }
         self.tokenizers: dict[str, Any] = {part: getattr(self._pipe, part) for part in TOKENIZERS if part in parts}
+        for tokenizer in self.tokenizers.values():
+            tokenizer.deprecation_warnings[_TOO_LONG] = True  # said already: captions are cut
 
     def prepare(self, captions: Sequence[str]) -> list[str]:
         """Captions as they are: the pipeline makes tokens of them."""

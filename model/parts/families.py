@@ -135,7 +135,12 @@ def noise_kind(modality: Modality, name: str) -> str:
 
     Raises ValueError if no loss is known for the scheduler, and as `locate` does.
     """
-    config = _reader(modality, name)("scheduler/scheduler_config.json")
+    read = _reader(modality, name)
+    if read("model_index.json").get("boundary_ratio") is not None:
+        raise ValueError(
+            f"{name}: denoises with two transformers, which no loss is known for; train by alignment alone"
+        )
+    config = read("scheduler/scheduler_config.json")
     kind = str(config.get("_class_name"))
     if kind.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
         return "flow"

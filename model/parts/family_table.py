@@ -11,6 +11,9 @@ from typing import Any
 
 from pipelines.sample import Modality
 
+# How many tokens their own pipelines give to an encoder; a T5 or a Gemma itself takes any number.
+_T5_XXL, _T5_OF_THREE, _T5_OF_LTX, _GEMMA = 512, 256, 128, 300
+
 Settings = dict[str, Any]
 Read = Callable[[str], dict[str, Any]]
 
@@ -196,12 +199,12 @@ def _two_clips(read: Read) -> ConditionShape:
 
 def _two_clips_and_t5(read: Read) -> ConditionShape:
     pooled = sum(read(part)["projection_dim"] for part in ("text_encoder", "text_encoder_2"))
-    return ConditionShape(length=_num_tokens(read) + 256, dim=read("text_encoder_3")["d_model"], pooled=pooled)
+    return ConditionShape(length=_num_tokens(read) + _T5_OF_THREE, dim=read("text_encoder_3")["d_model"], pooled=pooled)
 
 
 def _t5_and_clip(read: Read) -> ConditionShape:
     width = read("text_encoder")["hidden_size"]
-    return ConditionShape(length=512, dim=read("text_encoder_2")["d_model"], pooled=width)
+    return ConditionShape(length=_T5_XXL, dim=read("text_encoder_2")["d_model"], pooled=width)
 
 
 def _t5(length: int, *, masked: bool = False) -> Callable[[Read], ConditionShape]:
@@ -209,7 +212,7 @@ def _t5(length: int, *, masked: bool = False) -> Callable[[Read], ConditionShape
 
 
 def _gemma(read: Read) -> ConditionShape:
-    return ConditionShape(length=300, dim=read("text_encoder")["hidden_size"], masked=True)
+    return ConditionShape(length=_GEMMA, dim=read("text_encoder")["hidden_size"], masked=True)
 
 
 def _projected_t5(read: Read) -> ConditionShape:
@@ -258,6 +261,100 @@ _ALL = (
         small_guidance=5.0,
         full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
         grid=_mel_grid,
+    ),
+    Family(
+        **_IMAGE,
+        pipeline="StableDiffusionXLPipeline",
+        denoiser="UNet2DConditionModel",
+        condition=_two_clips,
+        prompts=Prompts(returns=_GUIDED, counted="tokenizer", zeros_if="force_zeros_for_empty_prompt"),
+        native=_square,
+        full_size={"num_inference_steps": 50, "guidance_scale": 5.0},
+    ),
+    Family(
+        **_IMAGE,
+        pipeline="StableDiffusion3Pipeline",
+        denoiser="SD3Transformer2DModel",
+        condition=_two_clips_and_t5,
+        prompts=Prompts(returns=_GUIDED, max_tokens=_T5_OF_THREE),
+        native=_transformer_square,
+        full_size={"num_inference_steps": 40, "guidance_scale": 4.5},  # as the card of 3.5 medium says
+    ),
+    Family(
+        **_IMAGE,
+        pipeline="SanaPipeline",
+        denoiser="SanaTransformer2DModel",
+        vae="AutoencoderDC",
+        condition=_gemma,
+        prompts=Prompts(returns=_MASKED, max_tokens=_GEMMA),
+        native=_transformer_square,
+        full_size={"num_inference_steps": 20, "guidance_scale": 4.5},
+        # The sizes are those that are asked for; the condition of no caption is given, as of the others.
+        fixed={"use_resolution_binning": False, "negative_prompt": None},
+    ),
+    Family(
+        **_IMAGE,
+        pipeline="FluxPipeline",
+        denoiser="FluxTransformer2DModel",
+        condition=_t5_and_clip,
+        prompts=Prompts(returns=(SEQUENCE, POOLED, "text_ids"), max_tokens=_T5_XXL, counted="tokenizer_2"),
+        native=_four_by_four,
+        full_size={
+            "height": 1024,
+            "width": 1024,
+            "num_inference_steps": 28,
+            "guidance_scale": 3.5,  # which the transformer is told; with a `true_cfg_scale` of 1 it is all
+            "true_cfg_scale": 1.0,
+        },
+        packing=2,
+    ),
+    Family(
+        **_VIDEO,
+        pipeline="WanPipeline",
+        denoiser="WanTransformer3DModel",
+        vae="AutoencoderKLWan",
+        condition=_t5(_T5_XXL),
+        prompts=Prompts(returns=(SEQUENCE, f"negative_{SEQUENCE}"), max_tokens=_T5_XXL),
+        native=_short_clip,
+        full_size={
+            "height": 480,
+            "width": 832,
+            "num_frames": 81,
+            "num_inference_steps": 50,
+            "guidance_scale": 5.0,
+        },
+        fps=16.0,
+    ),
+    Family(
+        **_VIDEO,
+        pipeline="LTXPipeline",
+        denoiser="LTXVideoTransformer3DModel",
+        vae="AutoencoderKLLTXVideo",
+        condition=_t5(_T5_OF_LTX, masked=True),
+        prompts=Prompts(returns=_MASKED, max_tokens=_T5_OF_LTX),
+        native=_short_clip,
+        full_size={
+            "height": 512,
+            "width": 704,
+            "num_frames": 161,
+            "num_inference_steps": 50,
+            "guidance_scale": 3.0,
+        },
+        fps=25.0,
+        fixed={"frame_rate": 25},
+    ),
+    Family(
+        pipeline="StableAudioPipeline",
+        modality=Modality.AUDIO,
+        denoiser="StableAudioDiTModel",
+        vae="AutoencoderOobleck",
+        condition=_projected_t5,
+        prompts=Prompts(returns=(SEQUENCE,)),
+        native=_seconds,
+        full_size={"num_inference_steps": 100, "guidance_scale": 7.0},
+        grid=lambda settings, read: (num_samples(read),),
+        names={"audio_length_in_s": "audio_end_in_s"},
+        has_negative=False,  # zeros, of which the pipeline itself leads away
     ),
 )
 FAMILIES: dict[str, Family] = {family.pipeline: family for family in _ALL}
