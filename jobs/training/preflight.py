@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from model.checkpoints.description import check_compatible, read_config
 from model.parts.builtin import PREFIX
-from model.parts.families import caption_shape, latent_shape
+from model.parts.families import caption_shape, latent_shape, noise_kind
 from model.runs.trackers import check_tracker
 from model.training.train_settings import TrainSettings
 from pipelines.handover.stage_samples import PlannedView, sidecar_of
@@ -82,6 +82,8 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
             continue
         try:
             shape = caption_shape(modality, output.decoder)
+            if modality in settings.loss.denoised:
+                noise_kind(modality, output.decoder)
         except (ValueError, OSError) as error:
             yield f"model.outputs.{modality}.decoder: {error}"
             continue

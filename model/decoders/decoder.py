@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from model.decoders.conditions import from_rows
 from model.decoders.denoiser_calls import pack
-from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading
+from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading, negative_condition
 from model.parts.config import DecoderSettings
 from model.parts.families import (
     TEXTS,
@@ -123,10 +123,10 @@ class _Texts:
 class Decoder:
     """A diffusion pipeline that renders conditions; not thread-safe.
 
-    `condition_shape` is (L, D). Its text encoders are loaded while the condition of no caption is embedded, before the
-    rest is, and again by the first call of `embed`. `settings` give the precision and whether the safety checker runs;
-    an image that it withholds is black and has a note. Raises FileNotFoundError and ValueError as `TextEncoder` does,
-    and ValueError if a requested safety checker is missing.
+    `condition_shape` is (L, D). Text encoders are loaded by the first call of `embed`, and, for the condition of no
+    caption, by the first decoder of a machine, see `negative_condition`. `settings` give the precision and whether the
+    safety checker runs; an image that it withholds is black and has a note. Raises FileNotFoundError and ValueError as
+    `TextEncoder` does, and ValueError if a requested safety checker is missing.
     """
 
     def __init__(
@@ -256,10 +256,10 @@ class Decoder:
         return noise.to(self.pipe.device, self.pipe.dtype)
 
     def _negative(self, device: str | torch.device) -> npt.NDArray[np.float32]:
-        """The condition of no caption (1, L, D); the text encoders that embed it are loaded and freed."""
+        """The condition of no caption (1, L, D)."""
         if not self._family.has_negative:
             return np.zeros((1, *self.condition_shape), np.float32)
-        return TextEncoder(self.modality, self.name, device).negative()
+        return negative_condition(self.modality, self.name, device)
 
     def _told(self, conditions_NLD: Tensor) -> dict[str, Tensor]:
         """A batch of conditions, and that of no caption, as the pipeline takes them."""

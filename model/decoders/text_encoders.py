@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +21,18 @@ from torch.nn.functional import normalize
 
 from model.decoders.prompts import PIECE, PromptTexts, load_text_encoder
 from model.decoders.tokens import CaptionTokens
-from model.parts.devices import Sender, Sent
-from model.parts.families import condition_shape, family_of, locate
+from model.parts.builtin import cache_root
+from model.parts.devices import Sender, Sent, give_back_memory
+from model.parts.families import caption_shape, condition_shape, family_of, locate, text_files
 from model.parts.family_table import ConditionShape, Family
 from model.parts.library_logs import quiet_libraries
 from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
+from pipelines.storage.files import atomic_path, stamp
 
 Rows = npt.NDArray[np.intp]
+_NEGATIVE = 1  # raised when what is kept of a decoder's negative condition changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +171,35 @@ def _load(modality: Modality, name: str, device: torch.device) -> Texts:
     if family.prompts:
         return PromptTexts(modality, name, family, family.prompts, device)
     return TokenTexts(modality, name, family, device)
+
+
+def negative_condition(modality: Modality, name: str, device: str | torch.device = "cpu") -> npt.NDArray[np.float32]:
+    """The condition of no caption (1, L, D), kept in the user's cache: only where it is not is a text encoder loaded.
+
+    It is freed again. Raises as `TextEncoder` does.
+    """
+    kept = _kept_negative(modality, name, torch.device(device))
+    with suppress(OSError, ValueError, EOFError):
+        found = np.load(kept, allow_pickle=False) if kept else None
+        if found is not None and found.shape == (1, *caption_shape(modality, name)):
+            return np.asarray(found, np.float32)
+    negative = TextEncoder(modality, name, device).negative()
+    give_back_memory()
+    kept = _kept_negative(modality, name, torch.device(device))  # a repository's files may have come only now
+    if kept:
+        with suppress(OSError), atomic_path(kept) as temporary, temporary.open("wb") as file:
+            np.save(file, negative, allow_pickle=False)
+    return negative
+
+
+def _kept_negative(modality: Modality, name: str, device: torch.device) -> Path | None:
+    """The file of a decoder's condition of no caption, another one whenever that may be another; no file is opened."""
+    files = text_files(modality, name)
+    if not files:
+        return None
+    versions = [version(library) for library in ("torch", "transformers", "diffusers", "tokenizers")]
+    facts = [_NEGATIVE, device.type, versions, {str(path): stamp(path) for path in files}]
+    return cache_root() / "negatives" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.npy"
 
 
 class CaptionEncoder(TextEncoder):

@@ -6,6 +6,7 @@ No weights are loaded and no deep learning library is imported, so that shapes c
 import json
 import struct
 from functools import partial
+from itertools import chain
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ _SMALL_STEPS = 5
 # The components of a pipeline that have weights; a safety checker is loaded only on request.
 TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-MODELS = (*TEXTS, "unet", "transformer", "transformer_2", "vae", "vocoder", "projection_model")
+_PROJECTION = "projection_model"  # of text and seconds (Stable Audio)
+MODELS = (*TEXTS, _PROJECTION, "unet", "transformer", "transformer_2", "vae", "vocoder")
 
 
 def wanted(modality: Modality) -> str:
@@ -59,6 +61,19 @@ def locate(modality: Modality, name: str) -> str:
     if found not in FAMILIES or FAMILIES[found].modality is not modality:
         raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted(modality)}")
     return path
+
+
+def text_files(modality: Modality, name: str) -> list[Path]:
+    """The files that embed a decoder's captions; none where some are not on this machine. Raises as `locate` does."""
+    path = locate(modality, name)
+    index = _local(path, "model_index.json")
+    folders = [index.parent / part for part in components(modality, name) if part in (*TEXTS, *TOKENIZERS, _PROJECTION)]
+    found = [sorted(file for file in folder.glob("*") if file.is_file()) for folder in folders]
+    is_whole = all(
+        any(folder.name in TOKENIZERS or file.suffix in (".safetensors", ".bin") for file in files)
+        for folder, files in zip(folders, found, strict=True)
+    )
+    return [index, *chain.from_iterable(found)] if is_whole else []
 
 
 def condition_shape(modality: Modality, name: str) -> ConditionShape:
@@ -174,14 +189,16 @@ def _read_config(path: str, part: str) -> dict[str, Any]:
 
 def _read_json(path: str, file: str) -> dict[str, Any]:
     """Reads a small file of a pipeline, from a folder or a hub repository."""
-    if Path(path).is_dir():
-        local = Path(path) / file
-    else:
-        from huggingface_hub import hf_hub_download
-
-        local = Path(hf_hub_download(path, file))
-    content: dict[str, Any] = read_json(local)
+    content: dict[str, Any] = read_json(_local(path, file))
     return content
+
+
+def _local(path: str, file: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path) / file
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(path, file))
 
 
 # Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker.

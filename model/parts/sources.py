@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,20 @@ def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
     if family is None or family.modality is not modality:
         yield f"a {index.get('_class_name')}, not the {wanted(modality)} that {modality} needs,"
         return
+    yield from _missing_package(index)
     present = {part for part, said in index.items() if isinstance(said, list) and said[0]}
     for component in sorted({"scheduler", *TOKENIZERS, *MODELS} & present):
         if not (folder / component).is_dir():
             yield f"no {component}"
         elif component in MODELS:
             yield from _missing_weights(folder, f"{component}/")
+
+
+def _missing_package(index: dict[str, Any]) -> Iterator[str]:
+    """Schedulers that draw their noise with torchsde: Stable Audio Open's, for one."""
+    kind = (index.get("scheduler") or [None, None])[1]
+    if kind in ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler") and find_spec("torchsde") is None:
+        yield f"no package torchsde (pip install torchsde) for the {kind}"
 
 
 def _missing_weights(folder: Path, prefix: str) -> Iterator[str]:
