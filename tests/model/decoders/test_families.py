@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from decoder_cases import array_of
 from decoder_families import MODALITIES, write_pipeline
+from dialogue_cases import dialogue, item, make_example
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.core.batch import collate
+from model.core.losses import Criterion, total
+from model.core.nextgpt import NextGPT
 from model.decoders import decoder as decoder_module
 from model.decoders.conditions import Condition, from_rows, to_rows
 from model.decoders.decoder import Decoder
@@ -21,10 +26,11 @@ from model.decoders.denoising import Denoiser
 from model.decoders.latents import LatentEncoder
 from model.decoders.text_encoders import CaptionEncoder
 from model.parts import families
-from model.parts.config import DecoderSettings
+from model.parts.config import DecoderSettings, ModelConfig
 from model.parts.families import condition_shape, latent_grid, latent_shape
 from model.parts.family_table import ConditionShape
 from pipelines.sample import Audio, Image, Modality, Video
+from pipelines.storage.sidecars import from_npy, to_npy, with_zeros, without_zeros
 
 CAPTIONS = ["a red circle", "a dog barks &amp; a cat  sleeps", "", "a red square " * 200]
 each_kind = pytest.mark.parametrize("kind", MODALITIES)
@@ -365,6 +371,42 @@ def as_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: as_numbers(one) for name, one in value.items()}
     return [as_numbers(one) for one in value] if isinstance(value, tuple | list) else float(value)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "SanaPipeline"])
+def test_a_model_learns_conditions_from_sidecars_and_its_decoder_renders_them(
+    kind: str,
+    folder: Callable[[str], str],
+    embedded: Callable[[str], tuple[CaptionEncoder, Any]],
+    decoders: Callable[[str], Decoder],
+    denoisers: Callable[[str], Denoiser],
+    tiny: ModelConfig,
+    tokenizer: Any,
+) -> None:
+    result, (rows, dim) = embedded(kind)[1], embedded(kind)[0].shape
+    output = tiny.outputs[Modality.IMAGE].model_copy(update={"decoder": folder(kind), "num_queries": rows, "dim": dim})
+    model = NextGPT.from_config(tiny.model_copy(update={"outputs": {Modality.IMAGE: output}}))
+    model.set_stage(2)
+    stored = to_npy(without_zeros(result.embeddings[:1]))
+    whole = with_zeros(stored, result.embeddings[:1].nbytes, rows)
+    np.testing.assert_array_equal(from_npy(whole), result.embeddings[:1])
+    assert len(stored) <= len(whole)
+    example = make_example(dialogue(("a dog",), (item("image"),)), tokenizer, model)
+    targets = {Modality.IMAGE: (from_npy(whole), result.lengths[:1].tolist())}
+    latents = {Modality.IMAGE: np.ones((1, *denoisers(kind).latent_shape), np.float32)}
+    batch = collate([replace(example, targets=targets, latents=latents)])
+    criterion = Criterion(
+        vocabulary=model.vocabulary,
+        alignment_variance={Modality.IMAGE: 1.0},
+        denoisers={Modality.IMAGE: denoisers(kind)},
+    )
+    predictions = model(batch)
+    losses = criterion(predictions, batch, torch.Generator().manual_seed(1))
+    assert {"image_alignment", "image_denoising"} <= losses.means().keys()
+    total(losses, criterion.count(batch)).backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in model.output_projections["image"].parameters())
+    [condition] = predictions.conditions[Modality.IMAGE].detach()
+    assert isinstance(decoders(kind).generate(condition, steps=2), Image)
 
 
 # --- Latents ---------------------------------------------------------------------------------------------------------
