@@ -22,9 +22,6 @@ from model.decoders.denoiser_calls import pack
 from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading, negative_condition
 from model.parts.config import DecoderSettings
 from model.parts.families import (
-    TEXTS,
-    TOKENIZERS,
-    components,
     condition_shape,
     default_settings,
     family_of,
@@ -32,6 +29,7 @@ from model.parts.families import (
     is_full_size,
     latent_shape,
     locate,
+    text_components,
 )
 from model.parts.family_table import FAMILIES, MASK, POOLED, SEQUENCE
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
@@ -144,10 +142,9 @@ class Decoder:
         unwanted = _safety(modality, name, settings)
         self._negative_NLD = self._negative(device)
         path = locate(modality, name)
-        texts = [part for part in components(modality, name) if part in (*TEXTS, *TOKENIZERS)]
         with loading(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
-                path, dtype=dtype, **dict.fromkeys(texts), **unwanted
+                path, dtype=dtype, **dict.fromkeys(text_components(modality, name)), **unwanted
             )
         if "projection_model" in self.pipe.components:
             self.pipe.projection_model.text_projection = torch.nn.Identity()  # conditions are what it gives

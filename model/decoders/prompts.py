@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from model.decoders.conditions import Condition, to_rows
-from model.parts.families import TEXTS, TOKENIZERS, components, condition_shape, locate
+from model.parts.families import TEXTS, TOKENIZERS, components, condition_shape, locate, text_components
 from model.parts.family_table import MASK, POOLED, SEQUENCE, Family, Prompts
 from pipelines.sample import Modality
 
@@ -37,9 +37,9 @@ class PromptTexts:
         texts = {part: load_text_encoder(path, part, kind) for part, (_, kind) in parts.items() if part in TEXTS}
         pipeline = getattr(diffusers, family.pipeline)
         logging.getLogger(pipeline.__module__).setLevel(logging.ERROR)  # it reports each caption that it cuts
-        self._pipe = pipeline.from_pretrained(
-            path, vae=None, dtype=torch.float32, **{family.denoiser_part: _without_weights(path, family)}, **texts
-        )
+        given = {"vae": None, family.denoiser_part: _without_weights(path, family), **texts}
+        left_out = [part for part in text_components(modality, name) if part not in parts]
+        self._pipe = pipeline.from_pretrained(path, dtype=torch.float32, **given, **dict.fromkeys(left_out))
         self.models: dict[str, Any] = {
             part: getattr(self._pipe, part).to(device) for part in (*texts, *_projections(parts))
         }

@@ -128,6 +128,12 @@ def is_full_size(modality: Modality, name: str) -> bool:
     return _is_full_size(family_of(modality, name), _reader(modality, name))
 
 
+def text_components(modality: Modality, name: str) -> list[str]:
+    """The text encoders and tokenizers that a decoder's index names, be they there or left out; raises as `locate`."""
+    index = _read_json(locate(modality, name), "model_index.json")
+    return [part for part in (*TEXTS, *TOKENIZERS) if part in index]
+
+
 def sound_format(modality: Modality, name: str) -> tuple[int, int] | None:
     """Samples a second and channels of the waveforms that a decoder's VAE encodes; None if it encodes spectrograms."""
     vae = _reader(modality, name)("vae")

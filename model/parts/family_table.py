@@ -199,7 +199,8 @@ def _two_clips(read: Read) -> ConditionShape:
 
 def _two_clips_and_t5(read: Read) -> ConditionShape:
     pooled = sum(read(part)["projection_dim"] for part in ("text_encoder", "text_encoder_2"))
-    return ConditionShape(length=_num_tokens(read) + _T5_OF_THREE, dim=read("text_encoder_3")["d_model"], pooled=pooled)
+    width = read("transformer")["joint_attention_dim"]  # the T5's, which may be left out
+    return ConditionShape(length=_num_tokens(read) + _T5_OF_THREE, dim=width, pooled=pooled)
 
 
 def _t5_and_clip(read: Read) -> ConditionShape:

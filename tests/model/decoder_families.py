@@ -35,11 +35,11 @@ _KL: dict[str, Any] = {
 }
 
 
-def write_pipeline(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Saves a tiny pipeline of a family; latents are of 16 x 16 or less."""
+def write_pipeline(kind: str, folder: Path, **others: Any) -> Path:
+    """Saves a tiny pipeline of a family, with `others` of its components; latents are of 16 x 16 or less."""
     with quiet_libraries(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pipe = getattr(diffusers, kind)(**_MAKERS[kind]())
+        torch.manual_seed(0)
+        pipe = getattr(diffusers, kind)(**{**_MAKERS[kind](), **others})
         for part in pipe.components.values():
             if isinstance(part, transformers.PreTrainedModel):
                 _widen(part)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from decoder_families import write_pipeline
 
 from jobs.common.settings import load_settings
 from jobs.training.preflight import mistakes, notes
@@ -30,6 +31,24 @@ def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path: Path, setting: str
     (line,) = found(tmp_path, setting)
     assert told in line
     assert "\n" not in line
+
+
+def test_a_decoder_of_another_shape_or_family_or_without_a_loss_is_refused(tmp_path: Path) -> None:
+    path = write_pipeline("StableDiffusionXLPipeline", tmp_path / "xl")
+    decoder, rows = f"model.outputs.image.decoder={path}", ["model.outputs.image.num_queries=42"]
+    (line,) = found(tmp_path, decoder)
+    assert "model.outputs.image: 77x64, but" in line
+    assert "takes 42x40; set num_queries and dim to these" in line
+    fitting = [decoder, *rows, "model.outputs.image.dim=40", "loss.denoising_weights={image: 1.0}"]
+    assert found(tmp_path, *fitting) == []
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text('{"_class_name": "AmusedScheduler"}')
+    (line,) = found(tmp_path, *fitting)
+    assert "no denoising loss is known for its scheduler, a AmusedScheduler; train by alignment alone" in line
+    assert found(tmp_path, *fitting[:-1]) == []
+    (path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    (line,) = found(tmp_path, *fitting)
+    assert "is a PixArtSigmaPipeline, but image needs a StableDiffusionPipeline, StableDiffusionXLPipeline" in line
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

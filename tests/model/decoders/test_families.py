@@ -128,6 +128,19 @@ def test_captions_embed_as_the_pipelines_own_encode_prompt_does(
     assert (found.sequence_NLD[0] - found.sequence_NLD[1]).abs().max() > 0.1
 
 
+def test_stable_diffusion_3_may_leave_out_its_t5(tmp_path: Path) -> None:
+    kind = "StableDiffusion3Pipeline"
+    path = str(write_pipeline(kind, tmp_path / kind, text_encoder_3=None, tokenizer_3=None))
+    encoder, decoder = CaptionEncoder(Modality.IMAGE, path), Decoder(Modality.IMAGE, path)
+    result = encoder(CAPTIONS[:1])
+    whole = diffusers.StableDiffusion3Pipeline.from_pretrained(path, text_encoder_3=None, tokenizer_3=None)
+    expected = own(whole, CAPTIONS[:1])
+    assert torch.equal(from_rows(encoder._texts.shape, torch.from_numpy(result.embeddings))[0], expected[0])
+    output = with_text(whole, decoder, CAPTIONS[:1], [7])
+    [found] = decoder.generate_batch(result.embeddings, [7], steps=2)
+    np.testing.assert_allclose(array_of(found), (output.images[0] * 255).round(), atol=1)
+
+
 def test_a_pooled_vector_stands_after_the_first_position() -> None:
     shape = ConditionShape(length=3, dim=4, pooled=6)
     sequence, pooled = torch.arange(24.0).view(2, 3, 4), torch.arange(100.0, 112.0).view(2, 6)
