@@ -147,6 +147,11 @@ class TextEncoder:
         """The decoder's own tokenizer, the first where it has several."""
         return next(iter(self._texts.tokenizers.values()))
 
+    @property
+    def text_encoder(self) -> Any:
+        """The decoder's own text encoder, the first where it has several."""
+        return next(iter(self._texts.models.values()))
+
     def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
         """Embeds captions as the pipeline's own `encode_prompt` does; long ones are truncated to the maximum length."""
         return self.embed(self.send(self.prepare(captions)))
