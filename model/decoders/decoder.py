@@ -166,13 +166,15 @@ class Decoder:
         steps: int | None = None,
         guidance: float | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        negative: npt.NDArray[Any] | Tensor | None = None,
         **sizes: Any,
     ) -> list[Decoded]:
         """Renders conditions as one batch, each from its own seed; on one machine equal calls give equal bytes.
 
         An item depends on the rest of the batch only by rounding. `sizes` overrides `defaults`: `height` and `width` in
         pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` receives the number of finished denoising
-        steps and their total. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
+        steps and their total. `negative` (L, D) takes the place of the embedding of an empty text in classifier-free
+        guidance. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -192,7 +194,8 @@ class Decoder:
             return []
         if not conditions_NLD.isfinite().all():
             raise ValueError(f"{self.name}: the {self.modality} condition contains NaN or inf; check the checkpoint")
-        negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
+        negative_1LD = self._negative_NLD if negative is None else negative[None]
+        negative_NLD = torch.as_tensor(negative_1LD).expand(len(conditions_NLD), -1, -1)
         self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
         # On the CPU, so that the noise does not depend on the device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -22,6 +22,8 @@ _SMALL_STEPS = 5
 
 # The components of a pipeline that have weights; a safety checker is loaded only on request.
 MODELS = ("text_encoder", "unet", "vae", "vocoder")
+# Of the schedulers' prediction types, those with a denoising loss; the first is diffusers' default.
+DENOISED = ("epsilon", "v_prediction", "sample")
 
 Settings = dict[str, Any]
 Read = Callable[[str], dict[str, Any]]
@@ -152,6 +154,17 @@ def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -
     *frames, height, width = FAMILIES[modality].grid(settings, read)
     scale = _scale(read)
     return read("unet")["in_channels"], *frames, ceil(height / scale), ceil(width / scale)
+
+
+def denoising_target(modality: Modality, name: str) -> str:
+    """What a decoder's UNet was trained to predict: `epsilon`, `v_prediction` or `sample`; raises as `locate`.
+
+    Raises ValueError for another one, which has no denoising loss.
+    """
+    kind = _read_json(locate(modality, name), "scheduler/scheduler_config.json").get("prediction_type", DENOISED[0])
+    if kind not in DENOISED:
+        raise ValueError(f"{name}: its scheduler has prediction_type {kind}, and a loss needs {', '.join(DENOISED)}")
+    return str(kind)
 
 
 def latent_grid(modality: Modality, name: str) -> tuple[int, ...]:
