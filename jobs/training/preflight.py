@@ -96,7 +96,8 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
 def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterator[str]:
     """Denoising without latents, or with a scheduler whose prediction has no loss, if that is on this machine."""
     for modality in settings.loss.denoised:
-        if views and not any(f"{modality}_latents" in view.sidecars for view in views):
+        kind = f"{modality}_latents"
+        if views and not any(sidecar_of(view, kind).items for view in views if kind in view.sidecars):
             yield (
                 f"loss.denoising_weights: {modality}, but no dataset has {modality} media in its answers; leave it out"
             )
