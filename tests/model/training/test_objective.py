@@ -115,6 +115,18 @@ def test_gradients_reach_what_stage_2_trains_and_no_denoiser(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("process_group")
+def test_sharded_weights_train_and_save_a_connector_with_its_scale(tmp_path: Path) -> None:
+    trainer = make_trainer(2, tmp_path, "zero=3", "precision=bf16", *JOINT)
+    before = {name: value.detach().clone() for name, value in trainer.model.output_projections.named_parameters()}
+    assert not any(value.numel() for value in before.values()), "they are sharded"
+    log = train(trainer, with_latents(make_rows()), tmp_path, [])
+    assert log[-1]["image_alignment"] < log[0]["image_alignment"]
+    part = from_pretrained(tmp_path)[0].output_projections["image"]
+    assert part.gain.item() == 0.5
+    assert all(value.isfinite().all() and value.any() for value in part.parameters())
+
+
+@pytest.mark.usefixtures("process_group")
 def test_a_loss_that_jumps_where_denoising_begins_stops_no_run(tmp_path: Path) -> None:
     """What denoising counts has nothing to do with what alignment did: a weight of 1,000 alone is no divergence."""
     steps = 24
