@@ -92,7 +92,7 @@ def prepare(folder: Path) -> None:
         arrays[f"{modality}_from_text"] = _seen(modality, name, media)
         right[modality.value] = {"right": _shares(modality, media)}
     with (folder / _DATA).open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     write_json(folder / f"{TEXT}.json", right)
 
 
@@ -214,7 +214,7 @@ def _rendered(decoder: Decoder, conditions_NLD: Any, null_LD: torch.Tensor | Non
 def _seen(modality: Modality, name: str, media: Sequence[Decoded]) -> npt.NDArray[np.float32]:
     """Media as the decoder's VAE takes them: pixels from 0 to 1, or log-mel spectrograms."""
     values = np.stack(LatentInputs(modality, name)(media))
-    return values.astype(np.float32) / (255 if values.dtype == np.uint8 else 1)
+    return values.astype(np.float32) / np.float32(255 if values.dtype == np.uint8 else 1)
 
 
 def _shares(modality: Modality, media: Sequence[Decoded]) -> dict[str, float]:

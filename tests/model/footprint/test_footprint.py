@@ -70,7 +70,7 @@ def test_what_was_out_of_memory_on_80_gb_does_not_fit(tmp_path: Path) -> None:
 CONNECTORS = tuple(
     f"model.outputs.{modality}.{setting}"
     for modality in ("image", "video", "audio")
-    for setting in ("kind=connector", "num_signal_tokens=64", "layers=6", "heads=8", "width=1024")
+    for setting in ("kind=connector", "num_signal_tokens=64", "layers=4", "heads=8", "width=384")
 )
 PROCESSES = {
     "fp32": (3, ("precision=fp32",)),
@@ -124,7 +124,7 @@ def test_4_bits_make_frozen_weights_small_and_an_offloaded_optimizer_leaves_the_
 def test_a_connector_is_in_the_weights_and_in_the_memory_of_a_step(tmp_path: Path) -> None:
     llm = folder_of(tmp_path, SMALL)
     plain, connected = (predicted(llm, *chosen, stage=2) for chosen in ((), CONNECTORS))
-    width, layers = 1024, 6
+    width, layers = 384, 4
     attention = 4 * width * (width + 1)
     feed_forward = 2 * 4 * width * width + 5 * width
     block = attention + feed_forward + 4 * width
