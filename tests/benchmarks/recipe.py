@@ -78,7 +78,7 @@ class RecipeOptions:
 
     only: Annotated[tuple[str, ...] | None, Option(f"rows, of {', '.join(ARMS)}", "ROW", choices=ARMS)] = None
     seeds: Annotated[int, Option("how often each row is trained", "N", least=1)] = 3
-    steps: Annotated[int, Option("training steps of each", "N", least=1)] = 500
+    steps: Annotated[int, Option("training steps of each", "N", least=1)] = 400
     out: Annotated[str, Option("where results are kept; those of the same settings are not measured again", "DIR")] = (
         "out/recipe"
     )
