@@ -31,6 +31,7 @@ def mistakes(settings: TrainSettings, views: Sequence[PlannedView], run: Path, i
     for view in views:
         yield from _shapes(settings, view)
     yield from _decoders(settings)
+    yield from _denoising(settings, views)
     yield from _batches(settings)
     yield from _start(settings, init)
     yield from _versions()
@@ -82,8 +83,6 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
             continue
         try:
             shape = caption_shape(modality, output.decoder)
-            if modality in settings.loss.denoised:
-                noise_kind(modality, output.decoder)
         except (ValueError, OSError) as error:
             yield f"model.outputs.{modality}.decoder: {error}"
             continue
@@ -92,6 +91,22 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
                 f"model.outputs.{modality}: {output.num_queries}x{output.dim}, but {output.decoder} takes "
                 f"{_by(shape)}; set num_queries and dim to these"
             )
+
+
+def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterator[str]:
+    """Denoising without latents, or with a scheduler whose prediction has no loss, if that is on this machine."""
+    for modality in settings.loss.denoised:
+        kind = f"{modality}_latents"
+        if views and not any(sidecar_of(view, kind).items for view in views if kind in view.sidecars):
+            yield (
+                f"loss.denoising_weights: {modality}, but no dataset has {modality} media in its answers; leave it out"
+            )
+        name = settings.model.outputs[modality].decoder
+        if name.startswith(PREFIX) or Path(name).is_dir():
+            try:
+                noise_kind(modality, name)
+            except (ValueError, OSError) as error:
+                yield f"loss.denoising_weights: {modality}: {error}"
 
 
 def _batches(settings: TrainSettings) -> Iterator[str]:

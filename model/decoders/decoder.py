@@ -200,13 +200,15 @@ class Decoder:
         steps: int | None = None,
         guidance: float | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        negative: npt.NDArray[Any] | Tensor | None = None,
         **sizes: Any,
     ) -> list[Decoded]:
         """Renders conditions as one batch, each from its own seed; on one machine equal calls give equal bytes.
 
         An item depends on the rest of the batch only by rounding. `sizes` overrides `defaults`: `height` and `width` in
         pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` receives the number of finished denoising
-        steps and their total. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
+        steps and their total. `negative` (L, D) takes the place of the embedding of an empty text in classifier-free
+        guidance. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -230,7 +232,7 @@ class Decoder:
         # On the CPU, so that the noise does not depend on the device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         output = self.pipe(
-            **self._told(conditions_NLD),
+            **self._told(conditions_NLD, negative),
             latents=self._noise(generators, settings),
             generator=generators,
             output_type="np",
@@ -258,11 +260,12 @@ class Decoder:
             return np.zeros((1, *self.condition_shape), np.float32)
         return negative_condition(self.modality, self.name, device)
 
-    def _told(self, conditions_NLD: Tensor) -> dict[str, Tensor]:
-        """A batch of conditions, and that of no caption, as the pipeline takes them."""
+    def _told(self, conditions_NLD: Tensor, negative: npt.NDArray[Any] | Tensor | None) -> dict[str, Tensor]:
+        """A batch of conditions, and that of no caption or the one given, as the pipeline takes them."""
         told = self._arguments(conditions_NLD)
         if self._family.has_negative:
-            negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
+            negative_1LD = self._negative_NLD if negative is None else negative[None]
+            negative_NLD = torch.as_tensor(negative_1LD).expand(len(conditions_NLD), -1, -1)
             told |= {f"negative_{name}": value for name, value in self._arguments(negative_NLD).items()}
         return told
 

@@ -26,6 +26,8 @@ TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _PROJECTION = "projection_model"  # of text and seconds (Stable Audio)
 MODELS = (*TEXTS, _PROJECTION, "unet", "transformer", "transformer_2", "vae", "vocoder")
+# Of the diffusion schedulers' prediction types, those with a denoising loss; the first is diffusers' default.
+_PREDICTED = ("epsilon", "v_prediction", "sample")
 
 
 def wanted(modality: Modality) -> str:
@@ -168,6 +170,10 @@ def noise_kind(modality: Modality, name: str) -> str:
     if "sigma_data" in config:
         return "sigma"
     if "beta_schedule" in config:
+        predicted = config.get("prediction_type", _PREDICTED[0])
+        if predicted not in _PREDICTED:
+            known = ", ".join(_PREDICTED)
+            raise ValueError(f"{name}: its scheduler has prediction_type {predicted}, and a loss needs {known}")
         return "diffusion"
     raise ValueError(f"{name}: no denoising loss is known for its scheduler, a {kind}; train by alignment alone")
 
