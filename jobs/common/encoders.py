@@ -28,8 +28,10 @@ _ROOT = Path(__file__).parents[2]
 _PROGRAM = (
     "jobs/common/encoders.py",
     "model/architectures/imagebind.py",
+    "model/decoders/conditions.py",
     "model/decoders/decoder.py",
     "model/decoders/latents.py",
+    "model/decoders/prompts.py",
     "model/decoders/text_encoders.py",
     "model/decoders/tokens.py",
     "model/encoders/clips.py",
@@ -37,6 +39,7 @@ _PROGRAM = (
     "model/encoders/imagebind_inputs.py",
     "model/encoders/mel.py",
     "model/parts/families.py",
+    "model/parts/family_table.py",
     "model/parts/mixed_precision.py",
     "model/parts/weights.py",
 )
@@ -94,9 +97,9 @@ class PreprocessFactory:
             from model.decoders.latents import LatentInputs
 
             return LatentInputs(modality, self.name)
-        from model.decoders.tokens import CaptionTokens
+        from model.decoders.tokens import caption_inputs
 
-        return CaptionTokens(modality, self.name)
+        return caption_inputs(modality, self.name)
 
 
 def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "float32") -> EncoderFactory:

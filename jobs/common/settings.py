@@ -154,7 +154,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str
 
 def explain(error: ValidationError) -> list[str]:
     """What is wrong with settings, one line per mistake."""
-    return [f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors()]
+    return [": ".join(filter(None, (".".join(map(str, fault["loc"])), _message(fault)))) for fault in error.errors()]
 
 
 def deepspeed_settings(settings: TrainSettings) -> dict[str, Any]:
@@ -204,6 +204,8 @@ def settings_hash(values: Mapping[str, Any]) -> str:
 def _message(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return "no such setting"
+    if isinstance(fault["input"], Mapping) and "error" in fault.get("ctx", {}):  # of several settings together
+        return str(fault["ctx"]["error"])
     return f"{fault['msg']} (got {fault['input']!r})" if fault["type"] != "missing" else "must be set"
 
 

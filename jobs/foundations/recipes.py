@@ -16,7 +16,7 @@ from model.bootstrap.language import train_llm
 from model.bootstrap.vocoder import spectrogram, train_vocoder
 from model.encoders.imagebind_encoder import image_inputs, video_inputs
 from model.encoders.mel import audio_inputs
-from model.parts.families import FAMILIES
+from model.parts.family_table import FAMILIES
 from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Decoded, Image, Item, Modality, Turn, Video
 from pipelines.views import CAPTION_PROMPT
@@ -59,7 +59,7 @@ def _text_encoder(modality: Modality, pipe: Any, pairs: Pairs, out: Path, steps:
         pipe.text_encoder,
         pipe.tokenizer,
         pairs,
-        pooled=FAMILIES[modality].pooled,
+        pooled=FAMILIES[type(pipe).__name__].pooled,
         steps=steps,
         batch_size=96,
         state=out / "state" / f"{modality}-text.pt",
@@ -67,12 +67,8 @@ def _text_encoder(modality: Modality, pipe: Any, pairs: Pairs, out: Path, steps:
     pipe.text_encoder.requires_grad_(False)
 
 
-def _train(
-    modality: Modality, pipe: Any, latents: Tensor, captions: Any, steps: int, state: Path, batch_size: int = 64
-) -> None:
-    train_pipeline(
-        modality, pipe, latents, captions, steps=steps, batch_size=batch_size, learning_rate=1.5e-3, state=state
-    )
+def _train(pipe: Any, latents: Tensor, captions: Any, steps: int, state: Path, batch_size: int = 64) -> None:
+    train_pipeline(pipe, latents, captions, steps=steps, batch_size=batch_size, learning_rate=1.5e-3, state=state)
 
 
 def image_decoder(out: Path, scale: float) -> None:
@@ -83,7 +79,7 @@ def image_decoder(out: Path, scale: float) -> None:
     pictures = bank(Modality.IMAGE, 8000)
     latents = to_latents(pipe.vae, _pixels(pictures))
     _text_encoder(Modality.IMAGE, pipe, _pairs(pictures, latents), out, _steps(800, scale))
-    _train(Modality.IMAGE, pipe, latents, pictures.captions, _steps(2600, scale), out / "state" / "image.pt")
+    _train(pipe, latents, pictures.captions, _steps(2600, scale), out / "state" / "image.pt")
     pipe.to(torch.float16).save_pretrained(out / "image_decoder")
 
 
@@ -103,11 +99,11 @@ def video_decoder(out: Path, scale: float) -> None:
         module.requires_grad_(False)
     of_frames = [captions for captions in videos.captions for _ in range(frames.shape[1])]
     state = out / "state"
-    _train(Modality.VIDEO, pipe, flat[:, :, None], of_frames, _steps(1500, scale), state / "video-frames.pt")
+    _train(pipe, flat[:, :, None], of_frames, _steps(1500, scale), state / "video-frames.pt")
     for module in over_time:
         module.requires_grad_(True)
     by_clip = by_clip.transpose(1, 2).contiguous()
-    _train(Modality.VIDEO, pipe, by_clip, videos.captions, _steps(2200, scale), state / "video.pt", batch_size=16)
+    _train(pipe, by_clip, videos.captions, _steps(2200, scale), state / "video.pt", batch_size=16)
     pipe.to(torch.float16).save_pretrained(out / "video_decoder")
 
 
@@ -129,7 +125,7 @@ def audio_decoder(out: Path, scale: float) -> None:
     spectrograms = spectrogram(torch.from_numpy(more.media).float())
     _text_encoder(Modality.AUDIO, pipe, _pairs(more, spectrograms), out, _steps(600, scale))
     latents = to_latents(pipe.vae, spectrograms[:, None])
-    _train(Modality.AUDIO, pipe, latents, more.captions, _steps(2600, scale), state / "audio.pt")
+    _train(pipe, latents, more.captions, _steps(2600, scale), state / "audio.pt")
     pipe.to(torch.float16).save_pretrained(out / "audio_decoder")
 
 

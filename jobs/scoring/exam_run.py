@@ -141,8 +141,11 @@ def examine(
     for place, (case, responses) in enumerate(sitting):
         if all_media or not is_lost(case.row, case.conversation, responses):
             rendered.append(place)
-            conditions = [condition for reply in replies[place] for condition in reply.conditions]
-            wishes += [Wish(modality, values, noise(case, n)) for n, (modality, values) in enumerate(conditions)]
+            conditions = [(reply, *condition) for reply in replies[place] for condition in reply.conditions]
+            wishes += [
+                Wish(modality, values, noise(case, n), negative=reply.negatives.get(modality))
+                for n, (reply, modality, values) in enumerate(conditions)
+            ]
     media = iter(parts.render(wishes, title))
     for place in rendered:
         case, responses = sitting[place]

@@ -21,7 +21,7 @@ from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
-from model.parts.families import locate
+from model.parts.families import components, locate
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.survey import hash_key, held_out
 from pipelines.media import codecs
@@ -192,6 +192,10 @@ def _items(turn: Turn) -> Iterator[Item]:
     return (part for part in turn.parts if isinstance(part, Item))
 
 
+def _has_clip_tokenizer(decoder: str) -> bool:
+    return components(Modality.IMAGE, decoder)["tokenizer"][1].startswith("CLIPTokenizer")
+
+
 def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncoder | None, list[str]]:
     """ImageBind's text tower, or a note where there is none.
 
@@ -202,7 +206,7 @@ def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncode
     path = Path(resolve(config.encoder.name))
     if (path / "tokenizer").is_dir():
         source = str(path)
-    elif Modality.IMAGE in config.outputs:
+    elif Modality.IMAGE in config.outputs and _has_clip_tokenizer(config.outputs[Modality.IMAGE].decoder):
         source = locate(Modality.IMAGE, config.outputs[Modality.IMAGE].decoder)
     else:
         return None, ["similarities to captions are left out: no tokenizer for the encoder's text tower"]

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from model.checkpoints.description import check_compatible, read_config
 from model.parts.builtin import PREFIX
-from model.parts.families import caption_shape, latent_shape
+from model.parts.families import caption_shape, latent_shape, noise_kind
 from model.runs.trackers import check_tracker
 from model.training.train_settings import TrainSettings
 from pipelines.handover.stage_samples import PlannedView, sidecar_of
@@ -38,6 +38,7 @@ def mistakes(
     for view in views:
         yield from _shapes(settings, view)
     yield from _decoders(settings)
+    yield from _denoising(settings, views)
     yield from _batches(settings)
     yield from _start(settings, init)
     yield from _versions()
@@ -97,6 +98,22 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
                 f"model.outputs.{modality}: {output.num_queries}x{output.dim}, but {output.decoder} takes "
                 f"{_by(shape)}; set num_queries and dim to these"
             )
+
+
+def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterator[str]:
+    """Denoising without latents, or with a scheduler whose prediction has no loss, if that is on this machine."""
+    for modality in settings.loss.denoised:
+        kind = f"{modality}_latents"
+        if views and not any(sidecar_of(view, kind).items for view in views if kind in view.sidecars):
+            yield (
+                f"loss.denoising_weights: {modality}, but no dataset has {modality} media in its answers; leave it out"
+            )
+        name = settings.model.outputs[modality].decoder
+        if name.startswith(PREFIX) or Path(name).is_dir():
+            try:
+                noise_kind(modality, name)
+            except (ValueError, OSError) as error:
+                yield f"loss.denoising_weights: {modality}: {error}"
 
 
 def _batches(settings: TrainSettings) -> Iterator[str]:

@@ -86,6 +86,7 @@ def _work(config: dict[str, Any]) -> None:
             num_steps=config["num_steps"],
             held_out_steps=config["held_out_steps"],
             alignment_variance=_variances(config["views"], settings.loss.padding_weight),
+            caption_scale=_scales(config["views"], settings.model),
             run=run,
             init=config["init"],
             history=config["history"] | {"hardware": _hardware(rank)},
@@ -202,14 +203,25 @@ def measure_id(config: ModelConfig) -> str:
 
 def _variances(views: list[PlannedView], padding_weight: float) -> dict[Modality, float]:
     """The variance of the caption embeddings per modality, estimated on a part of them."""
-    import torch
-
     from model.core.losses import mean_predictor_error
 
-    result = {}
-    for modality in Modality:
-        if any(modality.value in view.sidecars for view in views):
-            found = sample_embeddings(views, modality.value, VARIANCE_SAMPLES)
-            tensors = ((torch.from_numpy(values), torch.tensor(lengths)) for values, lengths in found)
-            result[modality] = mean_predictor_error(tensors, padding_weight)
-    return result
+    return {modality: mean_predictor_error(_captions(views, modality), padding_weight) for modality in _given(views)}
+
+
+def _scales(views: list[PlannedView], config: ModelConfig) -> dict[Modality, float]:
+    """The root mean square of the caption embeddings of the modalities that have a connector, on the same part."""
+    from model.core.losses import caption_scale
+
+    connected = [modality for modality in _given(views) if config.outputs[modality].kind == "connector"]
+    return {modality: caption_scale(_captions(views, modality)) for modality in connected}
+
+
+def _given(views: list[PlannedView]) -> list[Modality]:
+    return [modality for modality in Modality if any(modality.value in view.sidecars for view in views)]
+
+
+def _captions(views: list[PlannedView], modality: Modality) -> Iterator[tuple[Any, Any]]:
+    import torch
+
+    for values, lengths in sample_embeddings(views, modality.value, VARIANCE_SAMPLES):
+        yield torch.from_numpy(values), torch.tensor(lengths)

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.bootstrap.loop import train, worded
-from model.parts.families import FAMILIES
-from pipelines.sample import Modality
+from model.parts.family_table import FAMILIES
 
 _KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752, appendix G)
 _VAGUENESS = 0.1  # noise on condition vectors, relative to their norm, against memorising the few there are
@@ -52,7 +51,6 @@ def from_latents(vae: Any, latents: Tensor, batch_size: int = 64) -> Tensor:
 
 
 def train_pipeline(
-    modality: Modality,
     pipe: Any,
     latents: Tensor,
     captions: Sequence[Sequence[str]],
@@ -66,7 +64,7 @@ def train_pipeline(
 
     Each medium has several captions, of which a step takes one. The text encoder is frozen.
     """
-    noise_levels, pooled = pipe.scheduler, FAMILIES[modality].pooled
+    noise_levels, pooled = pipe.scheduler, FAMILIES[type(pipe).__name__].pooled
     _channels_last(pipe.unet)
 
     def loss(generator: torch.Generator) -> Tensor:

@@ -66,7 +66,12 @@ def _front_matter(config: ModelConfig) -> str:
 
 def _parts(config: ModelConfig) -> list[list[str]]:
     rows = [["LLM", config.llm.name], ["encoder", config.encoder.name]]
-    return rows + [[f"{modality.value} decoder", output.decoder] for modality, output in config.outputs.items()]
+    for modality, output in config.outputs.items():
+        rows.append([f"{modality.value} decoder", output.decoder])
+        if output.kind == "connector":
+            joint = f"{output.num_signal_tokens} signal tokens to {output.num_queries} x {output.dim}"
+            rows.append([f"{modality.value} connector", f"{output.layers} layers, {joint}"])
+    return rows
 
 
 def _overview(stages: Sequence[Mapping[str, Any]]) -> str:

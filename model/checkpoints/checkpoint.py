@@ -56,10 +56,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
 def trained_state(model: NextGPT) -> dict[str, Tensor]:
-    """All tensors that any stage trains, by their names in the model: the contents of a checkpoint."""
+    """What stages train, and connectors' measured scales, by their names in the model: a checkpoint's contents."""
     return {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if not name.startswith(_LLM) or is_adapter_tensor(name)
     }
 

@@ -82,11 +82,11 @@ def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapte
 
 
 def _shape_of(config: ModelConfig) -> dict[str, Any]:
-    """A configuration without the names of its frozen parts."""
+    """A configuration without the names of its frozen parts, and without what no tensor depends on."""
     values = config.model_dump(mode="json")
     del values["encoder"]["name"]
     for output in values["outputs"].values():
-        del output["decoder"]
+        del output["decoder"], output["null"]
     return values
 
 

@@ -115,6 +115,10 @@ def _places(model: NextGPT, stage: int, *, with_input: bool = False) -> dict[str
         raise ValueError(
             f"preset {model.config.preset}: legacy files hold a linear input projection; use a preset that has one"
         )
+    if any(output.kind != "projection" for output in model.config.outputs.values()):
+        raise ValueError(
+            f"preset {model.config.preset}: legacy files hold output projections; use a preset without connectors"
+        )
     if stage == 3 and not model.has_adapter:
         raise ValueError("a stage 3 file holds a LoRA adapter, but this model has none; export stage 1 or 2")
     places: dict[str, Tensor] = {}

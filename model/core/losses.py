@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The loss terms, followed by metrics that are only logged.
 TERMS = ("token_loss", *(f"{m}_alignment" for m in Modality), *(f"{m}_denoising" for m in Modality))
-_WATCHED = ("mean_ratio", "well_formed", "token_accuracy")
+_WATCHED = ("mean_ratio", "cosine", "well_formed", "token_accuracy")
 FIGURES = (*TERMS, "token_accuracy", *(f"{m}_{name}" for m in Modality for name in _WATCHED))
 
 
@@ -46,10 +46,11 @@ class Losses:
     """Sums over a batch and the counts to divide them by, float64 (F), in the order of `FIGURES`.
 
     `token_loss` is the mean cross-entropy in nats. `<modality>_alignment` is the weighted squared error relative to a
-    predictor of the mean, or in legacy mode the mean L2 norm; `<modality>_mean_ratio` is the relative error in either
-    mode: at 1.0 a model has learned nothing but the mean. `<modality>_denoising` is the squared error of the UNet's
-    prediction. `token_accuracy`, over all labels and over a modality's signal tokens, is the share with the highest
-    logit, and `<modality>_well_formed` the share of signal groups in which every token has it.
+    predictor of the mean, or in legacy mode the mean L2 norm, plus the cosine distance if it has a weight.
+    `<modality>_mean_ratio` is the relative error and `<modality>_cosine` the cosine in either mode: at a ratio of 1.0 a
+    model has learned nothing but the mean. `<modality>_denoising` is the squared error of the UNet's prediction.
+    `token_accuracy`, over all labels and over a modality's signal tokens, is the share with the highest logit, and
+    `<modality>_well_formed` the share of signal groups in which every token has it.
     """
 
     sums_F: Tensor
@@ -79,14 +80,17 @@ class Criterion:
 
     `alignment_variance[m]` is the mean squared error per value of a modality's mean predictor (`mean_predictor_error`).
     `padding_weight` is the weight of positions outside the caption: the constant first one and those after the end
-    token. `legacy` minimises NExT-GPT's original distance instead, the L2 norm at each position. `denoisers` add the
-    denoising loss of their modalities, for items with latents.
+    token. `legacy` minimises NExT-GPT's original distance instead, the L2 norm at each position. `cosine_weight` adds
+    one minus the cosine at each position, as often. `denoisers` add the denoising loss of their modalities, for items
+    with latents; where a modality learns its null condition, that takes the place of a share `null_share` of theirs.
     """
 
     vocabulary: SignalVocabulary
     alignment_variance: Mapping[Modality, float]
     padding_weight: float = 0.1
     legacy: bool = False
+    cosine_weight: float = 0.0
+    null_share: float = 0.0
     denoisers: Mapping[Modality, "Denoiser"] = field(default_factory=dict)
 
     def __call__(self, predictions: Predictions, batch: Batch, generator: torch.Generator | None = None) -> Losses:
@@ -113,6 +117,8 @@ class Criterion:
             if modality in self.denoisers and len(targets.latents_K):
                 assert generator is not None, "denoisers need a generator"
                 conditions_KLD = conditions_MLD[targets.latent_items_K]
+                if self.null_share and modality in predictions.nulls:
+                    conditions_KLD = self._some_null(conditions_KLD, predictions.nulls[modality], generator)
                 denoised = self.denoisers[modality](conditions_KLD, targets.latents_K, generator)
                 sums[f"{modality}_denoising"] = denoised
         return Losses(sums_F=_stacked(sums, FIGURES, labels_P), counts_F=_stacked(counts, FIGURES, labels_P))
@@ -128,6 +134,10 @@ class Criterion:
             if modality in self.denoisers:
                 counts[f"{modality}_denoising"] = targets.lengths_M.new_full((), len(targets.latents_K))
         return counts
+
+    def _some_null(self, conditions_KLD: Tensor, null_LD: Tensor, generator: torch.Generator) -> Tensor:
+        is_null_K = torch.rand(len(conditions_KLD), generator=generator) < self.null_share
+        return torch.where(is_null_K.to(conditions_KLD.device)[:, None, None], null_LD, conditions_KLD)
 
     def _score_signals(
         self,
@@ -168,9 +178,15 @@ class Criterion:
         weights_ML = self._weights(targets, self.padding_weight)
         error = (weights_ML * differences_MLD.pow(2).mean(-1)).sum() / self.alignment_variance[modality]
         norms_ML = differences_MLD.pow(2).sum(-1).clamp(min=1e-12).sqrt()
-        sums[f"{modality}_alignment"] = norms_ML.sum() if self.legacy else error
+        cosines_ML = functional.cosine_similarity(conditions_MLD, targets.embeddings_MLD, dim=-1)
+        alignment = norms_ML.sum() if self.legacy else error
+        if self.cosine_weight:
+            counted_ML = torch.ones_like(weights_ML) if self.legacy else weights_ML
+            alignment = alignment + self.cosine_weight * (counted_ML * (1 - cosines_ML)).sum()
+        sums[f"{modality}_alignment"] = alignment
         sums[f"{modality}_mean_ratio"] = error.detach()
-        counts[f"{modality}_mean_ratio"] = weights_ML.sum()
+        sums[f"{modality}_cosine"] = (weights_ML * cosines_ML).sum().detach()
+        counts[f"{modality}_mean_ratio"] = counts[f"{modality}_cosine"] = weights_ML.sum()
 
     @staticmethod
     def _weights(targets: Targets, padding_weight: float) -> Tensor:
@@ -230,3 +246,18 @@ def mean_predictor_error(batches: Iterable[tuple[Tensor, Tensor]], padding_weigh
     if error <= 1e-12:
         raise ValueError("all caption embeddings are equal; check the captions they were made of")
     return error
+
+
+def caption_scale(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The root mean square of a value at the captions' own positions, of embeddings (M, L, D) and lengths (M).
+
+    Raises ValueError if there are no captions.
+    """
+    squares, count = 0.0, 0.0
+    for embeddings_MLD, lengths_M in batches:
+        own_ML = position_weights(lengths_M, embeddings_MLD.shape[1], 0.0).double()
+        squares += float((own_ML[..., None] * embeddings_MLD.double().pow(2)).sum())
+        count += float(own_ML.sum()) * embeddings_MLD.shape[2]
+    if not count:
+        raise ValueError("no caption embeddings to measure the scale of; run embed first")
+    return float((squares / count) ** 0.5)

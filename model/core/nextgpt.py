@@ -14,9 +14,9 @@ from model.core.adapter import add_adapter, base_of, has_adapter, is_adapter_ten
 from model.core.batch import Batch
 from model.core.dialogue import IGNORE
 from model.core.llm import capped, check_fits, fingerprint, load_llm
-from model.core.projections import InputProjection, OutputProjection
+from model.core.projections import InputProjection, OutputConnector, OutputProjection
 from model.core.vocabulary import SignalVocabulary
-from model.parts.config import ModelConfig
+from model.parts.config import ModelConfig, OutputConfig
 from pipelines.sample import Modality
 
 STAGES = (1, 2, 3)
@@ -33,12 +33,14 @@ _NOISE = 0.02
 class Predictions(NamedTuple):
     """Logits and labels of the positions with a label, and each modality's conditions (M, L, D).
 
-    A tuple, because DeepSpeed looks for tensors to attach backward hooks to only in tuples, lists and dicts.
+    `nulls` holds the null condition (L, D) of each modality that learns its own. A tuple, because DeepSpeed
+    looks for tensors to attach backward hooks to only in tuples, lists and dicts.
     """
 
     logits_PV: Tensor
     labels_P: Tensor
     conditions: dict[Modality, Tensor]
+    nulls: dict[Modality, Tensor] = {}  # noqa: RUF012  never changed
 
 
 def signal_states(hidden_BTH: Tensor, embeds_BTH: Tensor, rows_M: Tensor, positions_M: Tensor, length: int) -> Tensor:
@@ -81,18 +83,7 @@ class NextGPT(nn.Module):
             num_heads=config.input_projection.heads,
         )
         self.output_projections = nn.ModuleDict(
-            {
-                modality.value: OutputProjection(
-                    width,
-                    output.dim,
-                    num_queries=output.num_queries,
-                    hidden=output.hidden,
-                    ffn=output.ffn,
-                    num_layers=output.layers,
-                    num_heads=output.heads,
-                )
-                for modality, output in config.outputs.items()
-            }
+            {modality.value: _output_part(output, width) for modality, output in config.outputs.items()}
         )
         self.requires_grad_(False)
 
@@ -149,6 +140,13 @@ class NextGPT(nn.Module):
         for name, module in self.llm.named_modules():
             if is_adapter_tensor(name):  # PEFT creates them in float32 on 4-bit layers
                 module.to(self.new_input_rows.weight)
+
+    def measure_scales(self, scales: Mapping[Modality, float]) -> None:
+        """Gives connectors the root mean square of their decoder's caption embeddings, where they have none yet."""
+        for modality, scale in scales.items():
+            part = self.output_projections[modality.value]
+            if isinstance(part, OutputConnector):
+                part.measure(scale)
 
     @property
     def has_adapter(self) -> bool:
@@ -241,20 +239,61 @@ class NextGPT(nn.Module):
         hidden_BTH = self.run_llm(embeds_BTH, batch.attention_mask_BT).last_hidden_state
         labels_BT = batch.labels_BT[:, 1:]
         learned_BT = labels_BT != IGNORE
+        conditions, nulls = self._conditions(batch, hidden_BTH, embeds_BTH)
         return Predictions(
             logits_PV=self.logits(hidden_BTH[:, :-1][learned_BT]),
             labels_P=labels_BT[learned_BT],
-            conditions=self._conditions(batch, hidden_BTH, embeds_BTH),
+            conditions=conditions,
+            nulls=nulls,
         )
 
-    def _conditions(self, batch: Batch, hidden_BTH: Tensor, embeds_BTH: Tensor) -> dict[Modality, Tensor]:
-        conditions = {}
-        for modality in self.config.outputs:
+    def null_conditions(self) -> dict[Modality, Tensor]:
+        """The null condition (L, D) of each modality that learns its own: what zeros are mapped to."""
+        width, found = self.new_input_rows.embedding_dim, {}
+        for modality, output in self.config.outputs.items():
+            if output.null == "learned":
+                zeros_MGH = self.new_input_rows.weight.new_zeros(1, output.num_signal_tokens, width)
+                found[modality] = self.output_projections[modality.value](zeros_MGH)[0]
+        return found
+
+    def _conditions(
+        self, batch: Batch, hidden_BTH: Tensor, embeds_BTH: Tensor
+    ) -> tuple[dict[Modality, Tensor], dict[Modality, Tensor]]:
+        conditions, nulls = {}, {}
+        for modality, output in self.config.outputs.items():
             group = batch.targets.get(modality)
             if group is None:
-                dummy_MGH = hidden_BTH[:1, :1]  # a dummy for the sake of other ranks, as above
-                conditions[modality] = self.output_projections[modality.value](dummy_MGH)[:0]
-                continue
-            states_MGH = signal_states(hidden_BTH, embeds_BTH, group.rows_M, group.positions_M, group.group_length)
-            conditions[modality] = self.output_projections[modality.value](states_MGH)
-        return conditions
+                # A dummy for the sake of other ranks, as above.
+                count, states_MGH = 0, hidden_BTH[:1, :1].expand(-1, output.num_signal_tokens, -1)
+            else:
+                states_MGH = signal_states(hidden_BTH, embeds_BTH, group.rows_M, group.positions_M, group.group_length)
+                count = len(states_MGH)
+            if output.null == "learned":
+                states_MGH = torch.cat([states_MGH, torch.zeros_like(states_MGH[:1])])
+            found_MLD = self.output_projections[modality.value](states_MGH)
+            conditions[modality] = found_MLD[:count]
+            if output.null == "learned":
+                nulls[modality] = found_MLD[-1]
+        return conditions, nulls
+
+
+def _output_part(output: OutputConfig, llm_dim: int) -> OutputProjection | OutputConnector:
+    if output.kind == "connector":
+        return OutputConnector(
+            llm_dim,
+            output.dim,
+            num_signal_tokens=output.num_signal_tokens,
+            num_queries=output.num_queries,
+            width=output.width or llm_dim,
+            num_layers=output.layers,
+            num_heads=output.heads,
+        )
+    return OutputProjection(
+        llm_dim,
+        output.dim,
+        num_queries=output.num_queries,
+        hidden=output.hidden,
+        ffn=output.ffn,
+        num_layers=output.layers,
+        num_heads=output.heads,
+    )

@@ -1,13 +1,16 @@
 """The trained projections: encoder to LLM, and LLM to the decoders' conditions.
 
 Shape suffixes: N items, E encoder embedding, Q queries or tokens, G signal tokens of a group, D LLM width,
-H inner width, O width of a decoder's condition.
+H inner width, L and O length and width of a decoder's condition.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+_POSITION_STD = 0.02
 
 
 class InputProjection(nn.Module):
@@ -98,3 +101,58 @@ class OutputProjection(nn.Module):
         """Maps the `signal_states` of N items, (N, G, D), to (N, num_queries, out_dim)."""
         queries_NQH = self.query_embs.expand(len(signal_states_NGD), -1, -1)
         return self.model(self.tfm(self.fc(signal_states_NGD), queries_NQH))
+
+
+class OutputConnector(nn.Module):
+    """Maps signal token states to a decoder's condition through bidirectional layers, at the text encoder's scale.
+
+    After MetaQuery (Pan et al. 2025, arXiv:2504.06256): pre-norm transformer layers over the signal tokens, Linear -
+    GELU - Linear, RMS norm. As many signal tokens as positions are mapped one by one; any other number is resampled by
+    learned queries. All positions have the same root mean square, `gain`: that of the caption embeddings. It is fixed,
+    since what carries meaning is the direction, and a loss that averages over what it cannot predict would shrink the
+    condition to a scale that the decoder never saw. A gain of 0, before `measure`, counts as 1.
+
+    Raises ValueError for a width that the heads cannot share.
+    """
+
+    gain: Tensor
+
+    def __init__(
+        self,
+        llm_dim: int,
+        out_dim: int,
+        *,
+        num_signal_tokens: int,
+        num_queries: int,
+        width: int,
+        num_layers: int = 4,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"connector: width {width} cannot be shared by {num_heads} heads; use a divisor of it")
+        sizes = (width, num_heads, 4 * width)
+        options: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "norm_first": True, "batch_first": True}
+        self.fc = nn.Linear(llm_dim, width)
+        self.position_embs = nn.Parameter(_POSITION_STD * torch.randn(1, num_signal_tokens, width))
+        self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(*sizes, **options) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(width)
+        self.resampler: nn.TransformerDecoderLayer | None = None
+        if num_signal_tokens != num_queries:
+            self.query_embs = nn.Parameter(torch.randn(1, num_queries, width))
+            self.resampler = nn.TransformerDecoderLayer(*sizes, **options)
+        self.model = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out_dim))
+        self.register_buffer("gain", torch.zeros(1))
+
+    def measure(self, scale: float) -> None:
+        """Sets the root mean square of all conditions, unless it was set before."""
+        if not self.gain.any():
+            self.gain.fill_(scale)
+
+    def forward(self, signal_states_NGD: Tensor) -> Tensor:
+        """Maps the `signal_states` of N items, (N, G, D), to (N, L, O)."""
+        x_NLH = self.norm(self.layers(self.fc(signal_states_NGD) + self.position_embs))
+        if self.resampler is not None:
+            x_NLH = self.resampler(self.query_embs.expand(len(x_NLH), -1, -1), x_NLH)
+        x_NLO = self.model(x_NLH)
+        return functional.rms_norm(x_NLO, x_NLO.shape[-1:]) * self.gain.where(self.gain > 0, 1.0)

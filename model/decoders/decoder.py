@@ -6,6 +6,8 @@ Shape suffixes: N captions, L condition positions, D condition width.
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import cached_property, partial
+from threading import Lock
+from types import SimpleNamespace
 from typing import Any, Self
 
 import diffusers
@@ -15,19 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading
+from model.decoders.conditions import from_rows
+from model.decoders.denoiser_calls import pack
+from model.decoders.text_encoders import CaptionEncoder, TextEncoder, loading, negative_condition
 from model.parts.config import DecoderSettings
 from model.parts.families import (
-    FAMILIES,
+    condition_shape,
     default_settings,
+    family_of,
     has_safety_checker,
     is_full_size,
     latent_shape,
     locate,
+    text_components,
 )
+from model.parts.family_table import FAMILIES, MASK, POOLED, SEQUENCE
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
 
-VIDEO_FPS = 8.0  # what ZeroScope was trained on
 WITHHELD = "withheld by the safety checker"
 
 
@@ -47,7 +53,8 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _images(pipe: Any, output: Any) -> list[Decoded]:
-    withheld = output.nsfw_content_detected or [False] * len(output.images)  # None without a classifier
+    # None without a classifier, and most pipelines can have none.
+    withheld = getattr(output, "nsfw_content_detected", None) or [False] * len(output.images)
     return [
         Image(pixels=_pixels(pixels), note=WITHHELD if is_withheld else "")
         for pixels, is_withheld in zip(output.images, withheld, strict=True)
@@ -55,13 +62,15 @@ def _images(pipe: Any, output: Any) -> list[Decoded]:
 
 
 def _videos(pipe: Any, output: Any) -> list[Decoded]:
-    return [Video(frames=_pixels(frames), fps=VIDEO_FPS) for frames in output.frames]
+    return [Video(frames=_pixels(frames), fps=FAMILIES[type(pipe).__name__].fps) for frames in output.frames]
 
 
 def _sounds(pipe: Any, output: Any) -> list[Decoded]:
-    waveforms_NT = _finite(output.audios).clip(-1, 1).astype(np.float32)
-    rate = int(pipe.vocoder.config.sampling_rate)
-    return [Audio(waveform=waveform_T[None], sample_rate=rate) for waveform_T in waveforms_NT]
+    waveforms_NCT = _finite(output.audios).clip(-1, 1).astype(np.float32)
+    if waveforms_NCT.ndim == 2:  # a vocoder's, of one channel
+        waveforms_NCT = waveforms_NCT[:, None]
+    rate = int((pipe.vocoder if hasattr(pipe, "vocoder") else pipe.vae).config.sampling_rate)
+    return [Audio(waveform=waveform_CT, sample_rate=rate) for waveform_CT in waveforms_NCT]
 
 
 _DECODED: dict[Modality, Callable[[Any, Any], list[Decoded]]] = {
@@ -88,12 +97,34 @@ class _Steps:
         self._on_step(self._done, self._total)
 
 
+class _Texts:
+    """A decoder's text encoders, loaded on first use and then kept; all threads share them."""
+
+    def __init__(self, modality: Modality, name: str) -> None:
+        self._modality, self._name = modality, name
+        self._encoder: TextEncoder | None = None
+        self._device, self._lock = torch.device("cpu"), Lock()
+
+    def embed(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> npt.NDArray[np.float32]:
+        with self._lock:
+            if self._encoder is None:
+                self._encoder, self._device = TextEncoder(self._modality, self._name, device), device
+                self._encoder.to_dtype(dtype)
+            return self._encoder(captions).embeddings
+
+    def leave(self, device: torch.device | str) -> None:
+        """Gives up what is on another device than the decoder will be."""
+        if self._device.type != torch.device(device).type:
+            self._encoder, self._device = None, torch.device(device)
+
+
 class Decoder:
     """A diffusion pipeline that renders conditions; not thread-safe.
 
-    `condition_shape` is (L, D). `settings` give the precision and whether the safety checker runs; an image that it
-    withholds is black and has a note. Raises FileNotFoundError and ValueError as `TextEncoder` does, and ValueError if
-    a requested safety checker is missing.
+    `condition_shape` is (L, D). Text encoders are loaded by the first call of `embed`, and, for the condition of no
+    caption, by the first decoder of a machine, see `negative_condition`. `settings` give the precision and whether the
+    safety checker runs; an image that it withholds is black and has a note. Raises FileNotFoundError and ValueError as
+    `TextEncoder` does, and ValueError if a requested safety checker is missing.
     """
 
     def __init__(
@@ -104,25 +135,28 @@ class Decoder:
         settings: DecoderSettings = DecoderSettings(),  # noqa: B008  frozen
     ) -> None:
         self.modality, self.name = modality, name
-        self._family = FAMILIES[modality]
-        self._encoder = encoder = TextEncoder(modality, name, device)
-        self.condition_shape = encoder.shape
-        self._negative_NLD = encoder([""]).embeddings  # before the encoder's weights are rounded
+        self._family = family_of(modality, name)
+        self._shape = condition_shape(modality, name)
+        self.condition_shape = self._shape.rows
         dtype = _dtype(modality, name, torch.device(device), settings)
+        unwanted = _safety(modality, name, settings)
+        self._negative_NLD = self._negative(device)
         path = locate(modality, name)
         with loading(path):
             self.pipe = getattr(diffusers, self._family.pipeline).from_pretrained(
-                path,
-                tokenizer=encoder.tokenizer,
-                text_encoder=encoder.text_encoder.to(dtype),
-                dtype=dtype,
-                **_safety(modality, name, settings),
+                path, dtype=dtype, **dict.fromkeys(text_components(modality, name)), **unwanted
             )
+        if "projection_model" in self.pipe.components:
+            self.pipe.projection_model.text_projection = torch.nn.Identity()  # conditions are what it gives
+        self._texts = _Texts(modality, name)
+        if self._family.pooled:
+            self.pipe.text_encoder = SimpleNamespace(dtype=dtype)  # AudioLDM's is asked for its type
         self.to(device)
         self.defaults = default_settings(modality, name)
 
     def to(self, device: str | torch.device) -> None:
         """Moves the weights; a GPU that they leave gets its memory back."""
+        self._texts.leave(device)
         is_leaving = self.pipe.device.type == "cuda" and torch.device(device).type != "cuda"
         # Not the pipeline's own `to`, which warns about half precision on the CPU, where nothing is rendered.
         for part in self.pipe.components.values():
@@ -144,8 +178,8 @@ class Decoder:
         return twin
 
     def embed(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeds captions with the decoder's own text encoder: (N, L, D)."""
-        return self._encoder(captions).embeddings
+        """Embeds captions with the decoder's own text encoders, loaded on first use: (N, L, D)."""
+        return self._texts.embed(captions, self.pipe.device, self.pipe.dtype)
 
     def generate(
         self,
@@ -166,13 +200,15 @@ class Decoder:
         steps: int | None = None,
         guidance: float | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        negative: npt.NDArray[Any] | Tensor | None = None,
         **sizes: Any,
     ) -> list[Decoded]:
         """Renders conditions as one batch, each from its own seed; on one machine equal calls give equal bytes.
 
         An item depends on the rest of the batch only by rounding. `sizes` overrides `defaults`: `height` and `width` in
         pixels, `num_frames`, or `audio_length_in_s` in seconds. `on_step` receives the number of finished denoising
-        steps and their total. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
+        steps and their total. `negative` (L, D) takes the place of the embedding of an empty text in classifier-free
+        guidance. Raises ValueError for a condition of the wrong shape or a size this modality lacks.
         """
         settings = {**self.defaults, **sizes}
         if unknown := settings.keys() - self.defaults.keys():
@@ -192,17 +228,16 @@ class Decoder:
             return []
         if not conditions_NLD.isfinite().all():
             raise ValueError(f"{self.name}: the {self.modality} condition contains NaN or inf; check the checkpoint")
-        negative_NLD = torch.from_numpy(self._negative_NLD).expand(len(conditions_NLD), -1, -1)
         self.pipe.progress_bar = partial(_Steps, on_step or (lambda done, total: None))
         # On the CPU, so that the noise does not depend on the device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         output = self.pipe(
-            prompt_embeds=self._prompt_embeds(conditions_NLD),
-            negative_prompt_embeds=self._prompt_embeds(negative_NLD),
+            **self._told(conditions_NLD, negative),
             latents=self._noise(generators, settings),
             generator=generators,
             output_type="np",
-            **settings,
+            **{self._family.names.get(name, name): value for name, value in settings.items()},
+            **self._family.fixed,
         )
         try:
             return _DECODED[self.modality](self.pipe, output)
@@ -216,26 +251,53 @@ class Decoder:
         sizes = {name: value for name, value in settings.items() if name in self.defaults}
         shape = latent_shape(self.modality, self.name, sizes)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        noise = pack(self._family, noise, getattr(self.pipe, self._family.denoiser_part).config)
         return noise.to(self.pipe.device, self.pipe.dtype)
 
-    def _prompt_embeds(self, conditions_NLD: Tensor) -> Tensor:
+    def _negative(self, device: str | torch.device) -> npt.NDArray[np.float32]:
+        """The condition of no caption (1, L, D)."""
+        if not self._family.has_negative:
+            return np.zeros((1, *self.condition_shape), np.float32)
+        return negative_condition(self.modality, self.name, device)
+
+    def _told(self, conditions_NLD: Tensor, negative: npt.NDArray[Any] | Tensor | None) -> dict[str, Tensor]:
+        """A batch of conditions, and that of no caption or the one given, as the pipeline takes them."""
+        told = self._arguments(conditions_NLD)
+        if self._family.has_negative:
+            negative_1LD = self._negative_NLD if negative is None else negative[None]
+            negative_NLD = torch.as_tensor(negative_1LD).expand(len(conditions_NLD), -1, -1)
+            told |= {f"negative_{name}": value for name, value in self._arguments(negative_NLD).items()}
+        return told
+
+    def _arguments(self, conditions_NLD: Tensor) -> dict[str, Tensor]:
+        condition = from_rows(self._shape, conditions_NLD.detach().float())
         if self._family.pooled:
             # A pooled condition is a unit vector; a projected one only approximately.
-            conditions_NLD = normalize(conditions_NLD[:, 0].float(), dim=-1)
-        return conditions_NLD.detach().to(self.pipe.device, self.pipe.dtype)
+            return {SEQUENCE: self._placed(normalize(condition.pooled_NP, dim=-1))}
+        arguments = {SEQUENCE: self._placed(condition.sequence_NLD)}
+        if self._shape.pooled:
+            arguments[POOLED] = self._placed(condition.pooled_NP)
+        if condition.mask_NL is not None:
+            arguments[MASK] = condition.mask_NL.to(self.pipe.device)
+        return arguments
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values.to(self.pipe.device, self.pipe.dtype)
 
 
 def _dtype(modality: Modality, name: str, device: torch.device, settings: DecoderSettings) -> torch.dtype:
     if settings.precision != "auto":
         return getattr(torch, settings.precision)
     # Our own small decoders gain nothing from float16, and their scores were measured in float32.
-    is_halved = device.type == "cuda" and is_full_size(modality, name)
-    return torch.float16 if is_halved else torch.float32
+    if device.type != "cuda" or not is_full_size(modality, name):
+        return torch.float32
+    # Transformers are published in bfloat16; some leave float16's range.
+    return torch.float16 if family_of(modality, name).denoiser_part == "unet" else torch.bfloat16
 
 
 def _safety(modality: Modality, name: str, settings: DecoderSettings) -> dict[str, Any]:
     """Arguments that keep a pipeline from loading its safety checker; empty if it is wanted, or there is none."""
-    if not FAMILIES[modality].safety_checker:
+    if not family_of(modality, name).safety_checker:
         return {}
     if settings.safety_checker:
         if not has_safety_checker(modality, name):

@@ -1,26 +1,30 @@
-"""The denoising loss: how well a decoder's frozen UNet denoises latents given a projected condition.
+"""The denoising loss: how well a decoder's frozen denoiser does, given a projected condition.
 
 Suffixes: K items of a modality that have latents, L and D length and width of a condition.
 """
 
+from math import prod
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import mse_loss
 
+from model.decoders.conditions import from_rows
+from model.decoders.denoiser_calls import Denoising, call_denoiser
+from model.decoders.noise import load_noise
 from model.decoders.text_encoders import loading
-from model.parts.families import FAMILIES, caption_shape, latent_shape, locate
+from model.parts.families import components, condition_shape, denoising_sizes, family_of, latent_shape, locate
 from pipelines.sample import Modality
 
 
 class Denoiser:
-    """A decoder's frozen UNet and noise schedule; gradients flow to the conditions only.
+    """A decoder's frozen UNet or transformer, `unet`, and its noise schedule; gradients flow to the conditions only.
 
     `condition_shape` (L, D) and `latent_shape` are of one item. `gradient_checkpointing` trades time for memory in
-    UNets that support it (diffusers' UNet3D does not). Raises FileNotFoundError and ValueError as `CaptionEncoder`
-    does.
+    denoisers that support it (diffusers' UNet3D does not). Raises FileNotFoundError and ValueError as `CaptionEncoder`
+    does, and ValueError for a scheduler that no loss is known for.
     """
 
     def __init__(
@@ -32,55 +36,46 @@ class Denoiser:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.modality, self.name = modality, name
-        self._family = FAMILIES[modality]
-        self.condition_shape, self.latent_shape = caption_shape(modality, name), latent_shape(modality, name)
+        self._family, self._shape = family_of(modality, name), condition_shape(modality, name)
+        self.condition_shape, self.latent_shape = self._shape.rows, latent_shape(modality, name)
         path = locate(modality, name)
+        parts = components(modality, name)
         with loading(path):
-            unet = self._load_unet(path, dtype)
-            # Whatever the sampler for rendering, its configuration describes the training schedule.
-            self.scheduler = diffusers.DDPMScheduler.from_pretrained(path, subfolder="scheduler")
+            unet = self._load_part(path, self._family.denoiser_part, self._family.denoiser, dtype)
+            projection = None
+            if "projection_model" in parts:
+                projection = self._load_part(path, "projection_model", parts["projection_model"][1], dtype).to(device)
+            num_tokens = prod(self.latent_shape[1:]) // self._family.packing**2
+            self._noise = load_noise(modality, name, path, num_tokens)
         self.unet = unet.requires_grad_(False).eval().to(device)
+        self._calling = Denoising(self._family, unet, projection, denoising_sizes(modality, name))
         if gradient_checkpointing and unet._supports_gradient_checkpointing:
             unet.enable_gradient_checkpointing()
 
-    def _load_unet(self, path: str, dtype: torch.dtype) -> Any:
-        return getattr(diffusers, self._family.unet).from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler whose noise it is trained with."""
+        return self._noise.scheduler
+
+    def _load_part(self, path: str, part: str, kind: str, dtype: torch.dtype) -> Any:
+        return getattr(diffusers, kind).from_pretrained(path, subfolder=part, torch_dtype=dtype)
 
     def __call__(self, conditions_KLD: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over K items of the mean squared error, in float32.
 
-        `latents` (K, ...) are clean and scaled by the VAE's factor. Timesteps and noise are drawn on the CPU from
-        `generator`, so they do not depend on the device. The target is the scheduler's `prediction_type`: the noise,
-        the velocity (Salimans & Ho 2022, arXiv:2202.00512) or the latents themselves. Raises ValueError if conditions
-        or latents have the wrong shape.
+        `latents` (K, ...) are clean and scaled as the VAE's are. Timesteps and noise are drawn on the CPU from
+        `generator`, so they do not depend on the device; the target is what the pipeline's scheduler takes the
+        denoiser's output for, see `noise`. Raises ValueError if conditions or latents have the wrong shape.
         """
         self._check(conditions_KLD, latents)
         num_items, device = len(latents), latents.device
-        steps_K = torch.randint(self.scheduler.config.num_train_timesteps, (num_items,), generator=generator).to(device)
+        steps_K = torch.randint(self._noise.num_steps, (num_items,), generator=generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        noisy = self.scheduler.add_noise(latents, noise, steps_K)
-        predicted = self.unet(noisy.to(self.unet.dtype), steps_K, **self._condition(conditions_KLD)).sample
-        errors = mse_loss(predicted.float(), self._target(latents, noise, steps_K), reduction="none")
+        noised = self._noise(latents, noise, steps_K)
+        condition = from_rows(self._shape, conditions_KLD)
+        predicted = call_denoiser(self._calling, noised.latents.to(self.unet.dtype), noised.timesteps_K, condition)
+        errors = mse_loss(predicted.float(), noised.target, reduction="none")
         return errors.flatten(1).mean(1).sum()
-
-    def _target(self, latents: Tensor, noise: Tensor, steps_K: Tensor) -> Tensor:
-        match self.scheduler.config.prediction_type:
-            case "epsilon":
-                return noise
-            case "v_prediction":
-                velocity: Tensor = self.scheduler.get_velocity(latents, noise, steps_K)
-                return velocity
-            case "sample":
-                return latents
-        kind = self.scheduler.config.prediction_type
-        raise ValueError(f"{self.name}: scheduler/scheduler_config.json has unknown prediction_type {kind}")
-
-    def _condition(self, conditions_KLD: Tensor) -> dict[str, Tensor | None]:
-        if self._family.pooled:
-            # AudioLDM has only self-attention. A pooled condition is a unit vector, a projected one only approximately.
-            vectors_KD = normalize(conditions_KLD[:, 0].float(), dim=-1)
-            return {"encoder_hidden_states": None, "class_labels": vectors_KD.to(self.unet.dtype)}
-        return {"encoder_hidden_states": conditions_KLD.to(self.unet.dtype)}
 
     def _check(self, conditions_KLD: Tensor, latents: Tensor) -> None:
         for what, given, wanted in (

@@ -60,7 +60,10 @@ def render_batch(
     embedded = iter(decoder.embed(said)) if said else iter(())
     conditions = [next(embedded) if isinstance(wish.condition, str) else wish.condition for wish in wishes]
     seeds = [wish.seed for wish in wishes]
-    return decoder.generate_batch(np.stack(conditions), seeds, on_step=on_step, **wishes[0].settings)
+    first = wishes[0]
+    return decoder.generate_batch(
+        np.stack(conditions), seeds, on_step=on_step, negative=first.negative, **first.settings
+    )
 
 
 def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> Iterator[_Batch]:
@@ -68,7 +71,7 @@ def _batches(decoders: Mapping[Modality, Decoder], wishes: Sequence[Wish]) -> It
     for place, wish in enumerate(wishes):
         kinds.setdefault(wish.kind, []).append(place)
     for places in kinds.values():
-        modality, _, _, settings = wishes[places[0]]
+        modality, settings = wishes[places[0]].modality, wishes[places[0]].settings
         latents = _latents(decoders[modality], settings)
         at_once = most_at_once(decoders[modality], settings)
         for start in range(0, len(places), at_once):

@@ -1,13 +1,14 @@
 """Captions as the text encoders of the diffusion decoders take them: token ids, made on any CPU without the encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import transformers
 
-from model.parts.families import FAMILIES, Family, locate
+from model.parts.families import family_of, locate
+from model.parts.family_table import Family
 from pipelines.sample import Modality
 
 
@@ -19,7 +20,7 @@ class CaptionTokens:
     """
 
     def __init__(self, modality: Modality, name: str) -> None:
-        family, path = FAMILIES[modality], locate(modality, name)
+        family, path = family_of(modality, name), locate(modality, name)
         self.tokenizer = getattr(transformers, family.tokenizer).from_pretrained(path, subfolder="tokenizer")
         config = transformers.AutoConfig.from_pretrained(path, subfolder="text_encoder")
         self.max_length = _max_length(self.tokenizer, config, family)
@@ -30,6 +31,14 @@ class CaptionTokens:
             return []
         found = self.tokenizer(list(captions), max_length=self.max_length, truncation=True)
         return [np.array(ids, np.int32) for ids in found.input_ids]
+
+
+def caption_inputs(modality: Modality, name: str) -> Callable[[Sequence[str]], Sequence[Any]]:
+    """What makes of captions what a decoder's text encoder takes: ids, or for several encoders the captions.
+
+    Raises as `CaptionTokens` does.
+    """
+    return list if family_of(modality, name).prompts else CaptionTokens(modality, name)
 
 
 def _max_length(tokenizer: Any, config: Any, family: Family) -> int:

@@ -27,6 +27,7 @@ from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from model.parts.library_logs import quiet_libraries
 from model.training.engine import DTYPES
+from model.training.objective import Objective
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality
 
@@ -69,13 +70,9 @@ def step_bytes(settings: TrainSettings, *, gpu: bool, accumulates: bool) -> int:
     if accumulates:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    criterion = Criterion(
-        vocabulary=model.vocabulary,
-        alignment_variance=dict.fromkeys(Modality, 1.0),
-        padding_weight=settings.loss.padding_weight,
-        legacy=settings.loss.alignment == "l2",
-        denoisers={modality: MetaDenoiser(modality, settings) for modality in settings.loss.denoised},
-    )
+    variance = dict.fromkeys(Modality, 1.0)
+    denoiser = partial(MetaDenoiser, settings=settings)
+    criterion = Objective(settings.loss, 1, model.vocabulary, variance, denoiser).last.criterion
     counts_T = torch.ones(len(TERMS), device="meta")
     with fused_attention(), Allocations(_held(model, criterion), num_learned(settings)) as allocations:
         batch = _batch(settings, criterion.denoisers)
@@ -148,10 +145,10 @@ class MetaDenoiser(Denoiser):
         decoder = settings.model.outputs[modality].decoder
         super().__init__(modality, decoder, "meta", DTYPES[settings.precision], settings.gradient_checkpointing)
 
-    def _load_unet(self, path: str, dtype: torch.dtype) -> Any:
-        kind = getattr(diffusers, self._family.unet)
+    def _load_part(self, path: str, part: str, kind: str, dtype: torch.dtype) -> Any:
+        made = getattr(diffusers, kind)
         with torch.device("meta"):
-            return kind.from_config(kind.load_config(path, subfolder="unet")).to(dtype)
+            return made.from_config(made.load_config(path, subfolder=part)).to(dtype)
 
 
 _ATEN = torch.ops.aten

@@ -6,13 +6,14 @@ length and width of a condition.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from model.core.batch import Example, collate
 from model.core.chat_template import ChatTemplate, chat_template
@@ -131,7 +132,10 @@ class Generator:
         if not done:
             return {}
         conditions = _conditions(self._model, list(done.values()), self._detokenizer)
-        return {number: _reply(row, items) for (number, row), items in zip(done.items(), conditions, strict=True)}
+        nulls = self._model.null_conditions()
+        return {
+            number: _reply(row, items, nulls) for (number, row), items in zip(done.items(), conditions, strict=True)
+        }
 
     def _limits(self, query: Query, left: int) -> AnswerLimits:
         items, schema = query.sampling.max_items, query.sampling.schema
@@ -155,13 +159,14 @@ class Generator:
         self._decoding.join(list(joining.values()))
 
 
-def _reply(row: Pending, conditions: list[Condition]) -> Reply:
+def _reply(row: Pending, conditions: list[Condition], nulls: Mapping[Modality, Tensor]) -> Reply:
     return Reply(
         parts=row.answer.parts(),
         conditions=conditions,
         prompt_tokens=len(row.example.dialogue.input_ids),
         tokens=sum(len(run.ids) for run in row.answer.runs),
         was_cut=row.answer.was_cut,
+        negatives={modality: null_LD.float().cpu().numpy() for modality, null_LD in nulls.items()},
     )
 
 

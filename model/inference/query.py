@@ -79,8 +79,8 @@ class Query:
 class Reply:
     """An answer before its items are rendered: its parts in order, and each item's modality and condition (L, D).
 
-    Conditions are float32. `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the
-    length limit ended it.
+    Conditions are float32. `negatives` holds the null conditions (L, D) of the modalities that learned their own.
+    `prompt_tokens` and `tokens` count the tokens read and generated; `was_cut` is true if the length limit ended it.
     """
 
     parts: tuple[Part, ...]
@@ -88,6 +88,7 @@ class Reply:
     prompt_tokens: int
     tokens: int
     was_cut: bool
+    negatives: Mapping[Modality, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -120,8 +121,9 @@ class Response(Generic[T]):
 
 def wishes(query: Query, reply: Reply) -> list[Wish]:
     """The media to render for a reply, one wish per item."""
+    seed, settings, negatives = query.sampling.seed, query.settings, reply.negatives
     return [
-        Wish(modality, condition, query.sampling.seed + number, query.settings.get(modality, {}))
+        Wish(modality, condition, seed + number, settings.get(modality, {}), negatives.get(modality))
         for number, (modality, condition) in enumerate(reply.conditions)
     ]
 

@@ -1,10 +1,10 @@
 """A model's configuration: parts, widths and signal tokens, read from a preset."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from pipelines.sample import Modality
 
@@ -49,16 +49,37 @@ class InputProjectionConfig(_Settings):
 
 
 class OutputConfig(_Settings):
-    """One output modality: its decoder, its signal tokens, and the projection to (`num_queries`, `dim`)."""
+    """One output modality: its decoder, its signal tokens, and what maps these to (`num_queries`, `dim`).
+
+    `kind` is NExT-GPT's `projection`, to which `hidden` and `ffn` apply, or `connector`, to which `width` does (None is
+    the LLM's). `null` is the negative condition of classifier-free guidance: the decoder's own embedding of an empty
+    text (`encoder`), or what zeros are mapped to (`learned`), which a share of the denoising loss trains.
+    """
 
     decoder: str
     num_signal_tokens: PositiveInt
     num_queries: PositiveInt
     dim: PositiveInt
+    kind: Literal["projection", "connector"] = "projection"
     hidden: PositiveInt = 512
     ffn: PositiveInt = 2048
+    width: PositiveInt | None = None
     layers: PositiveInt = 4
     heads: PositiveInt = 4
+    null: Literal["encoder", "learned"] = "encoder"
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.kind == "projection" and self.width is not None:
+            raise ValueError(f"width is {self.width}, but kind projection has none; set hidden, or kind to connector")
+        name, width = ("width", self.width) if self.kind == "connector" else ("hidden", self.hidden)
+        if width is not None and width % self.heads:
+            raise ValueError(_uneven(name, width, self.heads))
+        return self
+
+
+def _uneven(name: str, width: int, heads: int) -> str:
+    return f"{name} is {width}, which {heads} heads cannot share; set heads to a divisor of it"
 
 
 class LoraSettings(_Settings):
@@ -103,6 +124,14 @@ class ModelConfig(_Settings):
     def _in_order(cls, outputs: dict[Modality, OutputConfig]) -> dict[Modality, OutputConfig]:
         # Signal token ids follow this order, so it must not depend on the order of keys in a file.
         return {modality: outputs[modality] for modality in Modality if modality in outputs}
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        width = self.llm.hidden_size
+        for modality, output in self.outputs.items():
+            if output.kind == "connector" and output.width is None and width is not None and width % output.heads:
+                raise ValueError(f"outputs.{modality}: {_uneven('width (that of the LLM)', width, output.heads)}")
+        return self
 
     @property
     def signal_groups(self) -> dict[Modality, int]:

@@ -1,117 +1,50 @@
-"""The families of diffusion decoders, one a modality: shapes, defaults and sizes from their configuration files.
+"""The families of diffusion decoders: shapes, defaults and sizes from their configuration files.
 
 No weights are loaded and no deep learning library is imported, so that shapes can be checked before anything starts.
 """
 
 import json
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 from model.parts.builtin import resolve
+from model.parts.family_table import FAMILIES, ConditionShape, Family, Read, Settings, frame_scale, scale
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
 FULL_SIZE_CHANNELS = 128  # the narrowest first UNet block among released decoders (AudioLDM s-full)
+_CHANNELS = 8  # of a transformer's width count as one: the narrowest released one has 1,152 (Sana 0.6B)
 # Best for the decoders in model/foundations: more steps or other guidance score lower.
 _SMALL_STEPS = 5
 
 # The components of a pipeline that have weights; a safety checker is loaded only on request.
-MODELS = ("text_encoder", "unet", "vae", "vocoder")
-
-Settings = dict[str, Any]
-Read = Callable[[str], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What differs between modalities; classes are given by name, since importing them takes seconds.
-
-    `native` gives the media size from the UNet's configuration, `full_size` the settings of released weights,
-    `small_guidance` the guidance scale of narrow ones, and `grid` the frames (for video), rows and columns that the VAE
-    encodes at such a size.
-    """
-
-    pipeline: str
-    tokenizer: str
-    text_encoder: str
-    unet: str
-    pooled: bool  # the condition is one L2-normalised vector, not one vector per position
-    native: Callable[[Read], Settings]
-    small_guidance: float
-    full_size: Mapping[str, Any]
-    grid: Callable[[Settings, Read], tuple[int, ...]]
-    safety_checker: bool = False  # whether released weights come with a safety classifier
+TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_PROJECTION = "projection_model"  # of text and seconds (Stable Audio)
+MODELS = (*TEXTS, _PROJECTION, "unet", "transformer", "transformer_2", "vae", "vocoder")
+# Of the diffusion schedulers' prediction types, those with a denoising loss; the first is diffusers' default.
+_PREDICTED = ("epsilon", "v_prediction", "sample")
 
 
-def _square(read: Read) -> Settings:
-    side = read("unet")["sample_size"] * _scale(read)
-    return {"height": side, "width": side}
+def wanted(modality: Modality) -> str:
+    """The pipelines that a modality's decoder may be, in words."""
+    *others, last = (family.pipeline for family in FAMILIES.values() if family.modality is modality)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def _square_clip(read: Read) -> Settings:
-    return {**_square(read), "num_frames": 8}
+def family_of(modality: Modality, name: str) -> Family:
+    """The family of a decoder; raises as `locate` does."""
+    return FAMILIES[_read_json(locate(modality, name), "model_index.json")["_class_name"]]
 
 
-def _seconds(read: Read) -> Settings:
-    return {"audio_length_in_s": read("unet")["sample_size"] * _scale(read) * _frame_seconds(read)}
-
-
-def _frame_seconds(read: Read) -> float:
-    vocoder = read("vocoder")
-    return float(prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"])
-
-
-def _mel_grid(settings: Settings, read: Read) -> tuple[int, ...]:
-    return round(settings["audio_length_in_s"] / _frame_seconds(read)), read("vocoder")["model_in_dim"]
-
-
-_CLIP: dict[str, Any] = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
-FAMILIES = {
-    Modality.IMAGE: Family(
-        **_CLIP,
-        pipeline="StableDiffusionPipeline",
-        unet="UNet2DConditionModel",
-        pooled=False,
-        native=_square,
-        small_guidance=2.0,
-        full_size={"num_inference_steps": 50, "guidance_scale": 7.5},
-        grid=lambda settings, _: (settings["height"], settings["width"]),
-        safety_checker=True,
-    ),
-    Modality.VIDEO: Family(
-        **_CLIP,
-        pipeline="TextToVideoSDPipeline",
-        unet="UNet3DConditionModel",
-        pooled=False,
-        native=_square_clip,
-        small_guidance=2.0,
-        # ZeroScope was fine-tuned at this size; its configuration still has the square size of its base model.
-        full_size={
-            "height": 320,
-            "width": 576,
-            "num_frames": 16,
-            "num_inference_steps": 40,
-            "guidance_scale": 9.0,
-        },
-        grid=lambda settings, _: (settings["num_frames"], settings["height"], settings["width"]),
-    ),
-    Modality.AUDIO: Family(
-        pipeline="AudioLDMPipeline",
-        tokenizer="RobertaTokenizer",
-        text_encoder="ClapTextModelWithProjection",
-        unet="UNet2DConditionModel",
-        pooled=True,
-        native=_seconds,
-        small_guidance=5.0,
-        full_size={"audio_length_in_s": 5.0, "num_inference_steps": 50, "guidance_scale": 2.5},
-        grid=_mel_grid,
-    ),
-}
+def components(modality: Modality, name: str) -> dict[str, tuple[str, str]]:
+    """A decoder's components that are there, each with library and class; raises as `locate` does."""
+    index = _read_json(locate(modality, name), "model_index.json")
+    return {part: (said[0], said[1]) for part, said in index.items() if isinstance(said, list) and said[0]}
 
 
 def locate(modality: Modality, name: str) -> str:
@@ -119,60 +52,130 @@ def locate(modality: Modality, name: str) -> str:
 
     Raises FileNotFoundError if there is no pipeline, ValueError if it belongs to another modality.
     """
-    path, wanted = resolve(name), FAMILIES[modality].pipeline
+    path = resolve(name)
     try:
         found = _read_json(path, "model_index.json")["_class_name"]
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{name}: no diffusers pipeline (model_index.json) found; give the directory or hub id of a {wanted}"
+            f"{name}: no diffusers pipeline (model_index.json) found; "
+            f"give the directory or hub id of a {wanted(modality)}"
         ) from error
-    if found != wanted:
-        raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted}")
+    if found not in FAMILIES or FAMILIES[found].modality is not modality:
+        raise ValueError(f"{name}: is a {found}, but {modality} needs a {wanted(modality)}")
     return path
 
 
-def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
-    """The shape (L, D) of a decoder's condition; raises as `locate` does."""
+def text_files(modality: Modality, name: str) -> list[Path]:
+    """The files that embed a decoder's captions; none where some are not on this machine. Raises as `locate` does."""
     path = locate(modality, name)
-    text_encoder = _read_json(path, "text_encoder/config.json")
-    if FAMILIES[modality].pooled:
-        return 1, text_encoder["projection_dim"]
-    longest = _read_json(path, "tokenizer/tokenizer_config.json").get("model_max_length")
-    positions = text_encoder["max_position_embeddings"]
-    return min(positions, longest or positions), text_encoder["hidden_size"]
+    index = _local(path, "model_index.json")
+    folders = [index.parent / part for part in components(modality, name) if part in (*TEXTS, *TOKENIZERS, _PROJECTION)]
+    found = [sorted(file for file in folder.glob("*") if file.is_file()) for folder in folders]
+    is_whole = all(
+        any(folder.name in TOKENIZERS or file.suffix in (".safetensors", ".bin") for file in files)
+        for folder, files in zip(folders, found, strict=True)
+    )
+    return [index, *chain.from_iterable(found)] if is_whole else []
+
+
+def condition_shape(modality: Modality, name: str) -> ConditionShape:
+    """What a decoder is told; raises as `locate` does."""
+    return family_of(modality, name).condition(_reader(modality, name))
+
+
+def caption_shape(modality: Modality, name: str) -> tuple[int, int]:
+    """The shape (L, D) of a decoder's condition as one array; raises as `locate` does."""
+    return condition_shape(modality, name).rows
 
 
 def latent_shape(modality: Modality, name: str, sizes: Settings | None = None) -> tuple[int, ...]:
     """The shape of one item's latents at the decoder's default size, overridden by `sizes`; raises as `locate`.
 
-    Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands), measured in latents.
+    Image (C, H, W), video (C, T, H, W), audio (C, frames, mel bands) or (C, T), measured in latents.
     """
-    read = partial(_read_config, locate(modality, name))
-    settings = {**default_settings(modality, name), **(sizes or {})}
-    *frames, height, width = FAMILIES[modality].grid(settings, read)
-    scale = _scale(read)
-    return read("unet")["in_channels"], *frames, ceil(height / scale), ceil(width / scale)
+    family, read = family_of(modality, name), _reader(modality, name)
+    grid = family.grid({**default_settings(modality, name), **(sizes or {})}, read)
+    frames, sides = (grid[:1], grid[1:]) if modality is Modality.VIDEO else ((), grid)
+    side, packing = scale(read) * family.packing, family.packing
+    return (
+        read(family.denoiser_part)["in_channels"] // packing**2,
+        *((count - 1) // frame_scale(read) + 1 for count in frames),
+        *(ceil(length / side) * packing for length in sides),
+    )
 
 
 def latent_grid(modality: Modality, name: str) -> tuple[int, ...]:
-    """Frames (1 unless a video), rows and columns of what a decoder's VAE takes; raises as `locate`."""
-    _, *frames, height, width = latent_shape(modality, name)
-    scale = _scale(partial(_read_config, locate(modality, name)))
-    return (frames[0] if frames else 1, height * scale, width * scale)
+    """Frames (1 unless a video), rows and columns of what a decoder's VAE takes; raises as `locate`.
+
+    An autoencoder of waveforms takes one row, whose columns are samples.
+    """
+    _, *axes = latent_shape(modality, name)
+    read = _reader(modality, name)
+    count = (axes.pop(0) - 1) * frame_scale(read) + 1 if modality is Modality.VIDEO else 1
+    *rows, columns = (length * scale(read) for length in axes)
+    return count, *(rows or [1]), columns
 
 
 def default_settings(modality: Modality, name: str) -> Settings:
     """A decoder's default settings: sizes in pixels and seconds, steps, guidance."""
-    family, read = FAMILIES[modality], partial(_read_config, locate(modality, name))
+    family, read = family_of(modality, name), _reader(modality, name)
     native = family.native(read)
-    if not _is_full_size(read):
+    if not _is_full_size(family, read):
         return {"num_inference_steps": _SMALL_STEPS, "guidance_scale": family.small_guidance, **native}
     return {**native, **family.full_size}
 
 
 def is_full_size(modality: Modality, name: str) -> bool:
     """Whether a decoder is as wide as released ones, unlike our small ones; raises as `locate`."""
-    return _is_full_size(partial(_read_config, locate(modality, name)))
+    return _is_full_size(family_of(modality, name), _reader(modality, name))
+
+
+def text_components(modality: Modality, name: str) -> list[str]:
+    """The text encoders and tokenizers that a decoder's index names, be they there or left out; raises as `locate`."""
+    index = _read_json(locate(modality, name), "model_index.json")
+    return [part for part in (*TEXTS, *TOKENIZERS) if part in index]
+
+
+def sound_format(modality: Modality, name: str) -> tuple[int, int] | None:
+    """Samples a second and channels of the waveforms that a decoder's VAE encodes; None if it encodes spectrograms."""
+    vae = _reader(modality, name)("vae")
+    return (vae["sampling_rate"], vae["audio_channels"]) if "downsampling_ratios" in vae else None
+
+
+def denoising_sizes(modality: Modality, name: str) -> Settings:
+    """What a denoiser is told of its latents' size: the default settings, and what makes of pixels a latent.
+
+    Flags of the pipeline are among them; raises as `locate` does.
+    """
+    read = _reader(modality, name)
+    flags = {key: value for key, value in read("model_index.json").items() if isinstance(value, bool)}
+    scales = {"scale": scale(read), "frame_scale": frame_scale(read)}
+    return {**flags, **default_settings(modality, name), **scales}
+
+
+def noise_kind(modality: Modality, name: str) -> str:
+    """What a decoder is trained to take away: `diffusion`, `flow` (matching) or `sigma` (noise of a deviation).
+
+    Raises ValueError if no loss is known for the scheduler, and as `locate` does.
+    """
+    read = _reader(modality, name)
+    if read("model_index.json").get("boundary_ratio") is not None:
+        raise ValueError(
+            f"{name}: denoises with two transformers, which no loss is known for; train by alignment alone"
+        )
+    config = read("scheduler/scheduler_config.json")
+    kind = str(config.get("_class_name"))
+    if kind.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+        return "flow"
+    if "sigma_data" in config:
+        return "sigma"
+    if "beta_schedule" in config:
+        predicted = config.get("prediction_type", _PREDICTED[0])
+        if predicted not in _PREDICTED:
+            known = ", ".join(_PREDICTED)
+            raise ValueError(f"{name}: its scheduler has prediction_type {predicted}, and a loss needs {known}")
+        return "diffusion"
+    raise ValueError(f"{name}: no denoising loss is known for its scheduler, a {kind}; train by alignment alone")
 
 
 def has_safety_checker(modality: Modality, name: str) -> bool:
@@ -180,29 +183,34 @@ def has_safety_checker(modality: Modality, name: str) -> bool:
     return bool((_read_json(locate(modality, name), "model_index.json").get("safety_checker") or [None])[0])
 
 
-def _is_full_size(read: Read) -> bool:
-    return bool(read("unet")["block_out_channels"][0] >= FULL_SIZE_CHANNELS)
+def _is_full_size(family: Family, read: Read) -> bool:
+    denoiser = read(family.denoiser_part)
+    if "block_out_channels" in denoiser:
+        return bool(denoiser["block_out_channels"][0] >= FULL_SIZE_CHANNELS)
+    width = denoiser["num_attention_heads"] * denoiser["attention_head_dim"]
+    return bool(width // _CHANNELS >= FULL_SIZE_CHANNELS)
 
 
-def _scale(read: Read) -> int:
-    """The VAE's downsampling factor along one side."""
-    return int(2 ** (len(read("vae")["block_out_channels"]) - 1))
+def _reader(modality: Modality, name: str) -> Read:
+    return partial(_read_config, locate(modality, name))
 
 
 def _read_config(path: str, part: str) -> dict[str, Any]:
-    return _read_json(path, f"{part}/config.json")
+    return _read_json(path, part if part.endswith(".json") else f"{part}/config.json")
 
 
 def _read_json(path: str, file: str) -> dict[str, Any]:
     """Reads a small file of a pipeline, from a folder or a hub repository."""
-    if Path(path).is_dir():
-        local = Path(path) / file
-    else:
-        from huggingface_hub import hf_hub_download
-
-        local = Path(hf_hub_download(path, file))
-    content: dict[str, Any] = read_json(local)
+    content: dict[str, Any] = read_json(_local(path, file))
     return content
+
+
+def _local(path: str, file: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path) / file
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(path, file))
 
 
 # Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker.

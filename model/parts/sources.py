@@ -8,12 +8,14 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from model.parts.builtin import BUILTIN, is_builtin
 from model.parts.config import ModelConfig
-from model.parts.families import FAMILIES, MODELS
+from model.parts.families import MODELS, TOKENIZERS, wanted
+from model.parts.family_table import FAMILIES
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
@@ -155,20 +157,29 @@ def _missing_of_llm(folder: Path) -> Iterator[str]:
 
 
 def _missing_of_decoder(modality: Modality, folder: Path) -> Iterator[str]:
-    wanted = FAMILIES[modality].pipeline
     try:
         index: dict[str, Any] = read_json(folder / "model_index.json")
     except (OSError, ValueError):
-        yield f"no diffusers pipeline (model_index.json of a {wanted})"
+        yield f"no diffusers pipeline (model_index.json of a {wanted(modality)})"
         return
-    if index.get("_class_name") != wanted:
-        yield f"a {index.get('_class_name')}, not the {wanted} that {modality} needs,"
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is None or family.modality is not modality:
+        yield f"a {index.get('_class_name')}, not the {wanted(modality)} that {modality} needs,"
         return
-    for component in sorted({"tokenizer", "scheduler", *MODELS} & index.keys()):
+    yield from _missing_package(index)
+    present = {part for part, said in index.items() if isinstance(said, list) and said[0]}
+    for component in sorted({"scheduler", *TOKENIZERS, *MODELS} & present):
         if not (folder / component).is_dir():
             yield f"no {component}"
         elif component in MODELS:
             yield from _missing_weights(folder, f"{component}/")
+
+
+def _missing_package(index: dict[str, Any]) -> Iterator[str]:
+    """Schedulers that draw their noise with torchsde: Stable Audio Open's, for one."""
+    kind = (index.get("scheduler") or [None, None])[1]
+    if kind in ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler") and find_spec("torchsde") is None:
+        yield f"no package torchsde (pip install torchsde) for the {kind}"
 
 
 def _missing_weights(folder: Path, prefix: str) -> Iterator[str]:

@@ -125,8 +125,8 @@ def gather(model: nn.Module, names: Iterable[str], *, sharded: bool) -> dict[str
 
     `sharded` weights (ZeRO-3) are gathered first; only rank 0 gets the copies.
     """
-    parameters = dict(model.named_parameters())
-    chosen = {name: parameters[name] for name in names}
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    chosen = {name: tensors[name] for name in names}
     gathering: Any = nullcontext()
     if sharded:
         import deepspeed

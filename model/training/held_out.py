@@ -16,6 +16,7 @@ from model.parts.families import is_full_size
 from model.runs.run_log import RunLog
 from model.training.engine import Rank
 from model.training.feed import Row
+from model.training.objective import Phase
 from model.training.train_settings import TrainSettings
 from model.training.validation_replies import Sampler, undisturbed
 from pipelines.sample import Modality
@@ -27,8 +28,7 @@ class HeldOut:
     def __init__(
         self,
         engine: Any,
-        criterion: Criterion,
-        weights: LossWeights,
+        phase: Phase,
         tokenizer: Any,
         *,
         settings: TrainSettings,
@@ -37,7 +37,7 @@ class HeldOut:
         rows: Sequence[Row],
         reduce: Callable[[list[float]], list[float]],
     ) -> None:
-        self._engine, self._criterion, self._weights = engine, criterion, weights
+        self._engine, self._phase = engine, phase
         self._settings, self._rank, self._batches, self._reduce = settings, rank, batches, reduce
         # With sharded weights (ZeRO-3) all ranks must generate together.
         self._everywhere = settings.zero == 3 and rank.world_size > 1
@@ -55,7 +55,8 @@ class HeldOut:
     def score(self, step: int, log: RunLog | None) -> dict[str, float]:
         """Scores all held-out samples after `step` updates; every rank calls it, and gets the global scores."""
         moved = (batch.to(self._rank.device) for batch in self._batches)
-        scores = validate(self._engine, self._criterion, moved, self._weights, self._reduce, seed=self._settings.seed)
+        criterion, weights = self._phase.criterion, self._phase.weights
+        scores = validate(self._engine, criterion, moved, weights, self._reduce, seed=self._settings.seed)
         if log is not None:
             log.validation(step, scores)
             parts = [f"{name} {scores[name]:.3f}" for name in scores if name.endswith(("loss", "well_formed"))]

@@ -1,8 +1,8 @@
 """The settings of a training run, validated before anything starts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from model.parts.config import ModelConfig
 from pipelines.sample import Modality
@@ -30,21 +30,34 @@ class OptimizerSettings(_Settings):
 class LossSettings(_Settings):
     """The weights of the loss terms; `alignment` is normalised MSE or the legacy L2 norm.
 
-    `denoising_weights` enables the denoising loss through a frozen UNet, by modality. A loss that is not finite, or
-    more than `stop_above` times the mean of previous steps, stops the run.
+    `cosine_weight` adds to it one minus the cosine. `denoising_weights` enables the denoising loss through a frozen
+    UNet, by modality, from the share `denoise_from` of the steps on; from there, `alignment_weights_after` replace
+    those of alignment. `null_share` of the denoised items train the null condition of a modality that learns its own. A
+    loss that is not finite, or more than `stop_above` times the mean of previous steps, stops the run.
     """
 
     alignment: Literal["mse", "l2"] = "mse"
     padding_weight: float = Field(0.1, ge=0)
     text_weight: float = Field(1.0, ge=0)
     alignment_weights: dict[Modality, float] = {modality: 1.0 for modality in Modality}
+    cosine_weight: float = Field(0.0, ge=0)
     denoising_weights: dict[Modality, float] = {}
+    denoise_from: float = Field(0.0, ge=0, lt=1)
+    alignment_weights_after: dict[Modality, float] = {}
+    null_share: float = Field(0.1, ge=0, lt=1)
     stop_above: PositiveFloat = 20.0
 
     @property
     def denoised(self) -> list[Modality]:
         """The modalities with a denoising loss."""
         return [modality for modality, weight in self.denoising_weights.items() if weight]
+
+    @model_validator(mode="after")
+    def _denoises_what_it_plans(self) -> Self:
+        planned = [name for name in ("denoise_from", "alignment_weights_after") if getattr(self, name)]
+        if planned and not self.denoised:
+            raise ValueError(f"{planned[0]} is set, but denoising_weights names no modality; set it, as {{image: 1.0}}")
+        return self
 
 
 class ValidationSettings(_Settings):
@@ -100,6 +113,20 @@ class TrainSettings(_Settings):
     loss: LossSettings = LossSettings()
     validation: ValidationSettings = ValidationSettings()
     deepspeed: str
+
+    @model_validator(mode="after")
+    def _denoises_what_the_model_makes(self) -> Self:
+        outputs, denoised, key = self.model.outputs, self.loss.denoised, "loss.denoising_weights"
+        for modality in denoised:
+            if modality not in outputs:
+                raise ValueError(f"{key}: {modality}, but preset {self.model.preset} makes none; leave it out")
+        for modality, output in outputs.items():
+            if self.stage == 2 and output.null == "learned" and modality not in denoised:
+                raise ValueError(
+                    f"model.outputs.{modality}.null: learned, but {key}.{modality} is not set, so that nothing trains "
+                    "it; set that, or null to encoder"
+                )
+        return self
 
     @property
     def num_micro_batches(self) -> int:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from model.checkpoints.checkpoint import load_weights, trained_state, write_file
 from model.core.batch import Batch, Example
 from model.core.chat_template import chat_template
 from model.core.dialogue import IGNORE, encode_dialogue
-from model.core.losses import TERMS, Criterion, Losses, LossWeights, total
+from model.core.losses import TERMS, Losses, total
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import load_tokenizer
 from model.runs.meter import Meter
@@ -27,6 +27,7 @@ from model.training.divergence import Diverged, LossGuard
 from model.training.engine import DTYPES, Rank, accumulation, build_engine, gather, restore, snapshot
 from model.training.feed import Row, micro_batches, prefetch
 from model.training.held_out import HeldOut
+from model.training.objective import Objective
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality, turns_from_json
 
@@ -39,8 +40,8 @@ class Job:
 
     `run` is the folder of the run: if it holds a checkpoint, training resumes from it; otherwise it starts from the
     checkpoint `init`, or from scratch. `alignment_variance` is the variance of the caption embeddings by modality,
-    which normalises the alignment loss so that predicting the mean scores 1. `history` is the stage's entry in
-    checkpoints, `card` goes into the model card.
+    which normalises the alignment loss so that predicting the mean scores 1, and `caption_scale` their root mean
+    square, which connectors take. `history` is the stage's entry in checkpoints, `card` goes into the model card.
     """
 
     settings: TrainSettings
@@ -52,6 +53,7 @@ class Job:
     init: Path | None
     history: Mapping[str, Any]
     card: Mapping[str, Any]
+    caption_scale: Mapping[Modality, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,7 @@ class Trainer:
         state = TrainState.read(checkpoint) if checkpoint is not None else None
         self.model = self._build(checkpoint or job.init)
         self.stages = list(self.model.stages)[: -1 if checkpoint is not None else None]
+        self.model.measure_scales(job.caption_scale)
         self.manifest = self.model.set_stage(settings.stage)
         if rank.rank == 0:
             save_base_rows(self.model, job.run)
@@ -90,11 +93,8 @@ class Trainer:
         self._guard = LossGuard(settings.loss.stop_above)
         if state is not None:
             self._guard.load(state.guard)
-        self.criterion = self._criterion()
-        self.weights = LossWeights(
-            tokens=settings.loss.text_weight,
-            alignment=settings.loss.alignment_weights,
-            denoising=settings.loss.denoising_weights,
+        self.objective = Objective(
+            settings.loss, job.num_steps, self.model.vocabulary, job.alignment_variance, self._denoiser
         )
         self.accumulation = accumulation(settings, rank.world_size)
         universal = state is not None and state.needs_conversion(rank.world_size)
@@ -167,23 +167,26 @@ class Trainer:
         Every term is divided by its count over the global batch, and random numbers are seeded by micro-batch, so that
         the result does not depend on how a global batch is split over ranks. Raises Diverged before the update.
         """
-        counts_T = sum(map(self.criterion.count, batches), torch.zeros(len(TERMS), dtype=torch.float64))
+        phase = self.objective.at(step)
+        if step == self.objective.switch:
+            self._guard.load([])  # losses before and after do not compare
+        counts_T = sum(map(phase.criterion.count, batches), torch.zeros(len(TERMS), dtype=torch.float64))
         counts_T = torch.tensor(self._sum(counts_T.tolist()), dtype=torch.float64)
         seen: list[list[float]] = []
         for place, batch in enumerate(batches):
             seed = self._seed(step, place)
             torch.manual_seed(seed)  # for the adapter's dropout
             moved = batch.to(self.rank.device)
-            losses = self.criterion(self.engine(moved), moved, torch.Generator().manual_seed(seed))
+            losses = phase.criterion(self.engine(moved), moved, torch.Generator().manual_seed(seed))
             # DeepSpeed averages over ranks and micro-batches; these are shares of one sum.
-            share = total(losses, counts_T, self.weights) * self.rank.world_size * self.accumulation
+            share = total(losses, counts_T, phase.weights) * self.rank.world_size * self.accumulation
             self.engine.backward(share)
             seen.append([*losses.to_list(), *batch.sizes])
             if place < len(batches) - 1:
                 self.engine.step()
         *values, samples, tokens, positions = self._sum([math.fsum(column) for column in zip(*seen, strict=True)])
         losses = Losses.from_list(values)
-        loss = float(total(losses, losses.counts_F, self.weights))
+        loss = float(total(losses, losses.counts_F, phase.weights))
         self._guard.check(step + 1, loss, int(samples))
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -243,8 +246,7 @@ class Trainer:
         steps = self._micro_batches(kept, range(self.job.held_out_steps))
         return HeldOut(
             self.engine,
-            self.criterion,
-            self.weights,
+            self.objective.held_out,
             self.tokenizer,
             settings=self.job.settings,
             rank=self.rank,
@@ -303,16 +305,6 @@ class Trainer:
         if checkpoint is not None:
             load_weights(model, checkpoint)
         return model
-
-    def _criterion(self) -> Criterion:
-        settings = self.job.settings
-        return Criterion(
-            vocabulary=self.model.vocabulary,
-            alignment_variance=self.job.alignment_variance,
-            padding_weight=settings.loss.padding_weight,
-            legacy=settings.loss.alignment == "l2",
-            denoisers={modality: self._denoiser(modality) for modality in settings.loss.denoised},
-        )
 
     def _denoiser(self, modality: Modality) -> Any:
         from model.decoders.denoising import Denoiser  # late: it loads diffusers

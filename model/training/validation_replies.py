@@ -10,6 +10,7 @@ from torch import nn
 from model.core.adapter import base_of
 from model.core.nextgpt import NextGPT
 from model.inference.generation import generate
+from model.inference.query import Reply
 from model.runs.run_log import Sampled
 from model.training.feed import Row
 from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_json
@@ -108,18 +109,20 @@ class Sampler:
             require=require,
             max_items=len(require),
         )
-        medium = self._render(modality, reply.conditions[0][1]) if reply.conditions and self.renders else None
+        medium = self._render(modality, reply) if reply.conditions and self.renders else None
         prompt = "\n".join(f"{turn.role}: {_as_text(turn)}" for turn in turns) if len(turns) > 1 else _as_text(turns[0])
         return Sampled(modality=modality, prompt=prompt, expected=_as_text(answer), text=reply.text, medium=medium)
 
-    def _render(self, modality: Modality, condition_LD: Any) -> Decoded | None:
+    def _render(self, modality: Modality, reply: Reply) -> Decoded | None:
         try:
             decoder = self._decoder(modality)
             if decoder is None:
                 return None
             decoder.to(self.model.new_input_rows.weight.device)
             try:
-                return decoder.generate(condition_LD, seed=self.seed, steps=self.steps)
+                _, condition_LD = reply.conditions[0]
+                negative_LD = reply.negatives.get(modality)
+                return decoder.generate(condition_LD, seed=self.seed, steps=self.steps, negative=negative_LD)
             finally:
                 if self.model.config.decoders.on_device == "one":
                     decoder.to("cpu")  # training continues, and needs the memory

@@ -115,9 +115,9 @@ def write_decoder(modality: Modality, shape: DecoderShape, folder: Path, device:
     import diffusers
     import transformers
 
-    from model.parts.families import FAMILIES
+    from model.parts.families import family_of
 
-    family = FAMILIES[modality]
+    family = family_of(modality, f"builtin:tiny/{modality}_decoder")
     with quiet_libraries():
         tokenizer = getattr(transformers, family.tokenizer).from_pretrained(
             resolve(f"builtin:tiny/{modality}_decoder"), subfolder="tokenizer"
@@ -125,7 +125,7 @@ def write_decoder(modality: Modality, shape: DecoderShape, folder: Path, device:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
             parts = {
-                "unet": getattr(diffusers, family.unet)(**shape.unet),
+                "unet": getattr(diffusers, family.denoiser)(**shape.unet),
                 "vae": diffusers.AutoencoderKL(**shape.vae),
                 "text_encoder": draw_text_encoder(modality, tokenizer, shape.text_encoder),
             }

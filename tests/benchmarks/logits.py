@@ -27,10 +27,12 @@ class FullLogits(NextGPT):
         """As in NextGPT, with P covering all positions but the last."""
         embeds_BTH = self.embed_batch(batch)
         hidden_BTH = self.run_llm(embeds_BTH, batch.attention_mask_BT).last_hidden_state
+        conditions, nulls = self._conditions(batch, hidden_BTH, embeds_BTH)
         return Predictions(
             logits_PV=self.logits(hidden_BTH[:, :-1]).flatten(0, 1),
             labels_P=batch.labels_BT[:, 1:].flatten(),
-            conditions=self._conditions(batch, hidden_BTH, embeds_BTH),
+            conditions=conditions,
+            nulls=nulls,
         )
 
 

@@ -21,8 +21,8 @@ def run(scale: float, ground: Ground) -> list[Row]:
     bare = BareLoop(
         NextGPT.from_config(settings.model, adapter=True, seed=settings.seed),
         settings,
-        trainer.criterion,
-        trainer.weights,
+        trainer.objective.last.criterion,
+        trainer.objective.last.weights,
     )
     batches = list(batches_of(trainer, rows_of(reader(ground.plan(settings)), range(steps)), range(steps)))
 

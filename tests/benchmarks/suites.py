@@ -11,8 +11,9 @@ from typing import Annotated
 from jobs.common import cli
 from jobs.common.cli import Option
 from model.checkpoints.description import SHIPPED
-from tests.benchmarks import Row, cores, not_measured, real, say
+from tests.benchmarks import Row, cores, not_measured, real, recipe, say
 from tests.benchmarks.real import RealOptions
+from tests.benchmarks.recipe import RecipeOptions
 
 SUITES: Mapping[str, Mapping[str, str]] = {
     "pipelines": {
@@ -108,7 +109,8 @@ def _listed(sections: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in sections.items())
 
 
-COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions], str, str]] = {
+_Kind = type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions | RecipeOptions]
+COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
     "pipelines": (SuiteOptions, *_ratios("pipelines")),
     "training": (TrainingSuite, *_ratios("training")),
     "chat": (ChatSuite, *_ratios("chat")),
@@ -121,6 +123,11 @@ COMMANDS: Mapping[str, tuple[type[SuiteOptions | GpuOptions | ScaleOptions | Rea
         ScaleOptions,
         "on paper, what datasets of up to 400 million rows take",
         "Measure what a core takes for a picture and a video; compute what large datasets take, as Markdown tables.",
+    ),
+    "recipe": (
+        RecipeOptions,
+        "how stage 2 is best done: losses, signal tokens, joints",
+        "Train stage 2 of preset world in several ways, for as many steps; a Markdown table of what the oracles read.",
     ),
     "real": (RealOptions, real.DESCRIPTION, f"Run {real.DESCRIPTION}."),
 }
@@ -135,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if isinstance(options, RealOptions):
         lines = real.run(options, machine())
+    elif isinstance(options, RecipeOptions):
+        lines = recipe.run(options)
     elif isinstance(options, ScaleOptions):
         from tests.benchmarks import scale
 

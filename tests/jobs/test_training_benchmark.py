@@ -26,7 +26,8 @@ def ground(local_ray: None) -> Iterator[Ground]:
 def test_a_step_is_compared_with_a_bare_loop_that_does_the_same(ground: Ground) -> None:
     settings = ground.settings(2, "optimizer.warmup_ratio=0")
     trainer = ground.trainer(settings)
-    bare = BareLoop(NextGPT.from_config(settings.model), settings, trainer.criterion, trainer.weights)
+    last = trainer.objective.last
+    bare = BareLoop(NextGPT.from_config(settings.model), settings, last.criterion, last.weights)
     for model in (trainer.model, bare.model):
         model.eval()  # without dropout, two updates come to the same
     batches = list(batches_of(trainer, rows_of(reader(ground.plan(settings)), range(2)), range(2)))

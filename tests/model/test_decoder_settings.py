@@ -13,7 +13,7 @@ import torch
 import transformers
 from decoder_cases import array_of, each_modality, name_of
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from model.decoders import decoder as decoders
 from model.decoders import rendering, text_encoders
@@ -71,8 +71,7 @@ def test_default_media_are_those_of_the_pipelines_own_noise(modality: Modality) 
     [ours] = decoder.generate_batch(conditions_NLD, [7], steps=2)
     settings = {**decoder.defaults, "num_inference_steps": 2}
     output = decoder.pipe(
-        prompt_embeds=decoder._prompt_embeds(torch.from_numpy(conditions_NLD)),
-        negative_prompt_embeds=decoder._prompt_embeds(torch.from_numpy(decoder._negative_NLD)),
+        **decoder._told(torch.from_numpy(conditions_NLD)),
         generator=[torch.Generator("cpu").manual_seed(7)],
         output_type="np",
         **settings,
@@ -306,3 +305,23 @@ def test_on_a_gpu_half_precision_is_finite_and_near_float32(modality: Modality, 
         for chosen in ("float32", precision)
     )
     assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.95
+
+
+def test_no_caption_is_embedded_once_a_machine_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEXTGPT_CACHE", str(tmp_path))
+    folder = Path(shutil.copytree(resolve(name_of(Modality.IMAGE)), tmp_path / "decoder"))
+    loaded = []
+    real = text_encoders.TextEncoder
+    monkeypatch.setattr(text_encoders, "TextEncoder", lambda *given: loaded.append(given) or real(*given))
+    first = text_encoders.negative_condition(Modality.IMAGE, str(folder))
+    np.testing.assert_array_equal(text_encoders.negative_condition(Modality.IMAGE, str(folder)), first)
+    np.testing.assert_array_equal(first, real(Modality.IMAGE, str(folder))([""]).embeddings)
+    assert len(loaded) == 1
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor + 0.1 for name, tensor in tensors.items()}, file, {"format": "pt"})
+    assert not np.array_equal(text_encoders.negative_condition(Modality.IMAGE, str(folder)), first)
+    [kept, *_] = sorted(tmp_path.glob("negatives/*.npy"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    kept.write_bytes(b"cut")
+    assert not np.array_equal(text_encoders.negative_condition(Modality.IMAGE, str(folder)), first)
+    assert len(loaded) == 3

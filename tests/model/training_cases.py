@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from jobs.common.settings import deepspeed_settings, load_settings
+from model.parts.config import load_preset
+from model.parts.families import latent_shape
 from model.training.engine import Rank
 from model.training.feed import Row
 from model.training.trainer import Job, Trainer
@@ -39,6 +41,7 @@ def make_trainer(
         init=init,
         history={"configuration": "test"},
         card={},
+        caption_scale=dict.fromkeys(Modality, 0.5),
     )
     return Trainer(job, rank)
 
@@ -54,10 +57,23 @@ def make_rows(rank: Rank = HERE, first: int = 0, num_steps: int = STEPS, count: 
     return result
 
 
+def with_latents(rows: list[Row]) -> list[Row]:
+    """The rows with latents for what they make."""
+    names = {modality: output.decoder for modality, output in load_preset("tiny").outputs.items()}
+    shapes = {modality: latent_shape(modality, name) for modality, name in names.items()}
+    found = []
+    for row in rows:
+        generator = np.random.default_rng(int(row["key"][1:]))
+        made = [modality for modality in Modality if row[modality.value] is not None]
+        latents = {f"{m}_latents": generator.normal(size=(1, *shapes[m])).astype(np.float32) for m in made}
+        found.append({**row, **latents})
+    return found
+
+
 def _sample(number: int) -> dict[str, Any]:
     generator = np.random.default_rng(number)
     inputs = [Item(modality=m, name=m.value) for m in Modality] if number % 2 else []
-    outputs = [Item(modality=m, caption=f"a {m.value}") for m in Modality] if number % 2 == 0 else []
+    outputs = [Item(modality=m, name="made", caption=f"a {m.value}") for m in Modality] if number % 2 == 0 else []
     turns = (
         Turn(role="user", parts=(*inputs, f"number {number} of them")),
         Turn(role="assistant", parts=("Here." if outputs else f"I see {number}.", *outputs)),

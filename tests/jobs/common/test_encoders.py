@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decoder_families import write_pipeline
 
 from jobs.common.encoders import EncoderFactory, clips, encoder_factory, preprocess_factory
+from model.decoders.text_encoders import CaptionEncoder
 from model.encoders.imagebind_encoder import VIDEO_CROPS
 from model.encoders.imagebind_inputs import VIDEO_CLIPS, MediaInputs
 from model.encoders.mel import AUDIO_CLIPS
@@ -81,6 +83,18 @@ def test_what_any_cpu_prepares_is_what_the_encoder_embeds(kind: str, inputs: lis
     assert (len(lengths), found.dtype) == (len(inputs), np.float32)
     assert encoder.precision == precision
     assert encoder.id.endswith("-bfloat16") == (precision == "bfloat16") == (factory.exact is not None)
+
+
+def test_captions_for_several_text_encoders_go_to_them_as_they_are(tmp_path: Path) -> None:
+    tiny, path = load_preset("tiny"), str(write_pipeline("WanPipeline", tmp_path / "wan"))
+    output = tiny.outputs[Modality.VIDEO].model_copy(update={"decoder": path})
+    config = tiny.model_copy(update={"outputs": {Modality.VIDEO: output}})
+    captions, prepare = ["a red circle", "", "a café"], preprocess_factory(config, "video")()
+    assert prepare(captions) == captions
+    encoder = encoder_factory(config, "video")()
+    found, lengths = encoder(encoder.send(split_inputs(*join_inputs(prepare(captions)))))
+    assert (found.shape, lengths.tolist()) == ((3, 512, 32), [4, 1, 3])
+    np.testing.assert_array_equal(found, CaptionEncoder(Modality.VIDEO, path)(captions).embeddings)
 
 
 def test_of_a_film_the_ten_frames_are_prepared_that_all_of_it_would_give(tmp_path: Path) -> None:

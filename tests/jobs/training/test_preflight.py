@@ -1,13 +1,33 @@
 """What is refused before a stage starts, all of it at once."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from chat_families import tokenizer_of
+from decoder_families import write_pipeline
 from transformers import AutoConfig, CohereConfig, PreTrainedConfig, Qwen3Config
 
+from jobs.common.cli import UsageError
 from jobs.common.settings import load_settings
 from jobs.training.preflight import mistakes, notes
+from model.parts.builtin import resolve
+from pipelines.handover.stage_samples import PlannedView
+from pipelines.storage.shards import Manifest
+
+MANIFEST = Manifest(
+    dataset="talks",
+    rows=1,
+    samples=1,
+    samples_per_shard=1,
+    rejected={},
+    shards=[],
+    views={"talks": "dialogue"},
+    output_items={},
+    input_items=0,
+    licence="",
+)
 
 
 def found(tmp_path: Path, *overrides: str, preset: str = "tiny", init: Path | None = None) -> list[str]:
@@ -32,6 +52,58 @@ def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path: Path, setting: str
     (line,) = found(tmp_path, setting)
     assert told in line
     assert "\n" not in line
+
+
+def test_a_decoder_of_another_shape_or_family_or_without_a_loss_is_refused(tmp_path: Path) -> None:
+    path = write_pipeline("StableDiffusionXLPipeline", tmp_path / "xl")
+    decoder, rows = f"model.outputs.image.decoder={path}", ["model.outputs.image.num_queries=42"]
+    (line,) = found(tmp_path, decoder)
+    assert "model.outputs.image: 77x64, but" in line
+    assert "takes 42x40; set num_queries and dim to these" in line
+    fitting = [decoder, *rows, "model.outputs.image.dim=40", "loss.denoising_weights={image: 1.0}"]
+    assert found(tmp_path, *fitting) == []
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text('{"_class_name": "AmusedScheduler"}')
+    (line,) = found(tmp_path, *fitting)
+    assert "no denoising loss is known for its scheduler, a AmusedScheduler; train by alignment alone" in line
+    assert found(tmp_path, *fitting[:-1]) == []
+    (path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    (line,) = found(tmp_path, *fitting)
+    assert "is a PixArtSigmaPipeline, but image needs a StableDiffusionPipeline, StableDiffusionXLPipeline" in line
+
+
+def test_a_scheduler_without_a_loss_and_denoising_without_latents_are_refused(tmp_path: Path) -> None:
+    decoder = Path(shutil.copytree(resolve("builtin:tiny/image_decoder"), tmp_path / "decoder"))
+    file = decoder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "flow"}))
+    denoised = "loss.denoising_weights={image: 1.0}"
+    (line,) = found(tmp_path, denoised, f"model.outputs.image.decoder={decoder}")
+    assert line == (
+        f"loss.denoising_weights: image: {decoder}: its scheduler has prediction_type flow, and a loss needs epsilon, "
+        "v_prediction, sample"
+    )
+    view = PlannedView(name="talks", kind="dialogue", directory=tmp_path, manifest=MANIFEST, sidecars={})
+    (line,) = mistakes(load_settings(2, "tiny", [denoised]), [view], tmp_path / "run", None)
+    assert line == "loss.denoising_weights: image, but no dataset has image media in its answers; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["loss.denoise_from=0.5"], "loss: denoise_from is set, but denoising_weights names no modality"),
+        (["model.outputs.image.kind=connector", "model.outputs.image.width=66"], "image: width is 66, which 4 heads"),
+        (["model.outputs.image.kind=connector", "model.outputs.image.heads=5"], "width (that of the LLM) is 64, which"),
+        (["model.outputs.image.width=64"], "width is 64, but kind projection has none; set hidden, or kind"),
+        (["model.outputs.image.heads=5"], "hidden is 64, which 5 heads cannot share"),
+        (["model.outputs.image.null=learned"], "image.null: learned, but loss.denoising_weights.image is not set"),
+        (["loss.denoising_weights={image: 1.0}", "loss.denoise_from=1.0"], "loss.denoise_from: Input should be less"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(settings: list[str], told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_settings(2, "tiny", settings)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

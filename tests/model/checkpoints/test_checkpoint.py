@@ -20,7 +20,9 @@ from model.checkpoints.checkpoint import (
 from model.checkpoints.description import check_compatible, latest_checkpoint, read_config
 from model.core.batch import collate
 from model.core.nextgpt import NextGPT
+from model.core.tokenizer import load_tokenizer
 from model.parts.builtin import resolve
+from pipelines.sample import Modality
 from pipelines.storage.files import read_json, write_json
 
 
@@ -55,6 +57,29 @@ def test_a_loaded_model_gives_the_same_outputs_bit_for_bit(trained, tokenizer, s
     assert torch.equal(one.logits_PV, two.logits_PV)
     assert all(torch.equal(one.conditions[m], two.conditions[m]) for m in one.conditions)
     assert not loaded.training
+
+
+def test_a_connector_comes_back_with_the_scale_that_was_measured_for_it(tiny, tmp_path):
+    values = tiny.model_dump(mode="json")
+    values["outputs"]["image"] |= {"kind": "connector", "num_signal_tokens": 7, "layers": 2, "null": "learned"}
+    model = NextGPT.from_config(type(tiny).model_validate(values))
+    tokenizer = load_tokenizer(model.config)  # with as many tokens as the connector takes
+    model.measure_scales({Modality.IMAGE: 0.25})
+    train(model, tokenizer, 2)
+    save_pretrained(model, tmp_path / "saved", tokenizer)
+    assert load_file(tmp_path / "saved" / "model.safetensors")["output_projections.image.gain"].tolist() == [0.25]
+    described = read_config(tmp_path / "saved")["model"]["outputs"]["image"]
+    assert (described["kind"], described["layers"], described["null"]) == ("connector", 2, "learned")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "| image connector | 2 layers, 7 signal tokens to 77 x 64 |" in card
+    loaded, _ = from_pretrained(tmp_path / "saved")
+    model.eval().requires_grad_(False)
+    batch = collate([make_example(REQUEST, tokenizer, model)])
+    assert torch.equal(loaded(batch).conditions[Modality.IMAGE], model(batch).conditions[Modality.IMAGE])
+    with pytest.raises(ValueError, match="outputs of the checkpoint"):
+        load_weights(NextGPT.from_config(tiny), tmp_path / "saved")
+    values["outputs"]["image"]["null"] = "encoder"  # no tensor depends on it
+    load_weights(NextGPT.from_config(type(tiny).model_validate(values)), tmp_path / "saved")
 
 
 def test_the_loaded_tokenizer_gives_the_same_ids(tokenizer, saved):

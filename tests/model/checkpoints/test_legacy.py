@@ -188,6 +188,13 @@ def test_what_would_lose_bits_is_refused(tiny, files, tmp_path):
     assert (legacy_dtype(files[1]), legacy_dtype(tmp_path / "x.pt")) == (torch.float16, torch.float32)
 
 
+def test_a_model_with_a_connector_is_no_legacy_file(tiny, tmp_path):
+    values = tiny.model_dump(mode="json")
+    values["outputs"]["image"]["kind"] = "connector"
+    with pytest.raises(ValueError, match="legacy files hold output projections; use a preset without connectors"):
+        export_legacy(NextGPT.from_config(type(tiny).model_validate(values)), tmp_path / "x.pt", stage=2)
+
+
 def test_a_model_without_an_adapter_is_no_stage_3(model, tmp_path):
     with pytest.raises(ValueError, match="holds a LoRA adapter, but this model has none"):
         export_legacy(model, tmp_path / "x.pt")

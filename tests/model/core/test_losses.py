@@ -13,6 +13,7 @@ from model.core.losses import (
     Criterion,
     Losses,
     LossWeights,
+    caption_scale,
     mean_predictor_error,
     position_weights,
     total,
@@ -213,3 +214,35 @@ def test_a_modality_without_a_variance_is_refused(model, examples):
     batch = collate(examples)
     with pytest.raises(ValueError, match="alignment_variance has no image"):
         replace(CRITERION, alignment_variance={})(model(batch), batch)
+
+
+def test_the_scale_of_captions_is_that_of_their_own_positions():
+    """Positions 1 to length - 1: what lies before and after counts as little as what a decoder is not told by."""
+    embeddings_MLD = torch.full((2, 5, 3), 100.0)
+    embeddings_MLD[0, 1:3], embeddings_MLD[1, 1:2] = 2.0, -5.0
+    lengths_M = torch.tensor([3, 2])
+    expected = ((2 * 4 + 25) / 3) ** 0.5
+    assert caption_scale([(embeddings_MLD, lengths_M)]) == pytest.approx(expected)
+    pieces = list(zip(embeddings_MLD.split(1), lengths_M.split(1), strict=True))
+    assert caption_scale(pieces) == pytest.approx(expected)
+    assert caption_scale([(torch.full((2, 1, 4), 0.5), torch.tensor([1, 1]))]) == 0.5, "a pooled vector"
+    with pytest.raises(ValueError, match="no caption embeddings"):
+        caption_scale([])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_cosine_is_told_in_every_mode_and_added_by_its_weight(model, examples, legacy):
+    batch = collate(examples)
+    image = batch.targets[Modality.IMAGE].embeddings_MLD
+    turned = with_conditions(model, batch, lambda t: -2 * t)
+    plain, weighed = (replace(CRITERION, legacy=legacy, cosine_weight=weight) for weight in (0.0, 0.25))
+    before, after = plain(turned, batch).means(), weighed(turned, batch).means()
+    assert before["image_cosine"] == after["image_cosine"] == pytest.approx(-1, rel=1e-4)
+    assert after["image_mean_ratio"] == before["image_mean_ratio"]
+    assert after["image_alignment"] - before["image_alignment"] == pytest.approx(0.25 * 2, rel=1e-3)
+    same = weighed(with_conditions(model, batch, lambda t: 3 * t), batch).means()
+    assert same["image_cosine"] == pytest.approx(1, rel=1e-4)
+    if not legacy:
+        weights_ML = position_weights(batch.targets[Modality.IMAGE].lengths_M, image.shape[1], 0.1)
+        squares = (weights_ML * (2 * image).pow(2).mean(-1)).sum() / weights_ML.sum() / VARIANCE[Modality.IMAGE]
+        assert same["image_alignment"] == pytest.approx(squares.item(), rel=1e-4)

@@ -26,6 +26,58 @@ def test_the_manifests_are_the_three_stages(tiny):
     assert three == one | two | lora
 
 
+def with_outputs(tiny, **settings):
+    """The tiny model with other settings of its outputs."""
+    values = tiny.model_dump(mode="json")
+    for output in values["outputs"].values():
+        output |= settings
+    return type(tiny).model_validate(values)
+
+
+@pytest.mark.parametrize("tokens", [4, 77])
+def test_connectors_come_from_the_seed_and_train_in_stage_2(tiny, tokenizer, tokens):
+    config = with_outputs(tiny, kind="connector", num_signal_tokens=tokens, layers=1)
+    one, two, other = (NextGPT.from_config(config, seed=seed) for seed in (3, 3, 4))
+    names = {name for name, _ in one.named_parameters() if name.startswith("output_projections.")}
+    ours, same, theirs = (dict(model.named_parameters()) for model in (one, two, other))
+    assert all(torch.equal(ours[name], same[name]) for name in names)
+    assert not torch.equal(ours["output_projections.image.fc.weight"], theirs["output_projections.image.fc.weight"])
+    one.measure_scales({Modality.IMAGE: 0.5, Modality.AUDIO: 2.0})
+    one.set_stage(2)
+    before = snapshot(one)
+    step(one, batch_of(one, tokenizer, MIXED, REQUEST))
+    assert moved(one, before) == NEW_ROWS | names, "of scales, none moves"
+    assert {m: part.gain.item() for m, part in one.output_projections.items()} == {"image": 0.5, "video": 0, "audio": 2}
+
+
+def test_a_batch_without_items_still_runs_every_connector_and_null_condition(tiny, tokenizer):
+    model = NextGPT.from_config(with_outputs(tiny, kind="connector", null="learned"))
+    model.set_stage(2)
+    predictions = model(batch_of(model, tokenizer, CAPTION))
+    assert {m: tuple(c.shape) for m, c in predictions.conditions.items()} == {
+        m: (0, output.num_queries, output.dim) for m, output in model.config.outputs.items()
+    }
+    loss_of(model, batch_of(model, tokenizer, CAPTION)).backward()
+    parts = [p for name, p in model.named_parameters() if name.startswith("output_projections.")]
+    assert all(p.grad is not None and not p.grad.any() for p in parts)
+
+
+@pytest.mark.parametrize("kind", ["projection", "connector"])
+def test_a_learned_null_condition_is_what_zeros_are_mapped_to_whatever_is_asked(tiny, tokenizer, kind):
+    model = NextGPT.from_config(with_outputs(tiny, kind=kind, null="learned"))
+    nulls = model.null_conditions()
+    for dialogues in ((CAPTION,), (REQUEST, MIXED)):
+        found = model(batch_of(model, tokenizer, *dialogues))
+        for modality, output in model.config.outputs.items():
+            zeros_MGH = torch.zeros(1, output.num_signal_tokens, 64)
+            expected = model.output_projections[modality.value](zeros_MGH)[0]
+            torch.testing.assert_close(found.nulls[modality], expected, atol=1e-5, rtol=1e-4)
+            assert torch.equal(nulls[modality], expected)
+    assert len(found.conditions[Modality.IMAGE]) == 2
+    plain = NextGPT.from_config(tiny)
+    assert plain.null_conditions() == plain(batch_of(plain, tokenizer, REQUEST)).nulls == {}
+
+
 def test_stage_3_needs_an_adapter_and_there_is_no_stage_4(model):
     with pytest.raises(ValueError, match="adapter"):
         model.set_stage(3)

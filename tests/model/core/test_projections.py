@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.core.projections import InputProjection, OutputProjection
+from model.core.projections import InputProjection, OutputConnector, OutputProjection
 
 
 def formula_weight(name: str, shape: torch.Size) -> Tensor:
@@ -95,3 +95,55 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
         InputProjection(8, 12, num_input_tokens=4)
     with pytest.raises(ValueError, match="kind is 'magic'"):
         InputProjection(8, 12, kind="magic")  # type: ignore[arg-type]
+
+
+def connector(tokens: int, queries: int, scale: float = 0.0) -> OutputConnector:
+    torch.manual_seed(0)
+    made = OutputConnector(24, 6, num_signal_tokens=tokens, num_queries=queries, width=16, num_layers=2, num_heads=2)
+    made.measure(scale)
+    return made
+
+
+@pytest.mark.parametrize(("tokens", "queries"), [(4, 4), (4, 7), (9, 3), (5, 1)])
+def test_a_connector_takes_any_number_of_signal_tokens_and_all_of_it_learns(tokens: int, queries: int) -> None:
+    made = connector(tokens, queries)
+    conditions = made(rnd(0, 3, tokens, 24))
+    assert conditions.shape == (3, queries, 6)
+    assert made(rnd(0, 0, tokens, 24)).shape == (0, queries, 6)
+    # As many tokens as positions need no queries that resample them.
+    assert any(name.startswith("resampler.") for name in made.state_dict()) == (tokens != queries)
+    grads = torch.autograd.grad((conditions * rnd(1, 3, queries, 6)).sum(), list(made.parameters()))
+    assert all(grad.any() for grad in grads)
+    torch.testing.assert_close(made(rnd(0, 3, tokens, 24)[1:2]), conditions[1:2])
+
+
+@pytest.mark.parametrize("queries", [4, 7])
+def test_a_connector_sees_all_signal_tokens_from_every_position_and_their_order(queries: int) -> None:
+    made, states = connector(4, queries), rnd(0, 1, 4, 24)
+    for place in range(4):
+        changed = states.clone()
+        changed[:, place] += 1
+        assert (made(changed) - made(states)).abs().amax(-1).gt(1e-5).all()
+    assert not torch.allclose(made(states.flip(1)), made(states))
+    if queries == 4:
+        assert not torch.allclose(made(states.flip(1)), made(states).flip(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.04, 1.0, 28.0])
+def test_every_condition_of_a_connector_has_the_scale_of_the_text_encoder(scale: float) -> None:
+    made = connector(4, 7, scale)
+    for states in (rnd(0, 2, 4, 24), 100 * rnd(1, 2, 4, 24), torch.zeros(2, 4, 24)):
+        rms = made(states).pow(2).mean(-1).sqrt()
+        torch.testing.assert_close(rms, torch.full((2, 7), scale), rtol=1e-4, atol=0)
+    made.measure(3 * scale)
+    assert made.gain.item() == pytest.approx(scale), "what was measured first stays, as what was learned since fits it"
+
+
+def test_a_connector_that_nothing_was_measured_for_has_a_scale_of_1() -> None:
+    made = connector(4, 7)
+    assert made(rnd(0, 2, 4, 24)).pow(2).mean().sqrt().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_connector_of_a_width_that_its_heads_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 18 cannot be shared by 4 heads"):
+        OutputConnector(24, 6, num_signal_tokens=4, num_queries=7, width=18)

@@ -50,3 +50,14 @@ def test_side_by_side_or_not_each_wish_gets_its_own_medium(
 
 def test_no_wishes_make_no_media(decoders: dict[Modality, Decoder]) -> None:
     assert render(decoders, []) == []
+
+
+def test_a_wish_with_a_null_condition_of_its_own_is_guided_by_that(decoders: dict[Modality, Decoder]) -> None:
+    for wish in _wishes(IMAGE, VIDEO, AUDIO):
+        empty_LD = decoders[wish.modality].embed([""])[0]
+        alike, apart = wish._replace(negative=empty_LD), wish._replace(negative=-3 * empty_LD)
+        plain, same, other = map(array_of, render(decoders, [wish, alike, apart]))
+        tolerance = 1 if plain.dtype == np.uint8 else 1e-3
+        np.testing.assert_allclose(same.astype(float), plain.astype(float), atol=tolerance)
+        assert np.abs(other.astype(float) - plain).max() > 5 * tolerance
+        assert len({wish.kind, alike.kind, apart.kind}) == 3

@@ -67,11 +67,17 @@ def test_what_was_out_of_memory_on_80_gb_does_not_fit(tmp_path: Path) -> None:
     assert not predicted(llm, "micro_batch_size=32", "batch_size=32", "gradient_checkpointing=false").fits(80 * GIB)
 
 
+CONNECTORS = tuple(
+    f"model.outputs.{modality}.{setting}"
+    for modality in ("image", "video", "audio")
+    for setting in ("kind=connector", "num_signal_tokens=64", "layers=4", "heads=8", "width=384")
+)
 PROCESSES = {
     "fp32": (3, ("precision=fp32",)),
     "recomputed": (3, ("precision=fp32", "gradient_checkpointing=true")),
     "stage-1": (1, ("precision=fp32",)),
     "stage-2-bf16": (2, ("precision=bf16",)),
+    "stage-2-connectors": (2, ("precision=fp32", *CONNECTORS)),
     "accumulated-bf16": (3, ("precision=bf16", "batch_size=4")),
     "zero-2": (3, ("precision=fp32", "zero=2")),
     "zero-0": (3, ("precision=fp32", "zero=0")),
@@ -113,3 +119,20 @@ def test_4_bits_make_frozen_weights_small_and_an_offloaded_optimizer_leaves_the_
     assert small.frozen == pytest.approx(linear * (0.5 + 4 / 64) + embeddings, rel=0.01)
     assert small.optimizer == 0
     assert small.host > 12 * 133_900_000
+
+
+def test_a_connector_is_in_the_weights_and_in_the_memory_of_a_step(tmp_path: Path) -> None:
+    llm = folder_of(tmp_path, SMALL)
+    plain, connected = (predicted(llm, *chosen, stage=2) for chosen in ((), CONNECTORS))
+    width, layers = 384, 4
+    attention = 4 * width * (width + 1)
+    feed_forward = 2 * 4 * width * width + 5 * width
+    block = attention + feed_forward + 4 * width
+    resampler = block + attention + 2 * width
+    total = 0
+    for queries, dim in ((77, 768), (77, 1024), (1, 512)):
+        ends = (512 + 1) * width + (width + 1) * width + (width + 1) * dim
+        total += layers * block + resampler + ends + (64 + queries + 2) * width
+    rows = 2 * (2 + 3 * 64) * 512
+    assert connected.trained == 2 * (total + rows)
+    assert connected.activations > plain.activations

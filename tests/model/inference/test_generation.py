@@ -27,7 +27,7 @@ from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text, load_tokenizer
 from model.inference.decoding import Draw, drawn
 from model.inference.generation import generate, generate_batch
-from model.inference.query import Query, Sampling
+from model.inference.query import Query, Sampling, wishes
 from model.parts.builtin import resolve
 from pipelines.sample import Item, Modality, Turn
 
@@ -362,3 +362,17 @@ def bytes_to_ids(tokenizer, byte):
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return [tokenizer.convert_tokens_to_ids(bytes_to_unicode()[byte])]
+
+
+def test_a_reply_brings_the_null_conditions_that_its_model_learned(tiny, tokenizer):
+    values = tiny.model_dump(mode="json")
+    values["outputs"]["image"]["null"] = "learned"
+    model = NextGPT.from_config(type(tiny).model_validate(values))
+    query = Query(turns=ASK, require=[VIDEO, IMAGE])
+    [reply] = generate_batch(model, tokenizer, [query])
+    expected = model.null_conditions()[IMAGE].detach().numpy()
+    np.testing.assert_allclose(reply.negatives[IMAGE], expected, atol=1e-5)
+    video, image = wishes(query, reply)
+    assert video.negative is None, "the decoder's own embedding of an empty text"
+    assert image.negative is reply.negatives[IMAGE]
+    assert (video.seed, image.seed) == (0, 1)

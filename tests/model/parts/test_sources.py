@@ -10,6 +10,7 @@ import pytest
 from hub_server import Hub, serving
 from huggingface_hub import constants
 
+from model.parts import sources
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig, load_preset
 from model.parts.sources import ENCODER, LLM, decoder_key, find_parts, looks_like_a_path, parts_of, with_names
@@ -138,7 +139,10 @@ def test_a_decoder_is_of_its_modality_and_has_all_its_models(here: Path) -> None
     whole = Path(resolve("builtin:tiny/image_decoder"))
     assert missing(named(image=str(whole)), IMAGE) == []
     [line] = missing(named(video=str(whole)), VIDEO)
-    assert "a StableDiffusionPipeline, not the TextToVideoSDPipeline that video needs, in" in line
+    assert (
+        "a StableDiffusionPipeline, not the TextToVideoSDPipeline, WanPipeline or LTXPipeline that video needs, in"
+        in line
+    )
     index = (whole / "model_index.json").read_text()
     broken = write(here / "sd", model_index_DOT_json=index, unet__config_DOT_json="{}", text_encoder__x_DOT_bin="")
     assert [line.split(": ")[2].split(" in ")[0] for line in missing(named(image=str(broken)), IMAGE)] == [
@@ -148,6 +152,31 @@ def test_a_decoder_is_of_its_modality_and_has_all_its_models(here: Path) -> None
         "no vae",
     ]
     assert "no diffusers pipeline" in missing(named(image=str(here)), IMAGE)[0]
+
+
+def test_all_text_encoders_of_a_decoder_are_wanted_but_those_that_its_index_leaves_out(here: Path) -> None:
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "text_encoder_3": [None, None],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+    }
+    folder = write(here / "sd3", model_index_DOT_json=json.dumps(index), text_encoder__x_DOT_safetensors="")
+    assert [line.split(": ")[2].split(" in ")[0] for line in missing(named(image=str(folder)), IMAGE)] == [
+        "no text_encoder_2",
+        "no tokenizer_2",
+        "no transformer",
+    ]
+
+
+def test_a_package_that_a_decoders_scheduler_needs_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    index = {"_class_name": "WanPipeline", "scheduler": ["diffusers", "CosineDPMSolverMultistepScheduler"]}
+    folder = write(here / "wan", model_index_DOT_json=json.dumps(index), scheduler__x_DOT_json="{}")
+    [line] = missing(named(video=str(folder)), VIDEO)
+    assert "no package torchsde (pip install torchsde) for the CosineDPMSolverMultistepScheduler" in line
 
 
 def test_a_repository_that_the_hub_has_is_taken_and_one_that_it_has_not_is_not(hub: Hub) -> None:
