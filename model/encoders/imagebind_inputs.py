@@ -14,9 +14,10 @@ import numpy.typing as npt
 import PIL.Image
 
 from model.encoders.clips import CLIP_SECONDS, clip_starts
+from model.parts.encoder_kinds import IMAGEBIND_CLIPS
 from pipelines.sample import Audio, Decoded, Image, Video
 
-VIDEO_CLIPS = 5
+VIDEO_CLIPS = IMAGEBIND_CLIPS
 HUGE_SIZE = 224  # of the released model, whose file does not say it
 
 Box = tuple[float, float, float, float]
