@@ -14,6 +14,7 @@ from model.parts.mixed_precision import Precision
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
 
+
 class ClapEncoder(FrozenEncoder):
     """Embeds sounds with the audio tower of a frozen CLAP, loaded once.
 
@@ -42,9 +43,7 @@ class ClapEncoder(FrozenEncoder):
             id=encoder_id(name, facts, patches, precision),
             shapes={Modality.AUDIO: encoder_shape(name, Modality.AUDIO, patches)},
             prepare=MelInputs(name),
-            kinds={
-                (torch.float32, 3): InputKind(finish=Tensor.contiguous, forward=self._embed, num_clips=MOST_CLIPS)
-            },
+            kinds={(torch.float32, 3): InputKind(finish=Tensor.contiguous, forward=self._embed, num_clips=MOST_CLIPS)},
             device=torch.device(device),
             batch_size=batch_size,
         )

@@ -24,6 +24,9 @@ from pipelines.sample import Decoded, Modality
 # Part of every encoder id: increment it with any change to what is made of media that affects values.
 PREPROCESSING_VERSION = 1
 
+# What a checkpoint of both towers holds beside the one that is loaded.
+_OTHER_TOWER = [r"^text_(model|projection)\.", r"^logit_"]
+
 Arrays = Sequence[npt.NDArray[Any]]
 
 
@@ -110,8 +113,9 @@ def load_frozen(kind: Any, name: str) -> Any:
     Raises:
         ValueError: weights are missing.
     """
+    tower: Any = type(kind.__name__, (kind,), {"_keys_to_ignore_on_load_unexpected": _OTHER_TOWER})
     with quiet_libraries():
-        model, info = kind.from_pretrained(resolve(name), dtype=torch.float32, output_loading_info=True)
+        model, info = tower.from_pretrained(resolve(name), dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name}: {missing[0]} is missing ({len(missing)} tensors in all); download it again")
     return model.eval().requires_grad_(False)

@@ -82,8 +82,8 @@ class ImageBindEncoder(FrozenEncoder):
     `name` is resolved by `builtin.resolve`: a built-in part, a file such as `imagebind_huge.pth` or a directory.
     `batch_size` counts clips per forward pass (an image is 1 clip, a video 15, a sound 3). `id` is a readable name plus
     a hash of weights, sizes and preprocessing, and the precision where it is not float32: equal ids give equal
-    embeddings. `dim` is the pooled embedding's width. With `patches`, an item's embedding is so many tokens instead: of a
-    video, of the middle crop of each of its 5 clips; of a sound, its 3 clips follow each other in time.
+    embeddings. `dim` is the pooled embedding's width. With `patches`, an item's embedding is so many tokens
+    instead: of a video, of the middle crop of each of its 5 clips; of a sound, its 3 clips follow each other in time.
     """
 
     def __init__(
@@ -115,9 +115,7 @@ class ImageBindEncoder(FrozenEncoder):
                 (torch.uint8, 4): InputKind(
                     finish=video, forward=partial(self._seen, Modality.VIDEO), num_clips=VIDEO_CLIPS * crops
                 ),
-                (torch.float32, 4): InputKind(
-                    finish=Tensor.contiguous, forward=self._heard, num_clips=AUDIO_CLIPS
-                ),
+                (torch.float32, 4): InputKind(finish=Tensor.contiguous, forward=self._heard, num_clips=AUDIO_CLIPS),
             },
             device=torch.device(device),
             batch_size=batch_size,
@@ -128,7 +126,7 @@ class ImageBindEncoder(FrozenEncoder):
         if self._patches is None:
             return found.pooled_NE
         side = self.model.config.image_size // self.model.config.patch_size
-        grid_NTRCD = found.patches_NSPD.unflatten(2, (side, side))
+        grid_NTRCD = found.patches_NSPD.reshape(*found.patches_NSPD.shape[:2], side, side, -1)
         return pool_items(grid_NTRCD, self._bins(modality, (side, side)))
 
     def _heard(self, mels: list[Tensor]) -> Tensor:
@@ -136,7 +134,7 @@ class ImageBindEncoder(FrozenEncoder):
         if self._patches is None:
             return found.pooled_NE
         grid = self.model.config.audio_grid
-        grid_NSRCD = found.patches_NSPD.unflatten(2, grid)
+        grid_NSRCD = found.patches_NSPD.reshape(*found.patches_NSPD.shape[:2], *grid, -1)
         in_time_NRCD = grid_NSRCD.transpose(1, 2).flatten(2, 3)
         return pool_items(in_time_NRCD[:, None], self._bins(Modality.AUDIO, grid))
 

@@ -1,18 +1,16 @@
 """The encoders of a model's input media, of whatever kinds: which embeds what, and in what order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from model.core.features import ItemFeatures
 from model.encoders.frozen import FrozenEncoder
 from model.parts.config import EncoderConfig
 from model.parts.encoder_kinds import CLAP, IMAGEBIND, read_encoder
 from model.parts.mixed_precision import Precision
 from pipelines.sample import Audio, Decoded, Image, Modality
-
-# By the modality whose items are embedded; where one encoder embeds all, under None, in the order they stand.
-ItemFeatures = Mapping[Modality | None, npt.NDArray[np.floating]]
 
 
 def load_encoder(
@@ -42,6 +40,10 @@ class MediaEncoders:
             encoder: load_encoder(encoder.name, patches=encoder.patches, device=device) for encoder in config.shared
         }
         self._encoders = {modality: loaded[encoder] for modality, encoder in config.inputs.items()}
+
+    def of(self, modality: Modality) -> FrozenEncoder | None:
+        """The encoder of a modality, if it has one."""
+        return self._encoders.get(modality, self._encoders.get(None))
 
     def __call__(self, dialogues: Sequence[Sequence[Decoded]]) -> list[ItemFeatures]:
         """The embeddings of each dialogue's media; those of all dialogues are made together.

@@ -1,6 +1,7 @@
 """Embeds pictures, and frames of videos, with SigLIP or SigLIP2 (Zhai et al. 2023, Tschannen et al. 2025).
 
-Suffixes: N pictures or frames, C channels, H and W pixels, L patches, R and D their rows and width, K pixels of a patch.
+Suffixes: N pictures or frames, T frames of an item, C channels or columns, H and W pixels, L patches, R rows, D width
+of a patch, K pixels of one.
 """
 
 from collections.abc import Callable
@@ -71,10 +72,11 @@ class SiglipEncoder(FrozenEncoder):
             alike = [place for place, item in enumerate(items) if item.shape == size]
             with self._products():
                 pooled_ND, grid_NRCD = self._run(self.model, torch.cat([items[place] for place in alike]))
-            for place, vectors, grid_TRCD in zip(
-                alike, pooled_ND.float().split(size[0]), grid_NRCD.split(size[0]), strict=True
-            ):
-                found[place] = vectors.mean(0) if self._patches is None else self._pooled(modality, grid_TRCD)
+            pooled_KTD = pooled_ND.float().reshape(len(alike), size[0], -1)
+            grid_KTRCD = grid_NRCD.reshape(len(alike), size[0], *grid_NRCD.shape[1:])
+            for number, place in enumerate(alike):
+                pooled_D, grid_TRCD = pooled_KTD[number].mean(0), grid_KTRCD[number]
+                found[place] = pooled_D if self._patches is None else self._pooled(modality, grid_TRCD)
         return torch.stack([found[place] for place in range(len(items))])
 
     def _pooled(self, modality: Modality, grid_TRCD: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def run_siglip(model: Any, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Pooled vectors (N, D), and patches after the last norm (N, R, C, D)."""
     found = model(pixel_values=pixels_NCHW)
     rows, columns = (side // model.config.patch_size for side in pixels_NCHW.shape[2:])
-    return found.pooler_output, found.last_hidden_state.unflatten(1, (rows, columns))
+    return found.pooler_output, found.last_hidden_state.reshape(len(pixels_NCHW), rows, columns, -1)
 
 
 def run_siglip2(model: Any, pixels_NCHW: Tensor, settings: PixelSettings) -> tuple[Tensor, Tensor]:
@@ -105,10 +107,11 @@ def run_siglip2(model: Any, pixels_NCHW: Tensor, settings: PixelSettings) -> tup
     mask_NL = F.pad(pixels_NCHW.new_ones((num, rows * columns), dtype=torch.int32), (0, missing))
     shapes = torch.tensor([[rows, columns]] * num, device=pixels_NCHW.device)
     found = model(pixel_values=patches_NLK, pixel_attention_mask=mask_NL, spatial_shapes=shapes)
-    return found.pooler_output, found.last_hidden_state[:, : rows * columns].unflatten(1, (rows, columns))
+    return found.pooler_output, found.last_hidden_state[:, : rows * columns].reshape(num, rows, columns, -1)
 
 
 def flat_patches(pixels_NCHW: Tensor, patch_size: int) -> Tensor:
     """Cuts pictures into patches, row by row: (N, L, K), the channels of a pixel adjacent."""
-    cut = pixels_NCHW.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    num, channels, height, width = pixels_NCHW.shape
+    cut = pixels_NCHW.reshape(num, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

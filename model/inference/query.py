@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from model.core.features import Array, ItemFeatures
 from model.decoders.wish import Wish
 from pipelines.sample import Decoded, Modality, Part, Turn
 
@@ -60,14 +61,14 @@ class Sampling:
 class Query:
     """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
-    `features` (N, E) are the encoder's embeddings of the user's named items, in order; without them, the responder
-    embeds `media`. `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps,
-    guidance, sizes.
+    `features` are the embeddings of the user's named items, in order, by modality where each has an encoder of its own
+    (see `core.features`); without them, the responder embeds `media`. `settings` override the decoders' defaults by
+    modality, as in `Decoder.generate_batch`: steps, guidance, sizes.
     """
 
     turns: Sequence[Turn]
     media: Mapping[str, Decoded] = field(default_factory=dict)
-    features: npt.NDArray[np.floating] | None = None
+    features: ItemFeatures | Array | None = None
     require: Sequence[Modality] = ()
     sampling: Sampling = field(default_factory=Sampling)
     settings: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)

@@ -84,10 +84,10 @@ class EncoderConfig(_Settings):
     @property
     def inputs(self) -> dict[Modality | None, MediaEncoderConfig]:
         """The encoders by the modality whose items they embed; one for all is under None."""
-        if self._several:
-            return {**self._several}
-        assert self.name and self.dim, "checked above"
-        return {None: MediaEncoderConfig(name=self.name, dim=self.dim, patches=self.patches)}
+        inputs: dict[Modality | None, MediaEncoderConfig] = dict(self._several.items())
+        if self.name is not None and self.dim is not None:
+            inputs[None] = MediaEncoderConfig(name=self.name, dim=self.dim, patches=self.patches)
+        return inputs
 
     @property
     def by_modality(self) -> dict[Modality, MediaEncoderConfig]:
@@ -107,6 +107,12 @@ class EncoderConfig(_Settings):
             groups.setdefault(encoder, []).append(modality)
         return groups
 
+    @property
+    def pooled(self) -> "EncoderConfig":
+        """The same encoders without patches, for what compares items; the widths are still those of patches."""
+        alone = {m.value: encoder.model_copy(update={"patches": None}) for m, encoder in self._several.items()}
+        return self.model_copy(update={**alone, "patches": None})
+
     def renamed(self, names: Mapping[Modality | None, str]) -> "EncoderConfig":
         """The same with encoders renamed, by the keys of `inputs`."""
         renamed = {
@@ -120,8 +126,8 @@ class InputProjectionConfig(_Settings):
     """Maps an item's embedding to `num_input_tokens` LLM tokens, with one projection for all that is embedded alike.
 
     `linear` maps a pooled vector to one token, and each of several patches to one of its own; `query` reads the
-    embedding with learned queries, `resampler` does with `layers` layers and knows where each patch stands. `hidden` and
-    `heads` do not apply to `linear`.
+    embedding with learned queries; `resampler` does too, with `layers` layers, and knows where each patch stands.
+    `hidden` and `heads` do not apply to `linear`.
     """
 
     kind: Literal["linear", "query", "resampler"] = "linear"
@@ -183,10 +189,10 @@ class ModelConfig(_Settings):
         projection = self.input_projection
         for encoder in self.encoder.inputs.values():
             if projection.kind == "linear" and projection.num_input_tokens != (encoder.patches or 1):
+                vectors = f"{encoder.patches} patches" if encoder.patches else "one vector"
                 raise ValueError(
                     f"input_projection: num_input_tokens is {projection.num_input_tokens}, but kind linear makes a "
-                    f"token of each of the {encoder.patches or 1} vectors of {encoder.name}; set it to that, or kind to "
-                    "resampler"
+                    f"token of each vector, and {encoder.name} gives {vectors}; set it to that, or kind to resampler"
                 )
         return self
 

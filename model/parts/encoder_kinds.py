@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,14 @@ def _vision_width(config: Sizes) -> int:
     return int(config.get("vision_config", config).get("hidden_size", 768))
 
 
+def _imagebind_pooled(config: Sizes) -> int:
+    return int(config.get("embed_dim", IMAGEBIND_DIM))
+
+
 _SEEN = (Modality.IMAGE, Modality.VIDEO)
-IMAGEBIND = EncoderKind(name="ImageBind", modalities=tuple(Modality), pooled=lambda config: config.get("embed_dim", IMAGEBIND_DIM), patches=_imagebind_patches)
+IMAGEBIND = EncoderKind(
+    name="ImageBind", modalities=tuple(Modality), pooled=_imagebind_pooled, patches=_imagebind_patches
+)
 SIGLIP = EncoderKind(name="SigLIP", modalities=_SEEN, pooled=_vision_width, patches=_siglip_patches)
 SIGLIP2 = EncoderKind(name="SigLIP2", modalities=_SEEN, pooled=_vision_width, patches=_siglip2_patches)
 CLAP = EncoderKind(name="CLAP", modalities=(Modality.AUDIO,), pooled=_clap_pooled, patches=_clap_patches)
@@ -143,11 +149,11 @@ def patch_bins(grid: Grid, patches: int) -> Grid:
     Raises:
         ValueError: no whole bins give this number.
     """
-    axes = [[bins for bins in range(1, extent + 1) if patches % bins == 0] for extent in grid]
-    found = [bins for bins in product(*axes) if bins[0] * bins[1] * bins[2] == patches]
+    frames, rows, columns = (range(1, extent + 1) for extent in grid)
+    possible = {bins: prod(bins) for bins in product(frames, rows, columns)}
+    found = [bins for bins, number in possible.items() if number == patches]
     if not found:
-        possible = sorted({a * b * c for a, b, c in product(*(range(1, extent + 1) for extent in grid))})
-        nearest = min(possible, key=lambda number: (abs(number - patches), number))
+        nearest = min(possible.values(), key=lambda number: (abs(number - patches), number))
         raise ValueError(f"{patches} patches cannot be made of {'x'.join(map(str, grid))}; use {nearest}")
 
     def unevenness(bins: Grid) -> tuple[float, Grid]:
