@@ -144,7 +144,9 @@ def _read_file(name: str, file: str) -> dict[str, Any]:
 
 
 def patch_bins(grid: Grid, patches: int) -> Grid:
-    """Into how many bins each axis of a grid is divided to make so many patches of it, cells as even as can be.
+    """Into how many bins each axis of a grid is divided to make so many patches of it.
+
+    Cells are as nearly square as can be, and then as long in frames as they are high and wide.
 
     Raises:
         ValueError: no whole bins give this number.
@@ -156,10 +158,11 @@ def patch_bins(grid: Grid, patches: int) -> Grid:
         nearest = min(possible.values(), key=lambda number: (abs(number - patches), number))
         raise ValueError(f"{patches} patches cannot be made of {'x'.join(map(str, grid))}; use {nearest}")
 
-    def unevenness(bins: Grid) -> tuple[float, Grid]:
-        # Axes along which there is nothing to divide do not count.
-        cells = [extent / number for extent, number in zip(grid, bins, strict=True) if extent > 1] or [1.0]
-        return max(cells) / min(cells), bins
+    def unevenness(bins: Grid) -> tuple[float, float, Grid]:
+        frame, row, column = (extent / number for extent, number in zip(grid, bins, strict=True))
+        # Along an axis of one there is nothing to divide.
+        cells = [row, column] if grid[0] == 1 else [frame, row, column]
+        return max(row, column) / min(row, column), max(cells) / min(cells), bins
 
     return min(found, key=unevenness)
 
