@@ -231,7 +231,10 @@ def load_preset(name: str) -> ModelConfig:
     """
     values: dict[str, Any] = {}
     for layer in preset_layers(name):
-        values = _merged(values, _read_preset(layer))
+        found = _read_preset(layer)
+        if _names_modalities(found) != _names_modalities(values) and found.get("encoder"):
+            values.pop("encoder", None)  # one encoder for all instead of several, or the other way round
+        values = _merged(values, found)
     values.pop("base", None)
     return parse_config({"preset": Path(name).stem if is_file(name) else name, **values}, _file(name).name)
 
@@ -274,6 +277,12 @@ def _read_preset(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names another preset")
     return values
+
+
+def _names_modalities(values: Mapping[str, Any]) -> bool:
+    """Whether settings name an encoder for each modality."""
+    encoder = values.get("encoder")
+    return isinstance(encoder, dict) and any(modality.value in encoder for modality in Modality)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
