@@ -86,7 +86,12 @@ def model_of(world: Path, *overrides: str) -> ModelConfig:
 
 
 def plan(world: Path, *overrides: str) -> StagePlan:
-    sizes = [f"batch_size={BATCH}", f"micro_batch_size={BATCH // 2}", "validation.generate=false", "learning_rate=0.01"]
+    sizes = [
+        f"batch_size={BATCH}",
+        f"micro_batch_size={BATCH // 2}",
+        "validation.generate=false",
+        "optimizer.learning_rate=0.01",
+    ]
     chosen = [f"datasets={{{VIEW}: 1}}", *sizes, *overrides]
     settings = load_settings(1, str(world / "modern.yaml"), chosen, [VIEW])
     return plan_stage(settings, world / "shards", world / "run", None)
