@@ -9,7 +9,6 @@ import numpy as np
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import check_compatible
-from model.core.features import ItemFeatures, first
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text
 from model.decoders.rendering import DecoderPool
@@ -18,6 +17,7 @@ from model.encoders.media_encoders import MediaEncoders
 from model.inference.generation import generate_batch
 from model.inference.query import Query, Reply, Sampling
 from model.parts.config import ModelConfig
+from model.parts.features import ItemFeatures, first
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track

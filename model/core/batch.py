@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.core.dialogue import IGNORE, EncodedDialogue
-from model.core.features import Array, ItemFeatures, key_of
+from model.parts.features import Array, ItemFeatures, key_of
 from pipelines.sample import Modality
 
 
@@ -21,8 +21,8 @@ from pipelines.sample import Modality
 class Example:
     """A dialogue with its precomputed embeddings.
 
-    `features`: embeddings of the named input items, in order; see `core.features`. `targets`: for each output modality,
-    the items' caption embeddings (M, L, D), in order, and their lengths in tokens (M). `latents` (K, ...): those of the
+    `features`: those of the named input items, in order; see `parts.features`. `targets`: for each output modality, the
+    items' caption embeddings (M, L, D), in order, and their lengths in tokens (M). `latents` (K, ...): those of the
     items that have a medium. All may cover more items than fit into the dialogue. A modality without targets has no
     alignment loss, one without latents no denoising loss.
     """

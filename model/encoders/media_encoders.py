@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from model.core.features import ItemFeatures
 from model.encoders.frozen import FrozenEncoder
 from model.parts.config import EncoderConfig
 from model.parts.encoder_kinds import CLAP, IMAGEBIND, read_encoder
+from model.parts.features import ItemFeatures
 from model.parts.mixed_precision import Precision
 from pipelines.sample import Audio, Decoded, Image, Modality
 

@@ -15,13 +15,13 @@ import torch
 
 from model.core.batch import Example, collate
 from model.core.dialogue import IGNORE, EncodedDialogue, encode_dialogue
-from model.core.features import Array, ItemFeatures, after, by_encoder, check_features, input_items
 from model.core.nextgpt import NextGPT
 from model.core.tokenizer import eos_ids, special_ids
 from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
 from model.inference.decoding import Decoding, Draw, Pending
 from model.inference.query import Condition, NoRoom, Query, Reply, Sampling, TooLong, text_of
+from model.parts.features import Array, ItemFeatures, after, by_encoder, check_features, input_items
 from pipelines.sample import Item, Modality, Part, Turn
 
 OnPart = Callable[[int, Part], None]

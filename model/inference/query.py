@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from model.core.features import Array, ItemFeatures
 from model.decoders.wish import Wish
+from model.parts.features import Array, ItemFeatures
 from pipelines.sample import Decoded, Modality, Part, Turn
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Query:
     """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
     `features` are the embeddings of the user's named items, in order, by modality where each has an encoder of its own
-    (see `core.features`); without them, the responder embeds `media`. `settings` override the decoders' defaults by
+    (see `parts.features`); without them, the responder embeds `media`. `settings` override the decoders' defaults by
     modality, as in `Decoder.generate_batch`: steps, guidance, sizes.
     """
 

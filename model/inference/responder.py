@@ -11,7 +11,6 @@ from typing import Any, Self
 import torch
 
 from model.checkpoints.checkpoint import from_pretrained
-from model.core.features import ItemFeatures, input_items
 from model.core.nextgpt import NextGPT
 from model.decoders.rendering import DecoderPool
 from model.decoders.wish import Wish
@@ -20,6 +19,7 @@ from model.inference.generation import OnPart, generate_batch
 from model.inference.query import Query, Reply, Response, wishes
 from model.parts.builtin import is_untrained
 from model.parts.config import ModelConfig
+from model.parts.features import ItemFeatures, input_items
 from pipelines.sample import Decoded, Modality, Part
 
 

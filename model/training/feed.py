@@ -7,7 +7,7 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from model.core.batch import Batch, Example, collate
-from model.core.features import ItemFeatures
+from model.parts.features import ItemFeatures
 from pipelines.sample import Modality
 
 Row = Mapping[str, Any]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from model.core.adapter import base_of
-from model.core.features import first, input_items
 from model.core.nextgpt import NextGPT
 from model.inference.generation import generate
+from model.parts.features import first, input_items
 from model.runs.run_log import Sampled
 from model.training.feed import Row, features_of
 from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_json

@@ -8,9 +8,9 @@ import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, loss_of, make_example, step
 
 from model.core.batch import collate
-from model.core.features import after, by_encoder, check_features, first
 from model.core.nextgpt import NextGPT
 from model.parts.config import ModelConfig, load_preset, parse_config
+from model.parts.features import after, by_encoder, check_features, first
 from pipelines.sample import Modality
 
 IMAGE, VIDEO, AUDIO = Modality
