@@ -9,7 +9,7 @@ from torch import Tensor
 from model.encoders.clap_inputs import MOST_CLIPS, MelInputs
 from model.encoders.frozen import FrozenEncoder, InputKind, encoder_id, load_frozen, products
 from model.encoders.patches import pool_patches
-from model.parts.encoder_kinds import encoder_shape, patch_bins, read_encoder, read_processor
+from model.parts.encoder_kinds import encoder_shapes, patch_bins, read_encoder, read_processor
 from model.parts.mixed_precision import Precision
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
@@ -41,7 +41,7 @@ class ClapEncoder(FrozenEncoder):
         self._bins = patch_bins(kind.patches(config, Modality.AUDIO)[1], patches) if patches else None
         super().__init__(
             id=encoder_id(name, facts, patches, precision),
-            shapes={Modality.AUDIO: encoder_shape(name, Modality.AUDIO, patches)},
+            shapes=encoder_shapes(name, patches),
             prepare=MelInputs(name),
             kinds={(torch.float32, 3): InputKind(finish=Tensor.contiguous, forward=self._embed, num_clips=MOST_CLIPS)},
             device=torch.device(device),

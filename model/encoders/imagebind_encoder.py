@@ -16,7 +16,7 @@ from model.encoders.frozen import FrozenEncoder, InputKind, encoder_id
 from model.encoders.imagebind_inputs import VIDEO_CLIPS, Box, MediaInputs, boxes, image_crop, video_frames
 from model.encoders.mel import AUDIO_CLIPS
 from model.encoders.patches import pool_items
-from model.parts.encoder_kinds import encoder_shape, patch_bins
+from model.parts.encoder_kinds import encoder_shapes, patch_bins
 from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Image, Modality, Video
@@ -24,6 +24,7 @@ from pipelines.sample import Image, Modality, Video
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 VIDEO_CROPS = 3
+_MIDDLE = slice(1, 2)
 
 
 def image_inputs(image: Image, size: int = 224) -> Tensor:
@@ -43,11 +44,15 @@ def _image(crop_HWC: Tensor) -> Tensor:
     return _normalised(crop_HWC.permute(2, 0, 1).float())
 
 
-def _video(frames_FHWC: Tensor, size: int, num_crops: int = VIDEO_CROPS) -> Tensor:
-    """The clips of a video from the first and last frame of each: float32 (5 * num_crops, 3, 2, size, size)."""
-    crops = [_cut(frame, boxes(frames_FHWC.shape[1:], size, num_crops), size) for frame in frames_FHWC]
+def _video(frames_FHWC: Tensor, size: int, of_crops: slice = slice(None)) -> Tensor:
+    """The clips of a video from the first and last frame of each, in all or some of the 3 crops.
+
+    Returns float32 (5 * number of crops, 3, 2, size, size).
+    """
+    chosen = boxes(frames_FHWC.shape[1:], size, VIDEO_CROPS)[of_crops]
+    crops = [_cut(frame, chosen, size) for frame in frames_FHWC]
     pairs = zip(crops[::2], crops[1::2], strict=True)
-    clips = [torch.stack([crop[place] for crop in pair], dim=1) for pair in pairs for place in range(num_crops)]
+    clips = [torch.stack([crop[place] for crop in pair], dim=1) for pair in pairs for place in range(len(chosen))]
     return _normalised(torch.stack(clips).transpose(1, 2)).transpose(1, 2).contiguous()
 
 
@@ -105,10 +110,10 @@ class ImageBindEncoder(FrozenEncoder):
         self.model = model.to(torch.device(device))
         size = model.config.image_size
         crops = VIDEO_CROPS if patches is None else 1
-        video = partial(_video, size=size, num_crops=crops)
+        video = partial(_video, size=size, of_crops=slice(None) if patches is None else _MIDDLE)
         super().__init__(
             id=encoder_id(name, facts, patches, precision),
-            shapes={modality: encoder_shape(name, modality, patches) for modality in Modality},
+            shapes=encoder_shapes(name, patches),
             prepare=MediaInputs(size),
             kinds={
                 (torch.uint8, 3): InputKind(finish=_image, forward=partial(self._seen, Modality.IMAGE)),

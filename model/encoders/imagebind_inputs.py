@@ -33,6 +33,10 @@ class MediaInputs:
         """Which frames of a video are all that is needed of it."""
         return frame_places(num_frames, fps)
 
+    def of_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """These frames as they are: cropping them is the device's work."""
+        return frames
+
     def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
         """One array a medium, whose type and number of axes tell what it is of.
 

@@ -17,7 +17,7 @@ from transformers import Siglip2VisionModel, SiglipVisionModel
 from model.encoders.frozen import FrozenEncoder, InputKind, encoder_id, load_frozen, products
 from model.encoders.patches import pool_patches
 from model.encoders.siglip_inputs import PixelInputs, PixelSettings, pixel_settings
-from model.parts.encoder_kinds import SIGLIP, VIDEO_FRAMES, encoder_shape, patch_bins, read_encoder
+from model.parts.encoder_kinds import SIGLIP, VIDEO_FRAMES, encoder_shapes, patch_bins, read_encoder
 from model.parts.mixed_precision import Precision
 from model.parts.weights import weights_hash
 from pipelines.sample import Modality
@@ -53,7 +53,7 @@ class SiglipEncoder(FrozenEncoder):
         finish = partial(normalised, settings=settings)
         super().__init__(
             id=encoder_id(name, facts, patches, precision),
-            shapes={modality: encoder_shape(name, modality, patches) for modality in kind.modalities},
+            shapes=encoder_shapes(name, patches),
             prepare=PixelInputs(settings),
             kinds={
                 (torch.uint8, 3): InputKind(finish=finish, forward=partial(self._embed, Modality.IMAGE)),

@@ -65,6 +65,10 @@ class PixelInputs:
         """Which frames of a video are all that is needed of it: the middles of 8 equal stretches."""
         return frame_places(num_frames)
 
+    def of_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """These frames, each resized as a picture."""
+        return np.stack([self._resized(frame) for frame in frames])
+
     def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
         """One array a medium.
 
@@ -80,8 +84,7 @@ class PixelInputs:
             case Video():
                 if not len(medium.frames):
                     raise ValueError("video: it has no frames; leave it out")
-                places = frame_places(len(medium.frames))
-                return np.stack([self._resized(medium.frames[place]) for place in places])
+                return self.of_frames(medium.frames[frame_places(len(medium.frames))])
             case Audio():
                 raise ValueError("audio: a SigLIP embeds pictures and videos; name an encoder of audio")
 

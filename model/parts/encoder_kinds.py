@@ -188,6 +188,25 @@ def encoder_shape(name: str, modality: Modality, patches: int | None) -> tuple[i
     return patches, width
 
 
+def encoder_shapes(name: str, patches: int | None) -> dict[Modality, tuple[int, ...]]:
+    """The shapes of `encoder_shape`, of the modalities of which the encoder can make so many patches.
+
+    Raises:
+        ValueError: there is none.
+        OSError: there is no such encoder.
+    """
+    kind, _ = read_encoder(name)
+    shapes, reasons = dict[Modality, tuple[int, ...]](), list[ValueError]()
+    for modality in kind.modalities:
+        try:
+            shapes[modality] = encoder_shape(name, modality, patches)
+        except ValueError as error:
+            reasons.append(error)
+    if not shapes:
+        raise reasons[0]
+    return shapes
+
+
 def encoder_mistakes(config: EncoderConfig, modality: Modality | None) -> list[str]:
     """What is wrong with the encoder under a key of `EncoderConfig.inputs`, one line each.
 

@@ -13,7 +13,8 @@ from model.encoders.media_encoders import load_encoder
 from model.encoders.media_inputs import media_inputs
 from model.encoders.siglip_encoder import flat_patches, normalised
 from model.encoders.siglip_inputs import frame_places, pixel_settings
-from pipelines.media.codecs import decode
+from pipelines.embed.encoding import VIDEO_FPS, prepare_media
+from pipelines.media.codecs import decode, encode
 from pipelines.sample import Audio, Image, Media, Modality, Video
 
 FILM = Video(frames=np.random.default_rng(1).integers(0, 255, (40, 30, 64, 3), np.uint8), fps=8.0)
@@ -134,3 +135,14 @@ def test_real_videos_are_embedded(tmp_path: Path, sample_root: Path) -> None:
     made = load_encoder(str(tmp_path), patches=16)([film])
     assert made.shape == (1, 16, 32)
     assert np.isfinite(made).all()
+
+
+@pytest.mark.parametrize("write", [write_siglip, write_siglip2])
+def test_of_a_film_the_frames_are_prepared_that_all_of_it_would_give(tmp_path: Path, write) -> None:
+    write(tmp_path)
+    film, prepare = encode(FILM), media_inputs(str(tmp_path))
+    [found] = prepare_media([film], prepare)
+    [whole] = prepare([decode(film, fps=VIDEO_FPS)])
+    np.testing.assert_array_equal(found, whole)
+    [made] = load_encoder(str(tmp_path), patches=4).embed(load_encoder(str(tmp_path)).send([found]))
+    assert made.shape == (4, 32)
