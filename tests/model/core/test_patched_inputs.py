@@ -7,8 +7,10 @@ import pytest
 import torch
 from dialogue_cases import CAPTION, MIXED, REQUEST, dialogue, item, loss_of, make_example, step
 
+from jobs.common.settings import load_settings
 from model.core.batch import collate
 from model.core.nextgpt import NextGPT
+from model.footprint.meta_step import step_bytes
 from model.parts.config import ModelConfig, load_preset, parse_config
 from model.parts.features import after, by_encoder, check_features, first
 from pipelines.sample import Modality
@@ -98,3 +100,12 @@ def test_features_are_counted_by_modality() -> None:
     assert by_encoder(np.ones((3, 2)))[None].shape == (3, 2)
     with pytest.raises(ValueError, match="features for 2 items of image, but the turns contain 1"):
         check_features(features, [item("image"), item("audio"), item("audio")])
+
+
+def test_a_step_on_patches_is_counted_like_any(patched: ModelConfig) -> None:
+    settings = load_settings(1, "tiny", ["micro_batch_size=2"])
+    of_tiny, of_patched = (
+        step_bytes(settings.model_copy(update={"model": config}), gpu=False, accumulates=False)
+        for config in (settings.model, patched)
+    )
+    assert 0.9 * of_tiny < of_patched < 2 * of_tiny
