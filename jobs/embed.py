@@ -24,7 +24,7 @@ GPU_CLIPS, CPU_CLIPS = 240, 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """Embed captions with each decoder's own text encoder and media with ImageBind, as sidecar shards; or, with
+    """Embed captions with each decoder's own text encoder and media with their encoders, as sidecar shards; or, with
     --import, import the .npy files of NExT-GPT's own tool; or, with --captions, embed one captions file into .npy
     files as that tool does.
     """
@@ -41,7 +41,7 @@ class EmbedOptions:
         str | None, Option("an encoder other than the preset's, for a single --modality", "NAME_OR_PATH")
     ] = None
     dtype: Annotated[
-        str, Option("how captions and latents are stored; int8 has one scale per vector", choices=DTYPES)
+        str, Option("how captions, latents and patches are stored; int8 has one scale per vector", choices=DTYPES)
     ] = "float16"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -102,26 +102,51 @@ def _model(options: EmbedOptions) -> "ModelConfig":
     """The model whose encoders embed; those that are used have been located."""
     from jobs.common.settings import load_model
     from model.parts.sources import ENCODER as ENCODER_KEY
-    from model.parts.sources import decoder_key
+    from model.parts.sources import decoder_key, encoder_key
+    from pipelines.sample import Modality
     from pipelines.storage.sidecars import output_modality
 
     modalities = {kind: output_modality(kind) for kind in options.kinds}
     keys = [decoder_key(m) if m else ENCODER_KEY for m in modalities.values()]
+    more = map(encoder_key, Modality) if ENCODER in modalities else ()
     named = [f"{keys[0]}={options.model}"] if options.model and not options.imported else []
-    return load_model(options.preset, [*options.overrides, *named], [] if options.imported else keys)
+    return load_model(options.preset, [*options.overrides, *named], [] if options.imported else [*keys, *more])
 
 
 def _embed_shards(options: EmbedOptions, config: "ModelConfig") -> None:
     from pipelines.embed.embedding import embed, plan_pool
 
     directories = _datasets(options)
-    kinds = [f"{modality}_latents" for modality in options.kinds] if options.latents else options.kinds
+    kinds = _sidecar_kinds(options, config)
     cli.start_ray()
     pool = plan_pool(options.gpus)
     results = embed(directories, [_task(options, config, kind, pool) for kind in kinds], pool)
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
+    _note_unencoded(directories, results, kinds)
     _account(results, cli.existing_folder(options.shards or ""))
+
+
+def _sidecar_kinds(options: EmbedOptions, config: "ModelConfig") -> list[str]:
+    """The kinds of sidecars that are asked for: `encoder` is one for each of the model's encoders."""
+    from jobs.common.encoders import feature_kinds
+
+    if options.latents:
+        return [f"{modality}_latents" for modality in options.kinds]
+    return [one for kind in options.kinds for one in (feature_kinds(config) if kind == ENCODER else [kind])]
+
+
+def _note_unencoded(directories: "Sequence[Path]", results: "Sequence[Embedded]", kinds: Sequence[str]) -> None:
+    """Says of which datasets some input items are of a modality that has no encoder."""
+    from pipelines.storage.shards import Manifest
+    from pipelines.storage.sidecars import is_features
+
+    for directory in directories if any(map(is_features, kinds)) else ():
+        of_dataset = [one.manifest for one in results if one.dataset == directory.name]
+        items = sum(manifest.items for manifest in of_dataset if is_features(manifest.kind))
+        if missing := Manifest.read(directory).input_items - items:
+            what = f"{missing} input items are of a modality without an encoder under model.encoder"
+            print(f"note: {directory.name}: {what}")
 
 
 def _import(options: EmbedOptions, folder: str) -> None:
@@ -181,9 +206,9 @@ def _failure(result: "Embedded", shards: "Path") -> str:
 
 
 def _task(options: EmbedOptions, config: "ModelConfig", kind: str, pool: "Pool") -> "EmbedTask":
-    from jobs.common.encoders import clips, encoder_factory, preprocess_factory
+    from jobs.common.encoders import clips, encoder_factory, is_pooled, preprocess_factory
     from pipelines.embed.encoding import EmbedTask
-    from pipelines.storage.sidecars import ENCODER, takes_media
+    from pipelines.storage.sidecars import takes_media
 
     on_gpu = bool(pool.num_gpus)
     precision = options.precision
@@ -194,7 +219,7 @@ def _task(options: EmbedOptions, config: "ModelConfig", kind: str, pool: "Pool")
     return EmbedTask(
         kind=kind,
         factory=factory,
-        dtype="float32" if kind == ENCODER else options.dtype,  # features are small, so they are stored exactly
+        dtype="float32" if is_pooled(config, kind) else options.dtype,  # these are small, so they are stored exactly
         batch_size=(GPU_CLIPS if on_gpu else CPU_CLIPS) if takes_media(kind) else captions,
         clips=clips(kind),
         preprocess=preprocess_factory(config, kind),

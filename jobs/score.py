@@ -1,7 +1,7 @@
 """Scores a checkpoint on the world's exam, or on the held-out split of your data: `jobs/score.py --checkpoint RUN`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +48,7 @@ def run(options: ScoreOptions) -> None:
     run = cli.existing_folder(options.checkpoint)
     checkpoint = latest_checkpoint(run)
     config = checkpoint_model(checkpoint, options.overrides)
-    cli.check(options, _mistakes(options, config.encoder.name))
+    cli.check(options, _mistakes(options, config.encoder.names))
     cli.quiet()
     if options.architectures:
         _compare(options, config, run, checkpoint)
@@ -58,10 +58,10 @@ def run(options: ScoreOptions) -> None:
         _exam(options, config, run, checkpoint)
 
 
-def _mistakes(options: ScoreOptions, encoder: str) -> Iterator[str]:
+def _mistakes(options: ScoreOptions, encoders: Sequence[str]) -> Iterator[str]:
     known = ", ".join(sorted(ROWS))
     yield from (f"--rows: no row {name}; use {known}" for name in options.rows or () if name not in ROWS)
-    if not options.shards and not encoder.startswith(WORLDS):
+    if not options.shards and not all(name.startswith(WORLDS) for name in encoders):
         yield f"--shards: missing; the world's exam needs a model with an encoder from {' or '.join(WORLDS)}"
     if options.shards and (options.rows or options.shuffled):
         yield "--rows and --shuffled are for the world's exam; leave out either these or --shards"

@@ -31,6 +31,7 @@ FREE = (
     "model.llm.name",
     "model.llm.attention",
     "model.encoder.name",
+    *(f"model.encoder.{modality}.name" for modality in Modality),
     *(f"model.outputs.{modality}.decoder" for modality in Modality),
 )
 # What runs had before there was a setting for it.

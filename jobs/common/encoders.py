@@ -15,10 +15,11 @@ import numpy as np
 
 from model.parts.builtin import cache_root, is_untrained, resolve
 from model.parts.config import ModelConfig
-from pipelines.embed.encoding import Embeddings, Encoder, Preprocess
+from pipelines.embed.encoding import Embeddings, EmbedTask, Encoder, Preprocess
+from pipelines.embed.identities import recall
 from pipelines.sample import Modality
 from pipelines.storage.files import stamp
-from pipelines.storage.sidecars import ENCODER, LATENTS, output_modality
+from pipelines.storage.sidecars import LATENTS, features_kind, input_modality, is_features, output_modality
 
 if TYPE_CHECKING:
     from model.parts.mixed_precision import Precision
@@ -34,15 +35,28 @@ _PROGRAM = (
     "model/decoders/prompts.py",
     "model/decoders/text_encoders.py",
     "model/decoders/tokens.py",
-    "model/encoders/clips.py",
-    "model/encoders/imagebind_encoder.py",
-    "model/encoders/imagebind_inputs.py",
-    "model/encoders/mel.py",
+    *(
+        f"model/encoders/{name}.py"
+        for name in (
+            "clap_encoder",
+            "clap_inputs",
+            "clips",
+            "frozen",
+            "imagebind_encoder",
+            "imagebind_inputs",
+            "mel",
+            "patches",
+            "siglip_encoder",
+            "siglip_inputs",
+        )
+    ),
+    "model/parts/encoder_kinds.py",
     "model/parts/families.py",
     "model/parts/family_table.py",
     "model/parts/mixed_precision.py",
     "model/parts/weights.py",
 )
+POOLED = "pooled"  # instead of a number of patches
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
 
 
@@ -90,9 +104,9 @@ class PreprocessFactory:
         """Loads it, without the weights of its encoder."""
         modality = output_modality(self.kind)
         if modality is None:
-            from model.encoders.imagebind_inputs import MediaInputs, image_size
+            from model.encoders.media_inputs import media_inputs
 
-            return MediaInputs(image_size(resolve(self.name)))
+            return media_inputs(self.name)
         if self.kind in LATENTS:
             from model.decoders.latents import LatentInputs
 
@@ -106,7 +120,9 @@ def encoder_factory(config: ModelConfig, kind: str, precision: "Precision" = "fl
     """The factory of the encoder of a sidecar kind."""
     modality, name = output_modality(kind), part_of(config, kind)
     if modality is None:
-        return EncoderFactory(make=FeatureEncoder, name=name, precision=precision)
+        patches = config.encoder.inputs[_encoder_of(config, kind)].patches
+        settings = (kind, str(patches or POOLED))
+        return EncoderFactory(make=FeatureEncoder, name=name, settings=settings, precision=precision)
     make = MediumEncoder if kind in LATENTS else CaptionTextEncoder
     return EncoderFactory(make=make, name=name, settings=(modality.value,), precision=precision)
 
@@ -117,8 +133,8 @@ def preprocess_factory(config: ModelConfig, kind: str) -> PreprocessFactory:
 
 
 def clips(kind: str) -> dict[Modality, int]:
-    """How many clips, or frames, the encoder of a sidecar kind makes of a medium; of captions and others, one."""
-    if kind == ENCODER:
+    """How many clips, or frames, the encoder of a sidecar kind makes of a medium at most; else one, as of a caption."""
+    if is_features(kind):
         return {Modality.VIDEO: 15, Modality.AUDIO: 3}
     return {Modality.VIDEO: 16} if kind in LATENTS else {}
 
@@ -126,7 +142,31 @@ def clips(kind: str) -> dict[Modality, int]:
 def part_of(config: ModelConfig, kind: str) -> str:
     """The name of the part whose encoder a sidecar kind is made by."""
     modality = output_modality(kind)
-    return config.outputs[modality].decoder if modality else config.encoder.name
+    return config.outputs[modality].decoder if modality else config.encoder.inputs[_encoder_of(config, kind)].name
+
+
+def feature_kinds(config: ModelConfig) -> list[str]:
+    """The kinds of sidecars that hold what the model's encoders make of input items."""
+    return [features_kind(modality) for modality in config.encoder.inputs]
+
+
+def known_ids(config: ModelConfig, kind: str) -> list[str]:
+    """The ids of a sidecar kind's encoder that this machine remembers, without that of the precision."""
+    factories = [encoder_factory(config, kind, precision) for precision in ("float32", "bfloat16")]
+    tasks = [EmbedTask(kind=kind, factory=one, dtype="float32", memory=one.memory) for one in factories]
+    found = [identity.id.removesuffix("-bfloat16") for task in tasks if (identity := recall(task))]
+    return list(dict.fromkeys(found))
+
+
+def is_pooled(config: ModelConfig, kind: str) -> bool:
+    """Whether a kind of sidecar holds one vector of features for each item."""
+    return is_features(kind) and config.encoder.inputs[_encoder_of(config, kind)].patches is None
+
+
+def _encoder_of(config: ModelConfig, kind: str) -> Modality | None:
+    """The key, in `EncoderConfig.inputs`, of the encoder of a kind of features."""
+    modality = input_modality(kind)
+    return modality if modality in config.encoder.inputs else None
 
 
 def _part_files(name: str) -> list[Path]:
@@ -146,10 +186,12 @@ def _snapshot(repo_id: str) -> Path | None:
     """The folder of a repository's latest commit in the hub's cache; offline, of the last one seen."""
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(hf_hub_download(repo_id, "model_index.json")).parent
-    except (OSError, ValueError):  # loading the encoder reports what is wrong
-        return None
+    for file in ("model_index.json", "config.json"):  # of a pipeline, and of an encoder
+        try:
+            return Path(hf_hub_download(repo_id, file)).parent
+        except (OSError, ValueError):  # loading the encoder reports what is wrong
+            continue
+    return None
 
 
 def _version(library: str) -> str:
@@ -214,12 +256,14 @@ class MediumEncoder(_SidecarEncoder):
 
 
 class FeatureEncoder(_SidecarEncoder):
-    """ImageBind on media: features (N, E); see model.encoders.imagebind_encoder.ImageBindEncoder."""
+    """An encoder of input media: features (N, E), or with a number of patches (N, P, E); see model.encoders."""
 
-    def __init__(self, name: str, precision: "Precision" = "float32") -> None:
+    def __init__(self, name: str, kind: str, patches: str, precision: "Precision" = "float32") -> None:
         from model.parts.devices import best_device
 
         device = best_device()
-        from model.encoders.imagebind_encoder import ImageBindEncoder
+        from model.encoders.media_encoders import load_encoder
 
-        super().__init__(ImageBindEncoder(name, device=device, precision=precision), ENCODER, name, precision)
+        kept = None if patches == POOLED else int(patches)
+        encoder = load_encoder(name, patches=kept, device=device, precision=precision)
+        super().__init__(encoder, kind, name, precision)

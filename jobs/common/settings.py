@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.common.cli import UsageError
 from model.parts.config import ModelConfig, is_file, load_preset, preset_layers
-from model.parts.sources import find_parts
+from model.parts.sources import decoder_key, encoder_key, find_parts
 from model.training.train_settings import TrainSettings
 from pipelines.media.policy import MediaPolicy
 from pipelines.sample import Modality
@@ -30,8 +30,8 @@ LOADING = (
     "model.llm.name",
     "model.llm.attention",
     "model.llm.load_in_4bit",
-    "model.encoder.name",
-    *(f"model.outputs.{modality}.decoder" for modality in Modality),
+    *map(encoder_key, (None, *Modality)),
+    *map(decoder_key, Modality),
     "model.decoders.",
 )
 

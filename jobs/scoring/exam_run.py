@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import check_compatible
@@ -14,10 +13,11 @@ from model.core.nextgpt import NextGPT
 from model.core.tokenizer import encode_text
 from model.decoders.rendering import DecoderPool
 from model.decoders.wish import Wish
-from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.encoders.media_encoders import MediaEncoders
 from model.inference.generation import generate_batch
 from model.inference.query import Query, Reply, Sampling
 from model.parts.config import ModelConfig
+from model.parts.features import ItemFeatures, first
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.progress import track
@@ -29,8 +29,7 @@ T = TypeVar("T")
 BATCH = 50  # prompts per batch
 MAX_ITEMS = 4  # per reply
 MOST_REPORTED = 64  # at most, per row without a target
-Condition = npt.NDArray[np.float32]
-Features = Mapping[str, Condition]  # of the media of each case (N, E), by its key
+Features = Mapping[str, ItemFeatures]  # of the media of each case, by its key
 Sitting = list[tuple[Case, list[Attempt]]]
 
 
@@ -83,18 +82,16 @@ class FrozenParts:
 
     def __init__(self, config: ModelConfig, plan: ExamSettings) -> None:
         self._plan = plan
-        self._encoder = ImageBindEncoder(config.encoder.name, device=plan.device)
+        self._encoders = MediaEncoders(config.encoder, device=plan.device)
         self._decoders = DecoderPool(config, lambda _: plan.device)
 
-    def features(self, chosen: Sequence[Case]) -> dict[str, Condition]:
+    def features(self, chosen: Sequence[Case]) -> Features:
         """Embeds the media that the user shows in each case, after encoding and decoding them as files."""
-        features = {}
+        features = dict[str, ItemFeatures]()
         with track("show", len(chosen), "conversations") as bar:
             for batch in _batches(chosen):
                 media = [[codecs.decode(m, fps=VIDEO_FPS) for m in shown(case).values()] for case in batch]
-                embedded = iter(self._encoder([medium for of_case in media for medium in of_case]))
-                for case, of_case in zip(batch, media, strict=True):
-                    features[case.key] = np.array([next(embedded) for _ in of_case]).reshape(-1, self._encoder.dim)
+                features |= {case.key: made for case, made in zip(batch, self._encoders(media), strict=True)}
                 bar.advance(len(batch))
         return features
 
@@ -174,16 +171,16 @@ def _replies(
     return replies
 
 
-def _query(case: Case, replies: Sequence[Reply], features: Condition, forced: bool, sampling: Sampling) -> Query:
+def _query(case: Case, replies: Sequence[Reply], features: ItemFeatures, forced: bool, sampling: Sampling) -> Query:
     """The next question of a conversation, after the replies so far."""
     asked = case.conversation.turns[: 2 * len(replies) + 1 : 2]
     turns: list[Turn] = []
     for question, reply in zip(asked, replies, strict=False):
         turns += [question, Turn(role="assistant", parts=reply.parts)]
     turns.append(asked[-1])
-    num_shown = sum(isinstance(part, Item) for turn in asked for part in turn.parts)
+    shown = first(features, [part for turn in asked for part in turn.parts if isinstance(part, Item)])
     wanted = [modality_of(subject) for subject in case.conversation.answers[len(replies)].made]
-    return Query(turns=turns, features=features[:num_shown], require=wanted if forced else (), sampling=sampling)
+    return Query(turns=turns, features=shown, require=wanted if forced else (), sampling=sampling)
 
 
 def _length(model: NextGPT, tokenizer: Any, turn: Turn) -> int:

@@ -16,7 +16,7 @@ from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
 from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.core.tokenizer import encode_text
-from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.encoders.media_encoders import MediaEncoders
 from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
 from model.parts.builtin import resolve
@@ -64,7 +64,8 @@ def score_shards(
       views that generate from captions, where the question contains the text.
     * `<modality>_to_text`: the mean cosine similarity of the ImageBind embeddings of a generated medium and its
       caption, like CLIP and CLAP scores (see `figures.cosine_similarities`); only if the encoder has a text tower.
-    * `<modality>_to_medium`: the same for a generated medium and the data's own medium for that caption.
+    * `<modality>_to_medium`: the same for a generated medium and the data's own medium for that caption, by the pooled
+      vectors of the modality's encoder.
     * `<modality>_frechet`: the Frechet distance of these two sets of embeddings (`figures.frechet_distance`), lower is
       better. Not comparable with FID, FVD or FAD, which use other networks.
 
@@ -72,6 +73,8 @@ def score_shards(
     """
     model = Responder.from_pretrained(checkpoint, device=device, config=config)
     text_encoder, notes = _text_encoder(config, device)
+    pooled = config.encoder.pooled
+    encoders = model.encoder if pooled == config.encoder else MediaEncoders(pooled, device=device)
     rows: list[Scored] = []
     for directory, manifest in datasets.items():
         samples = list(_held_out(directory, manifest, fraction, count))
@@ -80,7 +83,7 @@ def score_shards(
             continue
         for view, kind in sorted(manifest.views.items()):
             pairs = _answer(model, samples, view, kind, steps)
-            rows += _score(view, pairs, model.encoder, text_encoder)
+            rows += _score(view, pairs, encoders, text_encoder)
     return rows, notes
 
 
@@ -153,7 +156,7 @@ def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decode
 
 
 def _score(
-    view: str, pairs: _Pairs, encoder: ImageBindEncoder, text_encoder: ImageBindTextEncoder | None
+    view: str, pairs: _Pairs, encoders: MediaEncoders, text_encoder: ImageBindTextEncoder | None
 ) -> Iterator[Scored]:
     if pairs.texts:
         texts, references = [text for text, _ in pairs.texts], [known for _, known in pairs.texts]
@@ -161,7 +164,9 @@ def _score(
         for name, value in caption_scores(texts, references).items():
             yield _row(view, name, value, len(texts), chance[name])
     for modality in Modality:
-        described, known = pairs.captions[modality], pairs.references[modality]
+        described, known, encoder = pairs.captions[modality], pairs.references[modality], encoders.of(modality)
+        if encoder is None:
+            continue
         if described and text_encoder is not None:
             captions_NE = text_encoder([caption for _, caption in described]).numpy()
             yield _similarity(view, f"{modality}_to_text", encoder([medium for medium, _ in described]), captions_NE)
@@ -203,7 +208,10 @@ def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncode
     """
     from transformers import CLIPTokenizer
 
-    path = Path(resolve(config.encoder.name))
+    one = config.encoder.inputs.get(None)
+    if one is None:
+        return None, ["similarities to captions are left out: they take one ImageBind for all modalities"]
+    path = Path(resolve(one.name))
     if (path / "tokenizer").is_dir():
         source = str(path)
     elif Modality.IMAGE in config.outputs and _has_clip_tokenizer(config.outputs[Modality.IMAGE].decoder):

@@ -125,7 +125,7 @@ def about(checkpoint: str, config: ModelConfig) -> About:
 
     with local_checkpoint(checkpoint) as folder:
         stages = read_config(folder)["stages"]
-    names = [config.llm.name, config.encoder.name, *(output.decoder for output in config.outputs.values())]
+    names = [config.llm.name, *config.encoder.names, *(output.decoder for output in config.outputs.values())]
     return About(
         name=Path(checkpoint).name,
         settings={modality: default_settings(modality, output.decoder) for modality, output in config.outputs.items()},

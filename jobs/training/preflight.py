@@ -10,6 +10,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from jobs.common.encoders import known_ids
 from model.checkpoints.description import check_compatible, read_config
 from model.parts.builtin import PREFIX
 from model.parts.families import caption_shape, latent_shape, noise_kind
@@ -18,7 +19,7 @@ from model.training.train_settings import TrainSettings
 from pipelines.handover.stage_samples import PlannedView, sidecar_of
 from pipelines.sample import Modality
 from pipelines.storage.files import is_local
-from pipelines.storage.sidecars import ENCODER, LATENTS
+from pipelines.storage.sidecars import ENCODER, LATENTS, input_modality, is_features
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 # Per trained weight in a checkpoint: the weight, its float32 copy, and two moments of the optimizer.
@@ -37,6 +38,7 @@ def mistakes(
     yield from _llm(settings, [] if remarks is None else remarks)
     for view in views:
         yield from _shapes(settings, view)
+        yield from _encoders(settings, view)
     yield from _decoders(settings)
     yield from _denoising(settings, views)
     yield from _batches(settings)
@@ -58,8 +60,11 @@ def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
     for kind in view.sidecars:
         manifest = sidecar_of(view, kind)
         flag = f"--modality {kind}"
-        if kind == ENCODER:
-            expected = [settings.model.encoder.dim]
+        if is_features(kind):
+            if not manifest.items:
+                continue
+            expected = list(settings.model.encoder.inputs[input_modality(kind)].shape)
+            flag = f"--modality {ENCODER}"
         elif kind in LATENTS:
             if not manifest.items:
                 continue
@@ -80,6 +85,25 @@ def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
                 f"{view.name}: {kind} embeddings by {manifest.encoder_name} are {_by(manifest.shape)}, preset "
                 f"{preset} takes {_by(expected)}; run jobs/embed.py --preset {preset} "
                 f"{flag}, or train a preset that takes these"
+            )
+
+
+def _encoders(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
+    """Compares what embedded a view's input items with the preset's encoders, as far as this machine remembers them."""
+    kinds = [kind for kind in view.sidecars if is_features(kind)]
+    embedded = sum(sidecar_of(view, kind).items for kind in kinds)
+    if kinds and embedded < view.manifest.input_items:
+        missing = view.manifest.input_items - embedded
+        yield (
+            f"{view.name}: {missing} of its {view.manifest.input_items} input items are of a modality for which preset "
+            f"{settings.model.preset} has no encoder; name one under model.encoder, or leave the dataset out"
+        )
+    for kind in kinds:
+        manifest, known = sidecar_of(view, kind), known_ids(settings.model, kind)
+        if manifest.items and known and manifest.encoder_id.removesuffix("-bfloat16") not in known:
+            yield (
+                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's encoder is {known[0]}; run "
+                f"jobs/embed.py --preset {settings.model.preset} --modality {ENCODER}, or train a preset of the former"
             )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.cli import Failures, UsageError, existing_folder
+from jobs.common.encoders import feature_kinds
 from jobs.training import preflight
 from jobs.training.workers import Workers
 from model.checkpoints.description import latest_checkpoint
@@ -74,7 +75,15 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
         manifest = prepared[name]
         try:
             views.append(
-                plan_view(name, manifest.views[name], shards / manifest.dataset, weight, settings.sidecars, denoised)
+                plan_view(
+                    name,
+                    manifest.views[name],
+                    shards / manifest.dataset,
+                    weight,
+                    settings.sidecars,
+                    denoised,
+                    feature_kinds(settings.model),
+                )
             )
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
@@ -265,7 +274,7 @@ def _untrained(settings: TrainSettings) -> list[str]:
     from model.parts.builtin import is_untrained
 
     model = settings.model
-    names = [model.llm.name, model.encoder.name, *(output.decoder for output in model.outputs.values())]
+    names = [model.llm.name, *model.encoder.names, *(output.decoder for output in model.outputs.values())]
     return [name for name in names if is_untrained(name)]
 
 

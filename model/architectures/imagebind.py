@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,10 +72,15 @@ class ImageBindConfig:
         return (self.image_size // self.patch_size) ** 2
 
     @property
-    def num_audio_patches(self) -> int:
-        """The number of overlapping patches of one clip's mel spectrogram."""
+    def audio_grid(self) -> tuple[int, int]:
+        """The rows (frequencies) and columns (times) of overlapping patches of one clip's mel spectrogram."""
         rows, columns = ((length - self.audio_patch_size) // self.audio_stride + 1 for length in (MEL_BINS, MEL_FRAMES))
-        return rows * columns
+        return rows, columns
+
+    @property
+    def num_audio_patches(self) -> int:
+        """The number of patches of one clip's mel spectrogram."""
+        return prod(self.audio_grid)
 
 
 class Attention(nn.Module):

@@ -65,7 +65,8 @@ def _front_matter(config: ModelConfig) -> str:
 
 
 def _parts(config: ModelConfig) -> list[list[str]]:
-    rows = [["LLM", config.llm.name], ["encoder", config.encoder.name]]
+    rows = [["LLM", config.llm.name]]
+    rows += [[f"{m} encoder" if m else "encoder", encoder.name] for m, encoder in config.encoder.inputs.items()]
     for modality, output in config.outputs.items():
         rows.append([f"{modality.value} decoder", output.decoder])
         if output.kind == "connector":

@@ -84,7 +84,9 @@ def _check_same(config: ModelConfig, saved: ModelConfig, directory: Path, adapte
 def _shape_of(config: ModelConfig) -> dict[str, Any]:
     """A configuration without the names of its frozen parts, and without what no tensor depends on."""
     values = config.model_dump(mode="json")
-    del values["encoder"]["name"]
+    for encoder in (values["encoder"], *values["encoder"].values()):
+        if isinstance(encoder, dict):
+            encoder.pop("name", None)
     for output in values["outputs"].values():
         del output["decoder"], output["null"]
     return values

@@ -111,7 +111,8 @@ def _places(model: NextGPT, stage: int, *, with_input: bool = False) -> dict[str
     """The model's tensors by their names in a stage's file, in its order; without the embedding rows."""
     if stage not in STAGES:
         raise ValueError(f"stage is {stage}; use 1, 2 or 3")
-    if model.input_projection.kind != "linear":
+    projection, *more = model.input_projections
+    if more or projection.kind != "linear":
         raise ValueError(
             f"preset {model.config.preset}: legacy files hold a linear input projection; use a preset that has one"
         )
@@ -125,11 +126,11 @@ def _places(model: NextGPT, stage: int, *, with_input: bool = False) -> dict[str
     if stage == 3:
         places |= {_LLM + name: tensor for name, tensor in model.llm.named_parameters() if is_adapter_tensor(name)}
     if stage != 2 or with_input:
-        places |= {_INPUT + name: tensor for name, tensor in model.input_projection.linear.named_parameters()}
+        places |= {_INPUT + name: tensor for name, tensor in projection.linear.named_parameters()}
     if stage != 1:
         for modality in model.config.outputs:
-            projection = model.output_projections[modality.value]
-            places |= {_OUTPUTS[modality] + name: tensor for name, tensor in projection.named_parameters()}
+            output = model.output_projections[modality.value]
+            places |= {_OUTPUTS[modality] + name: tensor for name, tensor in output.named_parameters()}
     return {name: tensor.detach() for name, tensor in places.items()}
 
 

@@ -1,7 +1,7 @@
 """Batches of examples: padded ids, features and targets with their positions.
 
-Suffixes: B rows, T tokens, N input items, E encoder width, M output items of a modality, L condition length,
-D condition width, K output items of a modality that have latents.
+Suffixes: B rows, T tokens, N input items, M output items of a modality, L condition length, D condition width,
+K output items of a modality that have latents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,19 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.core.dialogue import IGNORE, EncodedDialogue
+from model.parts.features import Array, ItemFeatures, key_of
 from pipelines.sample import Modality
-
-Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A dialogue with its precomputed embeddings.
 
-    `features_NE`: encoder embeddings of the named input items, in order. `targets`: for each output modality, the
+    `features`: those of the named input items, in order; see `parts.features`. `targets`: for each output modality, the
     items' caption embeddings (M, L, D), in order, and their lengths in tokens (M). `latents` (K, ...): those of the
     items that have a medium. All may cover more items than fit into the dialogue. A modality without targets has no
     alignment loss, one without latents no denoising loss.
@@ -31,7 +29,7 @@ class Example:
 
     key: str
     dialogue: EncodedDialogue
-    features_NE: Array | None = None
+    features: ItemFeatures = field(default_factory=dict)
     targets: Mapping[Modality, tuple[Array, Sequence[int]]] = field(default_factory=dict)
     latents: Mapping[Modality, Array] = field(default_factory=dict)
 
@@ -54,18 +52,25 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Examples right-padded to a common length; `features_NE` is float32, all positions are int64.
+class InputFeatures:
+    """Embeddings of input items, (N, E) or (N, P, E), float32; the tokens of each start at `rows_N`, `positions_N`."""
 
-    The tokens of each input item start at `feature_rows_N`, `feature_positions_N`.
+    values_N: Tensor
+    rows_N: Tensor
+    positions_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples right-padded to a common length; all positions are int64.
+
+    `features` are by modality, or under None where one encoder embeds all; only of those that are in the batch.
     """
 
     input_ids_BT: Tensor
     labels_BT: Tensor
     attention_mask_BT: Tensor
-    features_NE: Tensor
-    feature_rows_N: Tensor
-    feature_positions_N: Tensor
+    features: dict[Modality | None, InputFeatures]
     targets: dict[Modality, Targets]
     keys: tuple[str, ...]
 
@@ -79,21 +84,24 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """Moves all tensors to a device; `dtype` applies to the features, targets stay float32."""
         targets = {modality: _moved(group, device) for modality, group in self.targets.items()}
-        moved = replace(_moved(self, device), targets=targets)
-        return moved if dtype is None else replace(moved, features_NE=moved.features_NE.to(dtype))
+        features = {key: _moved(items, device) for key, items in self.features.items()}
+        if dtype is not None:
+            features = {key: replace(items, values_N=items.values_N.to(dtype)) for key, items in features.items()}
+        return replace(_moved(self, device), targets=targets, features=features)
 
     def with_items_shuffled(self) -> "Batch":
-        """Gives each item the features and caption embedding of the previous item in the batch."""
+        """Gives each item the features and caption embedding of the previous item embedded alike in the batch."""
         targets = {
             modality: replace(
                 group, embeddings_MLD=group.embeddings_MLD.roll(1, 0), lengths_M=group.lengths_M.roll(1, 0)
             )
             for modality, group in self.targets.items()
         }
-        return replace(self, features_NE=self.features_NE.roll(1, 0), targets=targets)
+        features = {key: replace(items, values_N=items.values_N.roll(1, 0)) for key, items in self.features.items()}
+        return replace(self, features=features, targets=targets)
 
 
-_T = TypeVar("_T", Batch, Targets)
+_T = TypeVar("_T", Batch, Targets, InputFeatures)
 
 
 def _moved(value: _T, device: torch.device | str) -> _T:
@@ -109,14 +117,11 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     dialogues = [example.dialogue for example in examples]
     rows = [dialogue.input_ids for dialogue in dialogues] or [[pad_id]]
     length = max(map(len, rows))
-    features, feature_rows, feature_positions = _features(examples)
     return Batch(
         input_ids_BT=_padded(rows, length, pad_id),
         labels_BT=_padded([dialogue.labels for dialogue in dialogues] or [[IGNORE]], length, IGNORE),
         attention_mask_BT=_padded([[1] * len(row) for row in rows], length, 0),
-        features_NE=features,
-        feature_rows_N=torch.tensor(feature_rows, dtype=torch.long),
-        feature_positions_N=torch.tensor(feature_positions, dtype=torch.long),
+        features={key: items for key in (None, *Modality) if (items := _features(examples, key)) is not None},
         targets={m: group for m in Modality if (group := _targets(examples, m)) is not None},
         keys=tuple(example.key for example in examples),
     )
@@ -126,20 +131,24 @@ def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=torch.long)
 
 
-def _features(examples: Sequence[Example]) -> tuple[Tensor, list[int], list[int]]:
-    arrays, rows, positions = [], [], []
+def _features(examples: Sequence[Example], key: Modality | None) -> InputFeatures | None:
+    arrays, rows, positions = [], list[int](), list[int]()
     for row, example in enumerate(examples):
-        slots = example.dialogue.input_positions
-        given = 0 if example.features_NE is None else len(example.features_NE)
-        if given < len(slots):
-            raise ValueError(f"{example.key}: {len(slots)} input items but features for {given}; run embed again")
+        slots = [place for item, place in example.dialogue.input_positions if key_of(item, example.features) == key]
+        values = example.features.get(key, ())
+        if len(values) < len(slots):
+            raise ValueError(f"{example.key}: {len(slots)} input items but features for {len(values)}; run embed again")
         if slots:
-            assert example.features_NE is not None
-            arrays.append(example.features_NE[: len(slots)])
+            arrays.append(example.features[key][: len(slots)])
         rows += [row] * len(slots)
-        positions += [position for _, position in slots]
-    features = _joined(arrays, [examples[row].key for row in dict.fromkeys(rows)], "features")
-    return features if arrays else torch.zeros(0, 0), rows, positions
+        positions += slots
+    if not arrays:
+        return None
+    return InputFeatures(
+        values_N=_joined(arrays, [examples[row].key for row in dict.fromkeys(rows)], "features"),
+        rows_N=torch.tensor(rows, dtype=torch.long),
+        positions_N=torch.tensor(positions, dtype=torch.long),
+    )
 
 
 def _targets(examples: Sequence[Example], modality: Modality) -> Targets | None:

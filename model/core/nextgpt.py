@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from model.core.adapter import add_adapter, base_of, has_adapter, is_adapter_tensor
-from model.core.batch import Batch
+from model.core.batch import Batch, InputFeatures
 from model.core.dialogue import IGNORE
 from model.core.llm import capped, check_fits, fingerprint, load_llm
 from model.core.projections import InputProjection, OutputConnector, OutputProjection
 from model.core.vocabulary import SignalVocabulary
-from model.parts.config import ModelConfig, OutputConfig
+from model.parts.config import MediaEncoderConfig, ModelConfig, OutputConfig
 from pipelines.sample import Modality
 
 STAGES = (1, 2, 3)
@@ -52,6 +52,10 @@ def signal_states(hidden_BTH: Tensor, embeds_BTH: Tensor, rows_M: Tensor, positi
     return hidden_BTH[rows_M[:, None], places_MG] + embeds_BTH[rows_M[:, None], places_MG]
 
 
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 class NextGPT(nn.Module):
     """The trained parts around a frozen base LLM, whose own weights and embedding rows never change.
 
@@ -74,14 +78,22 @@ class NextGPT(nn.Module):
         self.base_rows = ""
         self.new_input_rows = nn.Embedding(len(self.vocabulary.tokens), width)
         self.new_output_rows = nn.Linear(width, len(self.vocabulary.tokens), bias=False)
-        self.input_projection = InputProjection(
-            config.encoder.dim,
-            width,
-            kind=config.input_projection.kind,
-            num_input_tokens=config.input_projection.num_input_tokens,
-            hidden=config.input_projection.hidden,
-            num_heads=config.input_projection.heads,
-        )
+        # One for all that is embedded alike, named after the first modality of each where there are several.
+        projections = {
+            str(inputs[0]): InputProjection(
+                encoder.dim,
+                width,
+                num_patches=encoder.patches,
+                kind=config.input_projection.kind,
+                num_input_tokens=config.input_projection.num_input_tokens,
+                hidden=config.input_projection.hidden,
+                num_heads=config.input_projection.heads,
+                num_layers=config.input_projection.layers,
+            )
+            for encoder, inputs in config.encoder.shared.items()
+        }
+        only, *more = projections.values()
+        self.input_projection = nn.ModuleDict(projections) if more else only
         self.output_projections = nn.ModuleDict(
             {modality.value: _output_part(output, width) for modality, output in config.outputs.items()}
         )
@@ -131,6 +143,12 @@ class NextGPT(nn.Module):
             base_rows = base_rows.float()
             mean, deviation = base_rows.mean(0).to(rows.device), base_rows.std().to(rows.device)
             rows.copy_(mean + _NOISE * deviation * torch.randn_like(rows))
+
+    @property
+    def input_projections(self) -> list[Any]:
+        """The input projections, in the order of `EncoderConfig.shared`."""
+        several = isinstance(self.input_projection, nn.ModuleDict)
+        return list(self.input_projection.children()) if several else [self.input_projection]
 
     def add_adapter(self) -> None:
         """Adds a fresh LoRA adapter to the LLM; it has no effect until trained."""
@@ -208,19 +226,35 @@ class NextGPT(nn.Module):
     def embed_batch(self, batch: Batch) -> Tensor:
         """Input embeddings with the projected features at their positions: (B, T, H)."""
         embeds_BTH = self.embed(batch.input_ids_BT)
-        num_items = len(batch.feature_rows_N)
+        if strange := batch.features.keys() - self.config.encoder.inputs.keys():
+            whose = ", ".join(str(key or "all modalities by one encoder") for key in strange)
+            raise ValueError(f"features of {whose}, for which preset {self.config.preset} has no encoder")
+        groups = self.config.encoder.shared.items()
+        for (encoder, inputs), projection in zip(groups, self.input_projections, strict=True):
+            found = [batch.features[key] for key in inputs if key in batch.features]
+            embeds_BTH = self._put(embeds_BTH, found, encoder, projection)
+        return embeds_BTH
+
+    def _put(
+        self, embeds_BTH: Tensor, found: Sequence[InputFeatures], encoder: MediaEncoderConfig, projection: nn.Module
+    ) -> Tensor:
+        """Puts the projected features of items at their positions."""
+        for items in found:
+            if items.values_N.shape[1:] != encoder.shape:
+                raise ValueError(
+                    f"features are {_by(items.values_N.shape[1:])} wide, but preset {self.config.preset} takes "
+                    f"{_by(encoder.shape)}; embed the data with encoder {encoder.name}"
+                )
         # Every module runs in every batch, on a dummy if need be: ranks whose batches differ would otherwise reduce
         # different gradients, and deadlock under ZeRO.
-        features_NE = batch.features_NE if num_items else batch.features_NE.new_zeros(1, self.config.encoder.dim)
-        if features_NE.shape[1] != self.config.encoder.dim:
-            raise ValueError(
-                f"features are {features_NE.shape[1]} wide, but preset {self.config.preset} takes "
-                f"{self.config.encoder.dim}; embed the data with encoder {self.config.encoder.name}"
-            )
-        tokens_NKH = self.input_projection(features_NE.to(embeds_BTH.dtype))[:num_items].to(embeds_BTH.dtype)
-        places_NK = batch.feature_positions_N[:, None] + torch.arange(tokens_NKH.shape[1], device=embeds_BTH.device)
-        rows_NK = batch.feature_rows_N[:, None].expand_as(places_NK)
-        return embeds_BTH.index_put((rows_NK, places_NK), tokens_NKH)
+        values_N = torch.cat([items.values_N for items in found]) if found else embeds_BTH.new_zeros(1, *encoder.shape)
+        rows_N, positions_N = (
+            torch.cat([embeds_BTH.new_zeros(0, dtype=torch.long), *(getattr(items, name) for items in found)])
+            for name in ("rows_N", "positions_N")
+        )
+        tokens_NKH = projection(values_N.to(embeds_BTH.dtype))[: len(rows_N)].to(embeds_BTH.dtype)
+        places_NK = positions_N[:, None] + torch.arange(tokens_NKH.shape[1], device=embeds_BTH.device)
+        return embeds_BTH.index_put((rows_N[:, None].expand_as(places_NK), places_NK), tokens_NKH)
 
     def run_llm(self, embeds_BTH: Tensor, attention_mask_BT: Tensor | None = None, **options: Any) -> Any:
         """Runs the LLM without its head; `options` are passed to its inner model, such as a cache."""

@@ -1,6 +1,6 @@
 """The trained projections: encoder to LLM, and LLM to the decoders' conditions.
 
-Shape suffixes: N items, E encoder embedding, Q queries or tokens, G signal tokens of a group, D LLM width,
+Shape suffixes: N items, P patches, E encoder embedding, Q queries or tokens, G signal tokens of a group, D LLM width,
 H inner width, L and O length and width of a decoder's condition.
 """
 
@@ -14,11 +14,13 @@ _POSITION_STD = 0.02
 
 
 class InputProjection(nn.Module):
-    """Projects an item's embedding to LLM input tokens.
+    """Projects an item's embedding, a vector (E) or patches (P, E), to LLM input tokens.
 
-    `kind="linear"` is NExT-GPT's (Wu et al. 2023, arXiv:2309.05519, section 3): one linear layer, one token.
-    `kind="query"` lets `num_input_tokens` learned queries read the embedding through two cross-attention layers.
-    Raises ValueError for an unknown kind, and for several tokens with the linear one.
+    `kind="linear"` is NExT-GPT's (Wu et al. 2023, arXiv:2309.05519, section 3): one linear layer, a token a vector.
+    `kind="query"` lets `num_input_tokens` learned queries read the embedding through two layers of cross-attention.
+    `kind="resampler"` does so through `num_layers`, from normalised patches with learned position embeddings (after
+    Alayrac et al. 2022, arXiv:2204.14198, section 3.1). `num_patches` is None for an embedding that is one vector.
+    Raises ValueError for an unknown kind, and for another number of tokens than of vectors with the linear one.
     """
 
     def __init__(
@@ -26,39 +28,48 @@ class InputProjection(nn.Module):
         encoder_dim: int,
         llm_dim: int,
         *,
-        kind: Literal["linear", "query"] = "linear",
+        num_patches: int | None = None,
+        kind: Literal["linear", "query", "resampler"] = "linear",
         num_input_tokens: int = 1,
         hidden: int = 512,
         num_heads: int = 4,
+        num_layers: int = 2,
     ) -> None:
         super().__init__()
-        if kind not in ("linear", "query"):
-            raise ValueError(f"input projection: kind is {kind!r}; use 'linear' or 'query'")
-        if num_input_tokens < 1 or (kind == "linear" and num_input_tokens > 1):
+        if kind not in ("linear", "query", "resampler"):
+            raise ValueError(f"input projection: kind is {kind!r}; use 'linear', 'query' or 'resampler'")
+        num_vectors = num_patches or 1
+        if num_input_tokens < 1 or (kind == "linear" and num_input_tokens != num_vectors):
             raise ValueError(
-                f"input projection: num_input_tokens is {num_input_tokens}; use 1, or more with kind 'query'"
+                f"input projection: num_input_tokens is {num_input_tokens}; use {num_vectors}, or another number with "
+                "kind 'query' or 'resampler'"
             )
         self.kind = kind
         self.num_input_tokens = num_input_tokens
-        if kind == "query":
+        if kind != "linear":
             self.query_embs = nn.Parameter(torch.randn(1, num_input_tokens, hidden))
             self.fc = nn.Linear(encoder_dim, hidden)
             layer = nn.TransformerDecoderLayer(
                 hidden, num_heads, 4 * hidden, dropout=0.0, norm_first=True, batch_first=True
             )
-            self.decoder = nn.TransformerDecoder(layer, 2, norm=nn.LayerNorm(hidden))
+            num_layers = num_layers if kind == "resampler" else 2
+            self.decoder = nn.TransformerDecoder(layer, num_layers, norm=nn.LayerNorm(hidden))
             # The layers are copies of one; initialise each anew.
             for weight in self.decoder.parameters():
                 if weight.ndim > 1:
                     nn.init.xavier_uniform_(weight)
         self.linear = nn.Linear(encoder_dim if kind == "linear" else hidden, llm_dim)
+        if kind == "resampler":
+            self.norm = nn.LayerNorm(encoder_dim)
+            self.position_embs = nn.Parameter(torch.randn(1, num_vectors, hidden) * hidden**-0.5)
 
-    def forward(self, features_NE: Tensor) -> Tensor:
-        """Maps (N, E) to (N, num_input_tokens, llm_dim)."""
-        x_NQH = features_NE[:, None]
-        if self.kind == "query":
-            x_NQH = self.decoder(self.query_embs.expand(len(features_NE), -1, -1), self.fc(x_NQH))
-        return self.linear(x_NQH)
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (N, E) or (N, P, E) to (N, num_input_tokens, llm_dim)."""
+        x_NPE = features if features.ndim == 3 else features[:, None]
+        if self.kind == "linear":
+            return self.linear(x_NPE)
+        x_NPH = self.fc(self.norm(x_NPE)) + self.position_embs if self.kind == "resampler" else self.fc(x_NPE)
+        return self.linear(self.decoder(self.query_embs.expand(len(features), -1, -1), x_NPH))
 
 
 class OutputProjection(nn.Module):

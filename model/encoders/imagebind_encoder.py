@@ -3,36 +3,28 @@
 Shape suffixes as in `model/architectures/imagebind.py`.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.architectures.imagebind import Attention, ImageBind, load_imagebind
+from model.encoders.frozen import FrozenEncoder, InputKind, encoder_id
 from model.encoders.imagebind_inputs import VIDEO_CLIPS, Box, MediaInputs, boxes, image_crop, video_frames
 from model.encoders.mel import AUDIO_CLIPS
-from model.parts.devices import Sender, Sent
+from model.encoders.patches import pool_items
+from model.parts.encoder_kinds import encoder_shapes, patch_bins
 from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
-from pipelines.sample import Decoded, Image, Video
-
-# Part of every encoder id: increment it with any change to what is made of media that affects values.
-PREPROCESSING_VERSION = 1
+from pipelines.sample import Image, Modality, Video
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 VIDEO_CROPS = 3
-
-Arrays = Sequence[npt.NDArray[Any]]
+_MIDDLE = slice(1, 2)
 
 
 def image_inputs(image: Image, size: int = 224) -> Tensor:
@@ -52,11 +44,15 @@ def _image(crop_HWC: Tensor) -> Tensor:
     return _normalised(crop_HWC.permute(2, 0, 1).float())
 
 
-def _video(frames_FHWC: Tensor, size: int) -> Tensor:
-    """The clips of a video from the first and last frame of each: float32 (15, 3, 2, size, size)."""
-    crops = [_cut(frame, boxes(frames_FHWC.shape[1:], size, VIDEO_CROPS), size) for frame in frames_FHWC]
+def _video(frames_FHWC: Tensor, size: int, of_crops: slice = slice(None)) -> Tensor:
+    """The clips of a video from the first and last frame of each, in all or some of the 3 crops.
+
+    Returns float32 (5 * number of crops, 3, 2, size, size).
+    """
+    chosen = boxes(frames_FHWC.shape[1:], size, VIDEO_CROPS)[of_crops]
+    crops = [_cut(frame, chosen, size) for frame in frames_FHWC]
     pairs = zip(crops[::2], crops[1::2], strict=True)
-    clips = [torch.stack([crop[place] for crop in pair], dim=1) for pair in pairs for place in range(VIDEO_CROPS)]
+    clips = [torch.stack([crop[place] for crop in pair], dim=1) for pair in pairs for place in range(len(chosen))]
     return _normalised(torch.stack(clips).transpose(1, 2)).transpose(1, 2).contiguous()
 
 
@@ -85,13 +81,14 @@ def _normalised(pixels: Tensor) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
-class ImageBindEncoder:
+class ImageBindEncoder(FrozenEncoder):
     """Embeds any mix of images, videos and sounds with a frozen ImageBind, loaded once.
 
     `name` is resolved by `builtin.resolve`: a built-in part, a file such as `imagebind_huge.pth` or a directory.
     `batch_size` counts clips per forward pass (an image is 1 clip, a video 15, a sound 3). `id` is a readable name plus
     a hash of weights, sizes and preprocessing, and the precision where it is not float32: equal ids give equal
-    embeddings. `dim` is the embedding's width.
+    embeddings. `dim` is the pooled embedding's width. With `patches`, an item's embedding is so many tokens
+    instead: of a video, of the middle crop of each of its 5 clips; of a sound, its 3 clips follow each other in time.
     """
 
     def __init__(
@@ -101,48 +98,54 @@ class ImageBindEncoder:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 60,
         precision: Precision = "float32",
+        patches: int | None = None,
     ) -> None:
         from model.parts.builtin import resolve
 
         model = load_imagebind(resolve(name), dtype=dtype)
-        self.id = _encoder_id(name, asdict(model.config), weights_hash(model.state_dict()))
+        facts = [asdict(model.config), weights_hash(model.state_dict())]
         if precision == "bfloat16":
             _halve(model)
-            self.id += "-bfloat16"
-        self.dim = model.config.embed_dim
-        self.device = torch.device(device)
-        self.batch_size = batch_size
-        self.model = model.to(self.device)
+        self.dim, self._patches = model.config.embed_dim, patches
+        self.model = model.to(torch.device(device))
         size = model.config.image_size
-        self._sender = Sender(self.device)
-        self.prepare = MediaInputs(size)
-        # Per kind of input, told by its type and axes: how the device finishes it, tower, number of clips.
-        self._kinds: dict[tuple[torch.dtype, int], tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]]
-        self._kinds = {
-            (torch.uint8, 3): (_image, model.forward_vision, 1),
-            (torch.uint8, 4): (partial(_video, size=size), model.forward_vision, VIDEO_CLIPS * VIDEO_CROPS),
-            (torch.float32, 4): (Tensor.contiguous, model.forward_audio, AUDIO_CLIPS),
-        }
+        crops = VIDEO_CROPS if patches is None else 1
+        video = partial(_video, size=size, of_crops=slice(None) if patches is None else _MIDDLE)
+        super().__init__(
+            id=encoder_id(name, facts, patches, precision),
+            shapes=encoder_shapes(name, patches),
+            prepare=MediaInputs(size),
+            kinds={
+                (torch.uint8, 3): InputKind(finish=_image, forward=partial(self._seen, Modality.IMAGE)),
+                (torch.uint8, 4): InputKind(
+                    finish=video, forward=partial(self._seen, Modality.VIDEO), num_clips=VIDEO_CLIPS * crops
+                ),
+                (torch.float32, 4): InputKind(finish=Tensor.contiguous, forward=self._heard, num_clips=AUDIO_CLIPS),
+            },
+            device=torch.device(device),
+            batch_size=batch_size,
+        )
 
-    def __call__(self, items: Sequence[Decoded]) -> npt.NDArray[np.float32]:
-        """Embeds items, in order; returns (len(items), dim). An item's row does not depend on the others."""
-        return self.embed(self.send(self.prepare(items)))
+    def _seen(self, modality: Modality, clips: list[Tensor]) -> Tensor:
+        found = self.model.vision_patches(torch.stack(clips))
+        if self._patches is None:
+            return found.pooled_NE
+        side = self.model.config.image_size // self.model.config.patch_size
+        grid_NTRCD = found.patches_NSPD.reshape(*found.patches_NSPD.shape[:2], side, side, -1)
+        return pool_items(grid_NTRCD, self._bins(modality, (side, side)))
 
-    def send(self, inputs: Arrays) -> Sent:
-        """Begins to move what `prepare` made to the device."""
-        return self._sender.send(inputs)
+    def _heard(self, mels: list[Tensor]) -> Tensor:
+        found = self.model.audio_patches(torch.stack(mels))
+        if self._patches is None:
+            return found.pooled_NE
+        grid = self.model.config.audio_grid
+        grid_NSRCD = found.patches_NSPD.reshape(*found.patches_NSPD.shape[:2], *grid, -1)
+        in_time_NRCD = grid_NSRCD.transpose(1, 2).flatten(2, 3)
+        return pool_items(in_time_NRCD[:, None], self._bins(Modality.AUDIO, grid))
 
-    @torch.inference_mode()
-    def embed(self, sent: Sent) -> npt.NDArray[np.float32]:
-        """Embeds what was sent, in order: (N, dim)."""
-        tensors = sent.take()
-        embeddings_NE = torch.empty((len(tensors), self.dim), device=self.device)
-        for kind, (finish, forward, num_clips) in self._kinds.items():
-            rows = [row for row, tensor in enumerate(tensors) if (tensor.dtype, tensor.ndim) == kind]
-            step = max(1, self.batch_size // num_clips)
-            for chunk in (rows[start : start + step] for start in range(0, len(rows), step)):
-                embeddings_NE[chunk] = forward(torch.stack([finish(tensors[row]) for row in chunk]))
-        return embeddings_NE.cpu().numpy()
+    def _bins(self, modality: Modality, grid: tuple[int, int]) -> tuple[int, int, int]:
+        assert self._patches is not None
+        return patch_bins((VIDEO_CLIPS if modality is Modality.VIDEO else 1, *grid), self._patches)
 
 
 def _halve(model: ImageBind) -> None:
@@ -151,10 +154,3 @@ def _halve(model: ImageBind) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.to(torch.bfloat16)
-
-
-def _encoder_id(name: str, config: dict[str, int], weights: str) -> str:
-    readable = name.removeprefix("builtin:") if name.startswith("builtin:") else name.rstrip("/").rsplit("/", 1)[-1]
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", readable.removesuffix(".pth")).strip("-") or "imagebind"
-    identity = json.dumps([PREPROCESSING_VERSION, config, weights], sort_keys=True)
-    return f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import PIL.Image
 
 from model.encoders.clips import CLIP_SECONDS, clip_starts
+from model.parts.encoder_kinds import IMAGEBIND_CLIPS
 from pipelines.sample import Audio, Decoded, Image, Video
 
-VIDEO_CLIPS = 5
+VIDEO_CLIPS = IMAGEBIND_CLIPS
 HUGE_SIZE = 224  # of the released model, whose file does not say it
 
 Box = tuple[float, float, float, float]
@@ -31,6 +32,10 @@ class MediaInputs:
     def frame_places(self, num_frames: int, fps: float) -> list[int]:
         """Which frames of a video are all that is needed of it."""
         return frame_places(num_frames, fps)
+
+    def of_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """These frames as they are: cropping them is the device's work."""
+        return frames
 
     def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
         """One array a medium, whose type and number of axes tell what it is of.

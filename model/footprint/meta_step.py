@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from model.core.batch import Batch, Targets
+from model.core.batch import Batch, InputFeatures, Targets
 from model.core.losses import TERMS, Criterion, total
 from model.core.nextgpt import NextGPT
 from model.decoders.denoising import Denoiser
 from model.parts.builtin import resolve
-from model.parts.config import ModelConfig
+from model.parts.config import MediaEncoderConfig, ModelConfig
 from model.parts.library_logs import quiet_libraries
 from model.training.engine import DTYPES
 from model.training.objective import Objective
@@ -101,8 +101,12 @@ def _batch(settings: TrainSettings, denoisers: Any) -> Batch:
     config, num_rows = settings.model, settings.micro_batch_size
     zeros = partial(torch.zeros, device="meta")
     ids_BT = zeros(num_rows, config.max_length, dtype=torch.long)
-    items_N = zeros(num_rows * len(Modality), dtype=torch.long)
     rows_M = zeros(num_rows, dtype=torch.long)
+
+    def items(key: Modality | None, encoder: MediaEncoderConfig) -> InputFeatures:
+        rows_N = rows_M.repeat(1 if key else len(Modality))
+        return InputFeatures(values_N=zeros(len(rows_N), *encoder.shape), rows_N=rows_N, positions_N=rows_N)
+
     targets = {}
     for modality, output in config.outputs.items():
         denoiser = denoisers.get(modality)
@@ -119,9 +123,7 @@ def _batch(settings: TrainSettings, denoisers: Any) -> Batch:
         input_ids_BT=ids_BT,
         labels_BT=torch.zeros_like(ids_BT),
         attention_mask_BT=torch.zeros_like(ids_BT),
-        features_NE=zeros(len(items_N), config.encoder.dim),
-        feature_rows_N=items_N,
-        feature_positions_N=items_N,
+        features={key: items(key, encoder) for key, encoder in config.encoder.inputs.items()},
         targets=targets,
         keys=(),
     )

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from model.inference.answers import Answer, AnswerLimits, Detokenizer
 from model.inference.constraint import Constraints
 from model.inference.decoding import Decoding, Draw, Pending
 from model.inference.query import Condition, NoRoom, Query, Reply, Sampling, TooLong, text_of
+from model.parts.features import Array, ItemFeatures, after, by_encoder, check_features, input_items
 from pipelines.sample import Item, Modality, Part, Turn
 
 OnPart = Callable[[int, Part], None]
@@ -36,7 +36,7 @@ def generate(
     model: NextGPT,
     tokenizer: Any,
     turns: Sequence[Turn],
-    features: npt.NDArray[np.floating] | None,
+    features: ItemFeatures | Array | None,
     *,
     system: Sequence[str] = (),
     require: Sequence[Modality] = (),
@@ -171,9 +171,7 @@ def _reply(row: Pending, conditions: list[Condition], nulls: Mapping[Modality, T
 
 
 def _check(model: NextGPT, query: Query) -> None:
-    items, given = _num_inputs(query.turns), 0 if query.features is None else len(query.features)
-    if items != given:
-        raise ValueError(f"features for {given} items, but the turns contain {items} named ones; give one for each")
+    check_features(by_encoder(query.features), input_items(query.turns))
     for modality in query.require:
         if modality not in model.vocabulary.groups:
             raise ValueError(f"require: the model has no signal tokens for {modality.value}; leave it out")
@@ -187,12 +185,6 @@ def _check(model: NextGPT, query: Query) -> None:
 def _needed(model: NextGPT, query: Query) -> int:
     """The least number of tokens that hold the required items."""
     return max(1, sum(model.vocabulary.groups[modality] for modality in query.require))
-
-
-def _num_inputs(turns: Sequence[Turn]) -> int:
-    return sum(
-        isinstance(part, Item) and bool(part.name) for turn in turns if turn.role == "user" for part in turn.parts
-    )
 
 
 class _Context:
@@ -217,8 +209,8 @@ class _Context:
         dialogue, room = self._encoded(turns[start:], system), self._longest - least
         if len(dialogue.input_ids) > room:
             raise TooLong(f"the last turn takes {len(dialogue.input_ids)} tokens, at most {room} fit; shorten it")
-        features = None if query.features is None else query.features[_num_inputs(turns[:start]) :]
-        return Example(key="prompt", dialogue=dialogue, features_NE=features)
+        features = after(by_encoder(query.features), input_items(turns[:start]))
+        return Example(key="prompt", dialogue=dialogue, features=features)
 
     def left(self, example: Example) -> int:
         """How many tokens an answer may have."""
@@ -286,4 +278,4 @@ def _whole(model: NextGPT, prompt: Example, answer: Answer, detokenizer: Detoken
         m: (np.zeros((counts[m], o.num_queries, o.dim), np.float32), [0] * counts[m])
         for m, o in model.config.outputs.items()
     }
-    return Example(key=prompt.key, dialogue=dialogue, features_NE=prompt.features_NE, targets=blank)
+    return Example(key=prompt.key, dialogue=dialogue, features=prompt.features, targets=blank)

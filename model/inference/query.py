@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.decoders.wish import Wish
+from model.parts.features import Array, ItemFeatures
 from pipelines.sample import Decoded, Modality, Part, Turn
 
 T = TypeVar("T")
@@ -61,15 +62,15 @@ class Query:
     """A dialogue that ends with a user turn, the media of its named items, and the media that the reply must contain.
 
     `system` are the messages of the system within the users' turns, for an LLM that takes them as such.
-    `features` (N, E) are the encoder's embeddings of the user's named items, in order; without them, the responder
-    embeds `media`. `settings` override the decoders' defaults by modality, as in `Decoder.generate_batch`: steps,
-    guidance, sizes.
+    `features` are the embeddings of the user's named items, in order, by modality where each has an encoder of its own
+    (see `parts.features`); without them, the responder embeds `media`. `settings` override the decoders' defaults by
+    modality, as in `Decoder.generate_batch`: steps, guidance, sizes.
     """
 
     turns: Sequence[Turn]
     system: Sequence[str] = ()
     media: Mapping[str, Decoded] = field(default_factory=dict)
-    features: npt.NDArray[np.floating] | None = None
+    features: ItemFeatures | Array | None = None
     require: Sequence[Modality] = ()
     sampling: Sampling = field(default_factory=Sampling)
     settings: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)

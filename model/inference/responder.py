@@ -8,20 +8,19 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.checkpoints.checkpoint import from_pretrained
 from model.core.nextgpt import NextGPT
 from model.decoders.rendering import DecoderPool
 from model.decoders.wish import Wish
-from model.encoders.imagebind_encoder import ImageBindEncoder
+from model.encoders.media_encoders import MediaEncoders
 from model.inference.generation import OnPart, generate_batch
 from model.inference.query import Query, Reply, Response, wishes
 from model.parts.builtin import is_untrained
 from model.parts.config import ModelConfig
-from pipelines.sample import Decoded, Item, Modality, Part
+from model.parts.features import ItemFeatures, input_items
+from pipelines.sample import Decoded, Modality, Part
 
 
 class Responder:
@@ -44,9 +43,9 @@ class Responder:
         return cls(*from_pretrained(checkpoint, device=device, config=config))
 
     @cached_property
-    def encoder(self) -> ImageBindEncoder:
-        """The encoder of input media."""
-        return ImageBindEncoder(self.model.config.encoder.name, device=str(self._device))
+    def encoder(self) -> MediaEncoders:
+        """The encoders of input media."""
+        return MediaEncoders(self.model.config.encoder, device=str(self._device))
 
     def respond(self, query: Query, *, on_part: Callable[[Part], None] | None = None) -> Response[Decoded]:
         """Answers one dialogue: `respond_batch` with a batch of one."""
@@ -92,13 +91,10 @@ class Responder:
         """Queries with the features of their media; raises ValueError for an item without a medium."""
         return [replace(query, features=rows) for query, rows in zip(queries, self._features(queries), strict=True)]
 
-    def _features(self, queries: Sequence[Query]) -> list[npt.NDArray[np.float32]]:
-        """The embeddings (N, E) of each dialogue's input items."""
+    def _features(self, queries: Sequence[Query]) -> list[ItemFeatures]:
+        """The embeddings of each dialogue's input items."""
         inputs = [_inputs(query) for query in queries]
-        if not any(inputs):
-            return [np.zeros((0, self.model.config.encoder.dim), np.float32) for _ in queries]
-        rows_NE = self.encoder([medium for media in inputs for medium in media])
-        return np.split(rows_NE, np.cumsum([len(media) for media in inputs])[:-1])
+        return self.encoder(inputs) if any(inputs) else [{} for _ in queries]
 
     def render(self, wanted: Sequence[Wish]) -> list[Decoded]:
         """Renders wishes, in order."""
@@ -108,7 +104,7 @@ class Responder:
         """The parts with random weights that a reply involves."""
         config = self.model.config
         decoders = [config.outputs[modality].decoder for modality in made]
-        used = [config.llm.name, *([config.encoder.name] if has_inputs else []), *decoders]
+        used = [config.llm.name, *(config.encoder.names if has_inputs else []), *decoders]
         return tuple(name for name in dict.fromkeys(used) if is_untrained(name))
 
     def _device_of(self, modality: Modality) -> torch.device:
@@ -121,8 +117,7 @@ class Responder:
 
 def _inputs(query: Query) -> list[Decoded]:
     """The media of the user's named items, in order."""
-    parts = [part for turn in query.turns if turn.role == "user" for part in turn.parts]
-    names = [part.name for part in parts if isinstance(part, Item) and part.name]
+    names = [item.name for item in input_items(query.turns)]
     if missing := [name for name in names if name not in query.media]:
         raise ValueError(f"{missing[0]}: a turn refers to this item, but it is missing from media; add it")
     return [query.media[name] for name in names]

@@ -1,10 +1,20 @@
 """A model's configuration: parts, widths and signal tokens, read from a preset."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pipelines.sample import Modality
 
@@ -32,20 +42,101 @@ class LanguageModelConfig(_Settings):
     num_layers: PositiveInt | None = None
 
 
-class EncoderConfig(_Settings):
-    """The frozen media encoder and the width of its embedding."""
+class MediaEncoderConfig(_Settings):
+    """A frozen media encoder, and what it makes of an item: its pooled vector, or so many `patches`; `dim` wide."""
 
     name: str
     dim: PositiveInt
+    patches: PositiveInt | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an item's embedding: (dim,) if pooled, else (patches, dim)."""
+        return (self.dim,) if self.patches is None else (self.patches, self.dim)
+
+
+class EncoderConfig(_Settings):
+    """The frozen media encoders: one for all modalities, or one for each modality that the model takes."""
+
+    name: str | None = None
+    dim: PositiveInt | None = None
+    patches: PositiveInt | None = None
+    image: MediaEncoderConfig | None = None
+    video: MediaEncoderConfig | None = None
+    audio: MediaEncoderConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if self._several and (self.name or self.dim or self.patches):
+            raise ValueError(f"name, dim and patches are of one encoder for all, but {_listed(self._several)} is named")
+        if not self._several and not (self.name and self.dim):
+            raise ValueError("name and dim must be set, or those of image, video or audio")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        # Only what is set, so that a configuration with one pooled encoder is what it always was.
+        return {name: value for name, value in self if value is not None}
+
+    @property
+    def _several(self) -> dict[Modality, MediaEncoderConfig]:
+        found = {modality: getattr(self, modality.value) for modality in Modality}
+        return {modality: encoder for modality, encoder in found.items() if encoder is not None}
+
+    @property
+    def inputs(self) -> dict[Modality | None, MediaEncoderConfig]:
+        """The encoders by the modality whose items they embed; one for all is under None."""
+        inputs: dict[Modality | None, MediaEncoderConfig] = dict(self._several.items())
+        if self.name is not None and self.dim is not None:
+            inputs[None] = MediaEncoderConfig(name=self.name, dim=self.dim, patches=self.patches)
+        return inputs
+
+    @property
+    def by_modality(self) -> dict[Modality, MediaEncoderConfig]:
+        """The encoder of each modality that the model takes."""
+        return self._several or dict.fromkeys(Modality, self.inputs[None])
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the encoders, each once."""
+        return list(dict.fromkeys(encoder.name for encoder in self.inputs.values()))
+
+    @property
+    def shared(self) -> dict[MediaEncoderConfig, list[Modality | None]]:
+        """What is embedded alike, and so projected by one projection: encoders, and the keys of `inputs` of each."""
+        groups: dict[MediaEncoderConfig, list[Modality | None]] = {}
+        for modality, encoder in self.inputs.items():
+            groups.setdefault(encoder, []).append(modality)
+        return groups
+
+    @property
+    def pooled(self) -> "EncoderConfig":
+        """The same encoders without patches, for what compares items; the widths are still those of patches."""
+        alone = {m.value: encoder.model_copy(update={"patches": None}) for m, encoder in self._several.items()}
+        return self.model_copy(update={**alone, "patches": None})
+
+    def renamed(self, names: Mapping[Modality | None, str]) -> "EncoderConfig":
+        """The same with encoders renamed, by the keys of `inputs`."""
+        renamed = {
+            modality.value: encoder.model_copy(update={"name": names.get(modality, encoder.name)})
+            for modality, encoder in self._several.items()
+        }
+        return self.model_copy(update=renamed or {"name": names.get(None, self.name)})
 
 
 class InputProjectionConfig(_Settings):
-    """Maps one encoder embedding to `num_input_tokens` LLM tokens; `hidden` and `heads` apply to kind `query` only."""
+    """Maps an item's embedding to `num_input_tokens` LLM tokens, with one projection for all that is embedded alike.
 
-    kind: Literal["linear", "query"] = "linear"
+    `linear` maps a pooled vector to one token, and each of several patches to one of its own; `query` reads the
+    embedding with learned queries; `resampler` does too, with `layers` layers, and knows where each patch stands.
+    `hidden` and `heads` do not apply to `linear`.
+    """
+
+    kind: Literal["linear", "query", "resampler"] = "linear"
     num_input_tokens: PositiveInt = 1
     hidden: PositiveInt = 512
     heads: PositiveInt = 4
+    layers: PositiveInt = 2
 
 
 class OutputConfig(_Settings):
@@ -119,6 +210,18 @@ class ModelConfig(_Settings):
     lora: LoraSettings = LoraSettings()
     max_length: PositiveInt = 512
 
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Self:
+        projection = self.input_projection
+        for encoder in self.encoder.inputs.values():
+            if projection.kind == "linear" and projection.num_input_tokens != (encoder.patches or 1):
+                vectors = f"{encoder.patches} patches" if encoder.patches else "one vector"
+                raise ValueError(
+                    f"input_projection: num_input_tokens is {projection.num_input_tokens}, but kind linear makes a "
+                    f"token of each vector, and {encoder.name} gives {vectors}; set it to that, or kind to resampler"
+                )
+        return self
+
     @field_validator("outputs")
     @classmethod
     def _in_order(cls, outputs: dict[Modality, OutputConfig]) -> dict[Modality, OutputConfig]:
@@ -137,6 +240,10 @@ class ModelConfig(_Settings):
     def signal_groups(self) -> dict[Modality, int]:
         """The number of signal tokens of each output modality."""
         return {modality: output.num_signal_tokens for modality, output in self.outputs.items()}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def parse_config(values: Any, where: str) -> ModelConfig:
@@ -158,7 +265,10 @@ def load_preset(name: str) -> ModelConfig:
     """
     values: dict[str, Any] = {}
     for layer in preset_layers(name):
-        values = _merged(values, _read_preset(layer))
+        found = _read_preset(layer)
+        if _names_modalities(found) != _names_modalities(values) and found.get("encoder"):
+            values.pop("encoder", None)  # one encoder for all instead of several, or the other way round
+        values = _merged(values, found)
     values.pop("base", None)
     return parse_config({"preset": Path(name).stem if is_file(name) else name, **values}, _file(name).name)
 
@@ -201,6 +311,12 @@ def _read_preset(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{name}: must map llm, encoder, outputs ... to their settings; base: names another preset")
     return values
+
+
+def _names_modalities(values: Mapping[str, Any]) -> bool:
+    """Whether settings name an encoder for each modality."""
+    encoder = values.get("encoder")
+    return isinstance(encoder, dict) and any(modality.value in encoder for modality in Modality)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from typing import Any
 
 from model.parts.builtin import BUILTIN, is_builtin
 from model.parts.config import ModelConfig
+from model.parts.encoder_kinds import encoder_mistakes
 from model.parts.families import MODELS, TOKENIZERS, wanted
 from model.parts.family_table import FAMILIES
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
 LLM = "model.llm.name"
-ENCODER = "model.encoder.name"
+ENCODER = "model.encoder.name"  # of one that embeds all modalities; see `encoder_key`
 HUB_SECONDS = 10.0
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -36,6 +37,16 @@ class Part:
     name: str
     modality: Modality | None = None
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it embeds input media."""
+        return self.key.startswith("model.encoder.")
+
+
+def encoder_key(modality: Modality | None) -> str:
+    """The configuration key of a modality's encoder; None is the one that embeds all."""
+    return ENCODER if modality is None else f"model.encoder.{modality}.name"
+
 
 def decoder_key(modality: Modality) -> str:
     """The configuration key of a modality's decoder."""
@@ -43,10 +54,10 @@ def decoder_key(modality: Modality) -> str:
 
 
 def parts_of(config: ModelConfig) -> list[Part]:
-    """All frozen parts of a model: the LLM, the encoder, and the decoders."""
+    """All frozen parts of a model: the LLM, the encoders, and the decoders."""
     return [
         Part(key=LLM, name=config.llm.name),
-        Part(key=ENCODER, name=config.encoder.name),
+        *(Part(key=encoder_key(modality), name=part.name) for modality, part in config.encoder.inputs.items()),
         *(
             Part(key=decoder_key(modality), name=output.decoder, modality=modality)
             for modality, output in config.outputs.items()
@@ -63,6 +74,10 @@ def find_parts(config: ModelConfig, needed: Collection[str] | None = None) -> tu
     parts, hub = parts_of(config), _Hub()
     wanted = [part for part in parts if needed is None or part.key in needed]
     mistakes = [f"{part.key}: {mistake}" for part in wanted for mistake in _mistakes(part, hub)]
+    for modality in config.encoder.inputs:
+        key = encoder_key(modality)
+        if any(part.key == key for part in wanted) and not any(line.startswith(key) for line in mistakes):
+            mistakes += [f"{key}: {mistake}" for mistake in encoder_mistakes(config.encoder, modality)]
     return with_names(config, {part.key: _absolute(part.name) for part in parts}), mistakes
 
 
@@ -75,7 +90,9 @@ def with_names(config: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
     return config.model_copy(
         update={
             "llm": config.llm.model_copy(update={"name": names.get(LLM, config.llm.name)}),
-            "encoder": config.encoder.model_copy(update={"name": names.get(ENCODER, config.encoder.name)}),
+            "encoder": config.encoder.renamed(
+                {m: names.get(encoder_key(m), part.name) for m, part in config.encoder.inputs.items()}
+            ),
             "outputs": outputs,
         }
     )
@@ -129,7 +146,7 @@ def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
     if path.exists():
         yield from (f"{part.name}: {missing} in {path}" for missing in _missing(part, path))
     elif looks_like_a_path(part.name) or part.key == ENCODER:
-        what = "file or folder" if part.key == ENCODER else "folder"
+        what = "file or folder" if part.is_encoder else "folder"
         yield f"{part.name}: no such {what}; looked for {os.path.abspath(path)}; set {part.key} to where it is"
     else:
         yield from _mistakes_on_hub(part, hub)
@@ -137,7 +154,7 @@ def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
 
 def _missing(part: Part, path: Path) -> Iterator[str]:
     """What is missing in a part's folder or file."""
-    if part.key == ENCODER:
+    if part.is_encoder:
         if path.is_dir() and not any(_matching(path, "", _WEIGHTS)):
             yield f"no weights ({', '.join(_WEIGHTS)})"
     elif path.is_file():

@@ -7,10 +7,19 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from model.core.batch import Batch, Example, collate
+from model.parts.features import ItemFeatures
+from pipelines.sample import Modality
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
 _END = object()
+
+
+def features_of(row: Row) -> ItemFeatures:
+    """The embeddings of a row's input items: from one sidecar of all, or from one of each modality."""
+    found: dict[Modality | None, Any] = {None: row["encoder"]}
+    found.update({modality: row.get(f"{modality}_features") for modality in Modality})
+    return {key: values for key, values in found.items() if values is not None}
 
 
 def micro_batches(

@@ -25,7 +25,7 @@ from model.runs.run_log import RunLog
 from model.runs.run_state import TrainState, resumable
 from model.training.divergence import Diverged, LossGuard
 from model.training.engine import DTYPES, Rank, accumulation, build_engine, gather, restore, snapshot
-from model.training.feed import Row, micro_batches, prefetch
+from model.training.feed import Row, features_of, micro_batches, prefetch
 from model.training.held_out import HeldOut
 from model.training.objective import Objective
 from model.training.train_settings import TrainSettings
@@ -219,7 +219,7 @@ class Trainer:
         return Example(
             key=row["key"],
             dialogue=dialogue,
-            features_NE=row["encoder"],
+            features=features_of(row),
             targets={m: (row[m.value], list(row[f"{m.value}_lengths"])) for m in Modality if row[m.value] is not None},
             latents={m: row[f"{m.value}_latents"] for m in Modality if row.get(f"{m.value}_latents") is not None},
         )

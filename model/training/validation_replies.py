@@ -11,8 +11,9 @@ from model.core.adapter import base_of
 from model.core.nextgpt import NextGPT
 from model.inference.generation import generate
 from model.inference.query import Reply
+from model.parts.features import first, input_items
 from model.runs.run_log import Sampled
-from model.training.feed import Row
+from model.training.feed import Row, features_of
 from pipelines.sample import Decoded, Item, Modality, Role, Turn, turns_from_json
 
 if TYPE_CHECKING:
@@ -98,12 +99,11 @@ class Sampler:
         if chosen is None:
             return None
         row, turns, answer = chosen
-        items = sum(isinstance(part, Item) and bool(part.name) for turn in turns for part in _of_user(turn))
         reply = generate(
             self.model,
             self.tokenizer,
             turns,
-            row["encoder"][:items] if items else None,
+            first(features_of(row), input_items(turns)),
             system=row.get("system") or (),
             max_new_tokens=self.max_new_tokens,
             require=require,
@@ -156,10 +156,6 @@ def _choose(modality: Modality, rows: Sequence[Row], role: Role) -> tuple[Row, l
                 end = place if role == "assistant" else place + 1
                 return row, list(turns[:end]), turns[end]
     return None
-
-
-def _of_user(turn: Turn) -> Sequence[Any]:
-    return turn.parts if turn.role == "user" else ()
 
 
 def _as_text(turn: Turn) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
@@ -39,10 +40,14 @@ class Preprocess(Protocol):
 
 @runtime_checkable
 class TakesFrames(Protocol):
-    """A `Preprocess` to which a video is some of its frames: uint8 (N, H, W, 3), as they are decoded."""
+    """A `Preprocess` to which a video is some of its frames: the others need not be made."""
 
     def frame_places(self, num_frames: int, fps: float, /) -> Sequence[int]:
         """Which frames of so many at this rate."""
+        ...
+
+    def of_frames(self, frames: npt.NDArray[np.uint8], /) -> npt.NDArray[Any]:
+        """What the encoder takes of a video of which these are the frames, uint8 (N, H, W, 3)."""
         ...
 
 
@@ -97,16 +102,23 @@ def prepare_media(media: Sequence[Media], preprocess: Preprocess | None) -> list
 def _prepared(medium: Media, preprocess: Preprocess | None) -> Any:
     try:
         if medium.modality is Modality.VIDEO and isinstance(preprocess, TakesFrames):
-            return codecs.decode_frames(medium, preprocess.frame_places, fps=VIDEO_FPS)
-        decoded = codecs.decode(medium, fps=VIDEO_FPS)
+            frames = codecs.decode_frames(medium, preprocess.frame_places, fps=VIDEO_FPS)
+            prepare = partial(preprocess.of_frames, frames)
+        else:
+            decoded = codecs.decode(medium, fps=VIDEO_FPS)
+            if preprocess is None:
+                return decoded
+            prepare = partial(_first, preprocess, decoded)
     except Refused as error:
         return error
-    if preprocess is None:
-        return decoded
     try:
-        return preprocess([decoded])[0]
+        return prepare()
     except Exception as error:
         return Refused(_reason(error, lambda: preprocess([_ORDINARY[medium.modality]])))
+
+
+def _first(preprocess: Preprocess, decoded: Decoded) -> npt.NDArray[Any]:
+    return preprocess([decoded])[0]
 
 
 def _reason(error: Exception, at_ordinary: Callable[[], Any]) -> str:

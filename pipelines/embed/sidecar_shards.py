@@ -34,6 +34,7 @@ from pipelines.storage.sidecars import (
     NOT_ENCODED,
     SIDECAR_SCHEMA,
     Failure,
+    input_modality,
     output_modality,
     takes_media,
     to_npy,
@@ -68,7 +69,9 @@ class SidecarWork:
 
     def items(self, sample: Sample) -> list[Item]:
         """The items of a sample that it holds an embedding for."""
-        return sidecar_items(sample, self.views, output_modality(self.kind), takes_media(self.kind))
+        found = sidecar_items(sample, self.views, output_modality(self.kind), takes_media(self.kind))
+        modality = input_modality(self.kind)
+        return found if modality is None else [item for item in found if item.modality is modality]
 
     def source(self, shard: int) -> Path:
         """The dataset's tar."""

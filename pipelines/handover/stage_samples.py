@@ -17,7 +17,6 @@ from pipelines.storage.random_access import IndexEntry, Indexes, Ranges
 from pipelines.storage.shards import Manifest, from_members
 from pipelines.storage.sidecars import (
     ENCODER,
-    KINDS,
     LATENTS,
     NOT_ENCODED,
     ROW_KINDS,
@@ -34,8 +33,10 @@ from pipelines.storage.sidecars import (
 )
 from pipelines.views import Kind, apply_view, example, num_examples
 
-# Which sidecars a kind of view reads: comprehension takes features in, generation aims at caption embeddings.
-READS = {"caption": (ENCODER,), "generate": ("image", "video", "audio"), "dialogue": KINDS}
+# Which sidecars of captions a kind of view reads, and which views take features of input items in.
+_CAPTIONS = tuple(modality.value for modality in Modality)
+READS: Mapping[Kind, tuple[str, ...]] = {"caption": (), "generate": _CAPTIONS, "dialogue": _CAPTIONS}
+TAKES_FEATURES = ("caption", "dialogue")
 
 # The folder below a dataset's where the lengths of its samples are kept, see `survey.py`; no part of the data.
 LENGTHS = "lengths"
@@ -75,18 +76,20 @@ def plan_view(
     weight: float,
     wanted: Mapping[str, str],
     denoised: Collection[Modality] = (),
+    features: Sequence[str] = (ENCODER,),
 ) -> PlannedView:
     """Finds the sidecars that a view needs.
 
     `wanted` names the encoder id to use by sidecar kind, where it is not the only one. Of the `denoised` modalities,
-    the latents are read as well.
+    the latents are read as well. `features` are the kinds that hold what the model's encoders make of input items.
 
     Raises:
         ValueError: a sidecar is missing, out of date, or there are several and none is named.
     """
     manifest = Manifest.read(directory)
     latents = [k for k in LATENTS if output_modality(k) in denoised and output_modality(k) in READS[kind]]
-    reads = [k for k in (*READS[kind], *latents) if needs(manifest, k)]
+    taken = features if kind in TAKES_FEATURES else ()
+    reads = [k for k in (*READS[kind], *taken, *latents) if needs(manifest, k)]
     sidecars = {k: _choose(directory, manifest, k, wanted.get(k)) for k in reads}
     return PlannedView(name=name, kind=kind, directory=directory, manifest=manifest, sidecars=sidecars, weight=weight)
 

@@ -2,11 +2,11 @@
 
 `<dataset>/embeddings/<encoder-id>/00000.tar` belongs to `<dataset>/00000.tar`. A member `<key>.npy` holds the
 embeddings of the sample's items in the order they stand, (num_items, ...): caption embeddings (num_items, L, D),
-encoder features (num_items, E) or a decoder's latents (num_items, C, ...), as float32, float16, or int8 with a scale
-for each vector (`storage.py`). The last of the L positions are not stored where they are zeros for all items of the
-sample. The index beside it adds how many of the L positions are the caption's own, and a hash of what each embedding
-was made from. A medium that could not be encoded leaves zeros and the length `NOT_ENCODED`, and the manifest names it:
-no sample that holds it is trained on.
+encoder features (num_items, E), or (num_items, P, E) of P patches, or a decoder's latents (num_items, C, ...), as
+float32, float16, or int8 with a scale for each vector (`storage.py`). The last of the L positions are not stored where
+they are zeros for all items of the sample. The index beside it adds how many of the L positions are the caption's own,
+and a hash of what each embedding was made from. A medium that could not be encoded leaves zeros and the length
+`NOT_ENCODED`, and the manifest names it: no sample that holds it is trained on.
 """
 
 import io
@@ -24,12 +24,14 @@ from pipelines.sample import Modality
 from pipelines.storage.precision import record_type, restore
 from pipelines.storage.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 
-# What a sidecar holds: caption embeddings for one output modality, or features of the input items; or, for the
-# denoising loss alone, latents of the media that are to be generated.
+# What a sidecar holds: caption embeddings for one output modality, or features of the input items, of all of them or,
+# where each modality has an encoder of its own, of those of one; or, for the denoising loss alone, latents of the media
+# that are to be generated.
 ENCODER = "encoder"
 KINDS = (*(modality.value for modality in Modality), ENCODER)
 LATENTS = tuple(f"{modality.value}_latents" for modality in Modality)
-ROW_KINDS = (*KINDS, *LATENTS)
+FEATURES = tuple(f"{modality.value}_features" for modality in Modality)
+ROW_KINDS = (*KINDS, *LATENTS, *FEATURES)
 
 IDENTITY_BYTES = 16
 _NPY_HEADER = 128  # bytes, of arrays of plain numbers
@@ -116,13 +118,28 @@ def find_sidecars(dataset: Path, kind: str) -> dict[str, SidecarManifest]:
 
 
 def output_modality(kind: str) -> Modality | None:
-    """The modality of the output items that a sidecar of this kind is of; None for the encoder's, of input items."""
-    return None if kind == ENCODER else Modality(kind.removesuffix("_latents"))
+    """The modality of the output items that a sidecar of this kind is of; None for an encoder's, of input items."""
+    return None if is_features(kind) else Modality(kind.removesuffix("_latents"))
+
+
+def features_kind(modality: Modality | None) -> str:
+    """The kind of sidecar that holds the features of a modality's input items; None means those of all."""
+    return ENCODER if modality is None else f"{modality.value}_features"
+
+
+def input_modality(kind: str) -> Modality | None:
+    """The modality of the input items that a sidecar of features is of; None if it is of all."""
+    return Modality(kind.removesuffix("_features")) if kind in FEATURES else None
+
+
+def is_features(kind: str) -> bool:
+    """Whether a sidecar of this kind holds what an encoder makes of input items."""
+    return kind == ENCODER or kind in FEATURES
 
 
 def takes_media(kind: str) -> bool:
     """Whether a sidecar of this kind is made from media; else from captions."""
-    return kind == ENCODER or kind in LATENTS
+    return is_features(kind) or kind in LATENTS
 
 
 def embed_command(shards: Path, kind: str) -> str:
@@ -133,7 +150,10 @@ def embed_command(shards: Path, kind: str) -> str:
 
 
 def needs(manifest: Manifest, kind: str) -> int:
-    """How many items of a dataset a sidecar of this kind holds, of latents at most so many; none needs no sidecar."""
+    """How many items of a dataset a sidecar of this kind holds; none needs no sidecar.
+
+    Of latents, and of one modality's features, it holds at most so many.
+    """
     modality = output_modality(kind)
     return manifest.output_items.get(modality.value, 0) if modality else manifest.input_items
 

@@ -29,7 +29,7 @@ def run(scale: float, ground: Ground) -> list[Row]:
     settings = ground.settings(1)
     plan = ground.plan(settings)
     trainer, read, media = ground.trainer(settings), reader(plan), _media(plan.views)
-    encoder = ImageBindEncoder(settings.model.encoder.name, device=best_device())
+    encoder = ImageBindEncoder(settings.model.encoder.inputs[None].name, device=best_device())
 
     def cached(step: int) -> list[feed.Row]:
         return list(rows_of(read, range(step, step + 1)))

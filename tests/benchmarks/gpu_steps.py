@@ -182,7 +182,7 @@ def _row(trainer: Trainer, number: int) -> Row:
         Turn(role="assistant", parts=("Here.", *(Item(modality=m, caption="-") for m in config.outputs), asked * 4)),
     )
     row: dict[str, Any] = {"key": str(number), "turns": turns_to_json(turns)}
-    row["encoder"] = random.standard_normal((len(Modality), config.encoder.dim), np.float32)
+    row["encoder"] = random.standard_normal((len(Modality), *config.encoder.inputs[None].shape), np.float32)
     for modality in Modality:
         output = config.outputs[modality]
         row[modality.value] = random.standard_normal((1, output.num_queries, output.dim), np.float32)

@@ -38,8 +38,12 @@ def make_example(turns: tuple[Turn, ...], tokenizer: Any, model: NextGPT, key: s
         count = sum(group[0].modality is modality for group in encoded.output_groups)
         lengths = rng.integers(3, 20, count).tolist()
         targets[modality] = (rng.standard_normal((count, output.num_queries, output.dim)), lengths)
-    features = rng.standard_normal((len(encoded.input_positions), config.encoder.dim)).astype(np.float32)
-    return Example(key=key, dialogue=encoded, features_NE=features, targets=targets)
+    features = {
+        modality: rng.standard_normal((count, *encoder.shape)).astype(np.float32)
+        for modality, encoder in config.encoder.inputs.items()
+        if (count := sum(modality in (None, item.modality) for item, _ in encoded.input_positions)) or modality is None
+    }
+    return Example(key=key, dialogue=encoded, features=features, targets=targets)
 
 
 def base_logits(model: NextGPT, ids_BT: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def trained(preset, tokenizer, stage, *, adapter):
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(manifest)
     before = snapshot(model)
     batch = collate([make_example(turns, tokenizer, model, seed=n) for n, turns in enumerate((EVERYTHING, TEXT))])
-    assert len(batch.features_NE) == 3
+    assert len(batch.features[None].values_N) == 3
     assert set(batch.targets) == set(Modality)
     # Without weight decay, which would move what has no gradient.
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.95))

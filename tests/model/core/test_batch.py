@@ -29,8 +29,8 @@ def test_rows_are_padded_at_the_end_and_padding_is_neither_read_nor_learned(exam
 
 def test_features_and_targets_know_their_places(examples, model):
     batch = collate(examples)
-    assert batch.feature_rows_N.tolist() == [0, 2, 2]
-    before = batch.input_ids_BT[batch.feature_rows_N, batch.feature_positions_N - 1]
+    assert batch.features[None].rows_N.tolist() == [0, 2, 2]
+    before = batch.input_ids_BT[batch.features[None].rows_N, batch.features[None].positions_N - 1]
     assert (before == model.vocabulary.begin_item).all()
     image = batch.targets[Modality.IMAGE]
     assert image.rows_M.tolist() == [1, 2]
@@ -44,20 +44,20 @@ def test_no_examples_make_a_row_without_loss():
     assert batch.input_ids_BT.shape == (1, 1)
     assert (batch.labels_BT == IGNORE).all()
     assert batch.targets == {}
-    assert len(batch.features_NE) == len(batch.feature_rows_N) == 0
+    assert batch.features == {}
 
 
 def test_features_beyond_what_the_dialogue_has_room_for_are_left_out(examples):
     example = examples[2]
     cut = replace(example.dialogue, input_positions=example.dialogue.input_positions[:1], output_groups=[])
     batch = collate([replace(example, dialogue=cut)])
-    np.testing.assert_array_equal(batch.features_NE, example.features_NE[:1])
+    np.testing.assert_array_equal(batch.features[None].values_N, example.features[None][:1])
     assert batch.targets == {}
 
 
 def test_an_item_without_features_or_targets_is_refused_by_its_key(examples):
     with pytest.raises(ValueError, match=r"^a: 1 input items but features for 0"):
-        collate([replace(examples[0], features_NE=None)])
+        collate([replace(examples[0], features={})])
     short = {Modality.IMAGE: (np.zeros((0, 77, 64)), [])}
     with pytest.raises(ValueError, match=r"^b: 1 image items"):
         collate([replace(examples[1], targets=short)])
@@ -72,14 +72,14 @@ def test_embeddings_of_two_decoders_do_not_mix(examples):
 def test_a_batch_moves_whole_and_only_features_change_their_type(examples):
     moved = collate(examples).to("meta", torch.bfloat16)
     assert moved.input_ids_BT.device.type == moved.targets[Modality.IMAGE].rows_M.device.type == "meta"
-    assert moved.features_NE.dtype == torch.bfloat16
+    assert moved.features[None].values_N.dtype == torch.bfloat16
     assert moved.targets[Modality.IMAGE].embeddings_MLD.dtype == torch.float32
 
 
 def test_shuffled_items_have_another_items_features_and_embedding_and_nothing_else_moves(examples):
     batch = collate(examples)
     shuffled = batch.with_items_shuffled()
-    assert torch.equal(shuffled.features_NE, batch.features_NE[[2, 0, 1]])
+    assert torch.equal(shuffled.features[None].values_N, batch.features[None].values_N[[2, 0, 1]])
     image, was = shuffled.targets[Modality.IMAGE], batch.targets[Modality.IMAGE]
     assert torch.equal(image.embeddings_MLD, was.embeddings_MLD[[1, 0]])
     assert torch.equal(image.positions_M, was.positions_M)

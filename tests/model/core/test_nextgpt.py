@@ -127,18 +127,23 @@ def test_neighbours_in_a_batch_change_nothing(model, tokenizer):
 
 def test_each_item_reads_its_own_feature(model, tokenizer):
     batch = batch_of(model, tokenizer, MIXED)
-    changed = batch.features_NE.clone()
+    items = batch.features[None]
+    changed = items.values_N.clone()
     changed[1] += 1
-    difference_BTH = model.embed_batch(replace(batch, features_NE=changed)) - model.embed_batch(batch)
-    assert difference_BTH.abs().sum(-1).nonzero().tolist() == [[0, batch.feature_positions_N[1].item()]]
+    difference_BTH = model.embed_batch(
+        replace(batch, features={None: replace(items, values_N=changed)})
+    ) - model.embed_batch(batch)
+    assert difference_BTH.abs().sum(-1).nonzero().tolist() == [[0, items.positions_N[1].item()]]
 
 
 def test_several_query_tokens_fill_an_items_places_and_learn(tokenizer):
     model = NextGPT.from_config(load_preset("tiny_query"))
     batch = batch_of(model, tokenizer, CAPTION, MIXED)
-    other = replace(batch, features_NE=batch.features_NE + torch.tensor([[1.0], [0.0], [0.0]]))
+    items = batch.features[None]
+    raised = replace(items, values_N=items.values_N + torch.tensor([[1.0], [0.0], [0.0]]))
+    other = replace(batch, features={None: raised})
     difference_BTH = model.embed_batch(other) - model.embed_batch(batch)
-    start = batch.feature_positions_N[0].item()
+    start = items.positions_N[0].item()
     assert difference_BTH.abs().sum(-1).nonzero().tolist() == [[0, start + place] for place in range(4)]
     manifest = set(model.set_stage(1))
     assert len(manifest) > 20
@@ -199,7 +204,7 @@ def test_bf16_and_gradient_checkpointing_train(tiny, tokenizer, checkpointing):
 def test_features_of_another_encoder_are_refused(model, tokenizer):
     batch = batch_of(model, tokenizer, CAPTION)
     with pytest.raises(ValueError, match="features are 1024 wide"):
-        model(replace(batch, features_NE=torch.zeros(1, 1024)))
+        model(replace(batch, features={None: replace(batch.features[None], values_N=torch.zeros(1, 1024))}))
 
 
 def test_a_merged_adapter_gives_the_same_logits_and_leaves_nothing_beside_the_weights(tiny, tokenizer):

@@ -147,3 +147,39 @@ def test_a_connector_that_nothing_was_measured_for_has_a_scale_of_1() -> None:
 def test_a_connector_of_a_width_that_its_heads_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="width 18 cannot be shared by 4 heads"):
         OutputConnector(24, 6, num_signal_tokens=4, num_queries=7, width=18)
+
+
+def test_the_resampler_reads_patches_where_they_stand() -> None:
+    torch.manual_seed(0)
+    sizes = {"num_input_tokens": 4, "hidden": 16, "num_heads": 2, "num_layers": 3}
+    projection = InputProjection(8, 12, num_patches=6, kind="resampler", **sizes)
+    assert len(projection.decoder.layers) == 3
+    patches = rnd(3, 2, 6, 8)
+    tokens = projection(patches)
+    assert tokens.shape == (2, 4, 12)
+    torch.testing.assert_close(projection(patches[1:]), tokens[1:])
+    assert not torch.allclose(projection(patches.flip(1)), tokens, atol=1e-3), "places matter"
+    torch.testing.assert_close(projection(3 * patches + 1), tokens, atol=1e-4, rtol=1e-4)  # scales of encoders do not
+    tokens.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in projection.parameters())
+    assert InputProjection(8, 12, kind="resampler", **sizes)(rnd(3, 2, 8)).shape == (2, 4, 12)
+
+
+def test_a_linear_projection_maps_each_patch_to_its_token() -> None:
+    projection = InputProjection(8, 12, num_patches=6, num_input_tokens=6)
+    patches = rnd(3, 2, 6, 8)
+    torch.testing.assert_close(projection(patches)[1, 4], projection.linear(patches[1, 4]))
+    with pytest.raises(ValueError, match="num_input_tokens is 1; use 6"):
+        InputProjection(8, 12, num_patches=6)
+
+
+def test_the_legacy_projections_draw_the_weights_that_they_always_drew() -> None:
+    torch.manual_seed(7)
+    query = InputProjection(8, 12, kind="query", num_input_tokens=5, hidden=16, num_heads=2)
+    torch.manual_seed(7)
+    assert torch.equal(query.query_embs, torch.randn(1, 5, 16))
+    fc = torch.nn.Linear(8, 16)
+    assert torch.equal(query.fc.weight, fc.weight)
+    names = {name.partition(".")[0] for name in query.state_dict()}
+    assert names == {"query_embs", "fc", "decoder", "linear"}
+    assert set(InputProjection(8, 12).state_dict()) == {"linear.weight", "linear.bias"}

@@ -79,7 +79,7 @@ def test_conditions_are_those_of_teacher_forcing(model, tokenizer, turns):
     answer = example.dialogue.input_ids[len(prompt.input_ids) :]
     signals = {i for m in Modality for i in model.vocabulary.group(m)[1:]}
     said = [token for token in answer if token not in signals]
-    reply = say(model, tokenizer, said, turns=turns[:-1], features=example.features_NE)
+    reply = say(model, tokenizer, said, turns=turns[:-1], features=example.features)
     assert [part for part in reply.parts if isinstance(part, str)] == [p for p in turns[-1].parts if isinstance(p, str)]
     with torch.inference_mode():
         taught = model.eval()(collate([example])).conditions

@@ -221,10 +221,11 @@ def test_what_captions_will_take_is_what_they_take(tmp_path: Path, dtype: str, s
     assert path.stat().st_size == pytest.approx(gigabytes(20, shape, dtype) * 1e9, rel=0.02, abs=10241)
 
 
-def test_the_readme_says_what_a_million_captions_take() -> None:
+@pytest.mark.parametrize(("what", "rows"), [("captions of | positions", 3), ("patches of | patches", 4)])
+def test_the_readme_says_what_a_million_embeddings_take(what: str, rows: int) -> None:
     lines = (Path(__file__).parents[3] / "pipelines" / "README.md").read_text().splitlines()
-    start = lines.index("| captions of | positions x width | float32 | float16 | int8 |") + 2
-    for line in lines[start : start + 3]:
+    start = lines.index(f"| {what} x width | float32 | float16 | int8 |") + 2
+    for line in lines[start : start + rows]:
         _, shape, *told = line.strip("| ").split(" | ")
         positions, width = map(int, shape.split(" x "))
         found = [gigabytes(10**6, (positions, width), dtype) for dtype in ("float32", "float16", "int8")]
