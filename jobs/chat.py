@@ -3,14 +3,12 @@
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
-from jobs.common import cli
+from jobs.common import cli, signals
 from jobs.common.cli import Option
 from jobs.replies.options import ModelOptions
 from jobs.serving.requests.guard import TOKEN
@@ -94,10 +92,10 @@ def run(options: ChatOptions) -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         print("ending", flush=True)
-        if cli.owns_ray():
+        if signals.owns_ray():
             _end()
     finally:
-        if not cli.owns_ray():
+        if not signals.owns_ray():
             serve.shutdown()
 
 
@@ -112,21 +110,10 @@ def _end() -> NoReturn:
 
     Serve's own shutdown waits for each deployment in turn, and for unfinished replies that nobody would receive.
     """
-    import psutil
-    import ray
-
     from jobs.serving.requests.sessions import remove_orphans
 
-    ours = psutil.Process().children(recursive=True)
-    ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=1)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=0.2)
-    remove_orphans({process.pid for process in ours})
-    sys.stdout.flush()
-    os._exit(0)  # a regular exit takes seconds to unload torch and Ray's client
+    remove_orphans(signals.end_ray())
+    signals.leave(0)
 
 
 def _mistakes(options: ChatOptions, token: str | None) -> Iterator[str]:

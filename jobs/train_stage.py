@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from jobs.common import cli
+from jobs.common import cli, signals
 from jobs.common.cli import Option
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json, remove_tree, to_path, write_json
+from pipelines.storage.locks import LOCK, locked
 
 if TYPE_CHECKING:
+    from jobs.training.stage import StagePlan
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
@@ -58,10 +60,8 @@ class TrainOptions:
 
 def run(options: TrainOptions) -> None:
     """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
-    from jobs.common.settings import deepspeed_settings, load_settings, settings_hash
-    from jobs.training.dry_run import cpu_notes
-    from jobs.training.stage import order_samples, plan_stage, prepared_views, train
-    from jobs.training.workers import choose_workers
+    from jobs.common.settings import deepspeed_settings, load_settings
+    from jobs.training.stage import plan_stage, prepared_views
     from model.checkpoints.description import latest_checkpoint
 
     views = prepared_views(options.shards)
@@ -74,37 +74,58 @@ def run(options: TrainOptions) -> None:
     run = cli.new_folder(options.out)
     init = latest_checkpoint(to_path(options.init)) if options.init else None
     plan = plan_stage(settings, shards, run, init)
-    settings = plan.settings
     effective: Mapping[str, Any] = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": plan.settings.model_dump(mode="json"),
         "deepspeed": engine,
         "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
-    name = settings_hash(effective)
-    steps_done = _make_room(run, effective, options.overwrite)
-    print(f"stage {settings.stage}, configuration {name}")
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / SETTINGS, {"hash": name, **effective})
+    _refuse_other_files(run)
+    with signals.handled(*signals.KINDS), locked(run) as note:
+        if note is not None:
+            print(f"note: {note}", flush=True)
+        _train(plan, run, init, effective, options.overwrite)
 
-    cli.start_ray()
-    workers = choose_workers(settings)
-    if workers.note is not None:
-        print(f"note: {workers.note}", flush=True)
-    if settings.use_gpu and not workers.use_gpu:
-        for line in cpu_notes(settings, engine, workers.most):
-            print(f"note: {line}", flush=True)
-    order = order_samples(plan)
-    print(order.describe(plan))
-    notes = [*plan.notes, *order.notes, *_resume_notes(run)]
-    for line in notes:
-        print(f"note: {line}")
-    if steps_done >= order.mixture.num_steps:
-        print(f"{run}: finished already; nothing to do")
-        return
-    if steps_done:
-        print(f"goes on from step {steps_done} of {order.mixture.num_steps}")
-    print(train(plan, order, workers, engine, run, init, name))
+
+def _train(plan: "StagePlan", run: Path, init: Path | None, effective: Mapping[str, Any], overwrite: bool) -> None:
+    """Trains or resumes a planned run in a folder that is locked.
+
+    Raises:
+        Interrupted: a signal came; its line says where the run stands. No process of a Ray of its own is left.
+    """
+    from jobs.common.settings import settings_hash
+    from jobs.training.dry_run import cpu_notes
+    from jobs.training.stage import order_samples, train
+    from jobs.training.stopping import where_it_stands
+    from jobs.training.workers import choose_workers
+
+    settings, engine, name = plan.settings, effective["deepspeed"], settings_hash(effective)
+    steps_done = _make_room(run, effective, overwrite)
+    print(f"stage {settings.stage}, configuration {name}")
+    write_json(run / SETTINGS, {"hash": name, **effective})
+    num_steps = None
+    try:
+        cli.start_ray()
+        workers = choose_workers(settings)
+        if workers.note is not None:
+            print(f"note: {workers.note}", flush=True)
+        if settings.use_gpu and not workers.use_gpu:
+            for line in cpu_notes(settings, engine, workers.most):
+                print(f"note: {line}", flush=True)
+        order = order_samples(plan)
+        num_steps = order.mixture.num_steps
+        print(order.describe(plan))
+        for line in [*plan.notes, *order.notes, *_resume_notes(run)]:
+            print(f"note: {line}")
+        if steps_done >= num_steps:
+            print(f"{run}: finished already; nothing to do")
+            return
+        if steps_done:
+            print(f"goes on from step {steps_done} of {num_steps}", flush=True)
+        print(train(plan, order, workers, engine, run, init, name))
+    except signals.Interrupted as stop:
+        signals.end_ray()  # before another run may take the folder
+        raise signals.Interrupted(stop.kind, where_it_stands(run, num_steps)) from None
     cli.note_untrained(plan.untrained)
 
 
@@ -135,16 +156,24 @@ def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[s
         raise cli.Failures("\n".join(faults))
 
 
+def _contents(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.name != LOCK] if run.exists() else []
+
+
+def _refuse_other_files(run: Path) -> None:
+    """A folder that is not a run is never written to, nor deleted."""
+    if _contents(run) and not (run / SETTINGS).is_file():
+        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
+
+
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
-    """How many steps of this run are done; a folder that is not a run is never deleted."""
+    """How many steps of this run are done."""
     from model.runs.run_state import first_step
 
-    if not run.exists() or not any(run.iterdir()):
-        return 0
-    if not (run / SETTINGS).is_file():
-        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
     if overwrite:
-        remove_tree(run)
+        for path in _contents(run):
+            remove_tree(path) if path.is_dir() else path.unlink()
+    if not _contents(run):
         return 0
     changed = list(_differences(read_json(run / SETTINGS), effective))
     if changed:

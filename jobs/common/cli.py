@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -12,6 +13,8 @@ from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, repla
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from jobs.common import signals
 
 # Workers already share the driver's environment; Ray's own hook would rebuild it with `uv run` in each worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -212,16 +215,9 @@ def start_ray() -> None:
     quiet()
     # Ray has no public filter for the output of its processes; handlers registered before it starts see it first.
     ray_logging.global_worker_stdstream_dispatcher.add_handler("news", _leave_out_what_is_none)
-    ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
+    with signals.starting_ray():
+        ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
     configure_ray_data()
-
-
-def owns_ray() -> bool:
-    """Whether this process started the Ray that it uses, and so may shut it down."""
-    from ray._private import worker
-
-    node = worker._global_node
-    return node is not None and node.is_head()
 
 
 def configure_ray_data() -> None:
@@ -250,14 +246,17 @@ def quiet(level: int = logging.ERROR) -> None:
 
 
 def run(main: Main) -> None:
-    """Runs a command and exits: 0 for success, 1 for failure, 2 for wrong usage; the reason is printed last."""
+    """Runs a command and exits: 0 for success, 1 for failure, 2 for wrong usage; the reason is printed last.
+
+    Ctrl-C ends it with 130, SIGTERM with 143.
+    """
     try:
-        main(None)
+        with signals.handled(signal.SIGTERM):
+            main(None)
     except UsageError as error:
         _fail(error, USAGE)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        signals.end(error)
     except Exception as error:
         cause = root_cause(error)
         if not isinstance(cause, ValueError | OSError):

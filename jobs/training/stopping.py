@@ -1,0 +1,80 @@
+"""Ends a run between two steps, with a checkpoint, when a signal asks for it."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import TypeVar
+
+from jobs.common.signals import Interrupted
+from model.runs.run_state import first_step, resumable
+from pipelines.storage.files import is_local, read_json_lines, write_json
+
+REQUEST = "stop-requested.json"  # in a run: its workers are to save and end after the step that they are at
+# Less than the 30 seconds after which Kubernetes and Slurm kill what they have asked to end.
+GRACE_SECONDS = 22.0
+_LOOK_EVERY = 0.5
+_LOOK_EVERY_REMOTE = 5.0
+
+T = TypeVar("T")
+
+
+def until_stopped(work: Callable[[], T], run: Path) -> T:
+    """The result of `work`, which trains in `run`; when interrupted, its workers get some time to save and end.
+
+    Raises:
+        Interrupted: after that time, or at the next signal.
+    """
+    # In a thread: in the main one, Ray Train would handle Ctrl-C itself, and signals wait for its calls to return.
+    done = Future[T]()
+    Thread(target=_fulfil, args=(done, work), daemon=True, name="training").start()
+    try:
+        return done.result()
+    except Interrupted as signal:
+        print(
+            f"{signal.kind.name}: saving after this step, {GRACE_SECONDS:.0f} seconds at most; a second signal ends "
+            "the run at once",
+            flush=True,
+        )
+        write_json(run / REQUEST, {"signal": signal.kind.name})
+        with suppress(Exception):  # what fails while it ends does not matter any more
+            done.result(timeout=GRACE_SECONDS)
+        raise
+    finally:
+        (run / REQUEST).unlink(missing_ok=True)
+
+
+def _fulfil(done: Future[T], work: Callable[[], T]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def stop_requests(run: Path) -> Callable[[], bool]:
+    """A function that says whether the run is to stop; it looks into the folder now and then."""
+    every = _LOOK_EVERY if is_local(run) else _LOOK_EVERY_REMOTE
+    looked, found = time.monotonic(), False
+
+    def is_requested() -> bool:
+        nonlocal looked, found
+        if not found and time.monotonic() - looked > every:
+            looked, found = time.monotonic(), (run / REQUEST).is_file()
+        return found
+
+    return is_requested
+
+
+def where_it_stands(run: Path, num_steps: int | None) -> str:
+    """In one line: the last step, the checkpoint to resume from, and how to go on."""
+    rows = [row["step"] for row in read_json_lines(run / "log.jsonl") if "loss" in row]
+    step, saved, checkpoint = max(rows, default=0), first_step(run), resumable(run)
+    of = f" of {num_steps}" if num_steps is not None else ""
+    if checkpoint is None:
+        return f"stopped after step {step}{of}, without a checkpoint; the same command starts the run again"
+    at = f"after step {saved}{of}" if saved >= step else f"after step {step}{of}, saved at step {saved}"
+    if saved == num_steps:
+        return f"stopped {at}, its last; checkpoint {checkpoint}"
+    return f"stopped {at}; checkpoint {checkpoint}; the same command goes on from there"
