@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from jobs.common import cli, signals
+from jobs.common import cli
 from jobs.common.cli import Option
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json, remove_tree, to_path, write_json
@@ -13,6 +13,7 @@ from pipelines.storage.locks import LOCK, locked
 
 if TYPE_CHECKING:
     from jobs.training.stage import StagePlan
+    from jobs.training.stopping import Course
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
@@ -60,18 +61,24 @@ class TrainOptions:
 
 def run(options: TrainOptions) -> None:
     """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
-    from jobs.common.settings import deepspeed_settings, load_settings
-    from jobs.training.stage import plan_stage, prepared_views
+    from jobs.training.stopping import interruptible
+
+    if options.dry_run:
+        _dry_run(options)
+        return
+    with interruptible(cli.new_folder(options.out)) as course:
+        _start(options, course)
+
+
+def _start(options: TrainOptions, course: "Course") -> None:
+    """Plans the run, and trains in its folder, of which no other process can take hold meanwhile."""
+    from jobs.common.settings import deepspeed_settings
+    from jobs.training.stage import plan_stage
     from model.checkpoints.description import latest_checkpoint
 
-    views = prepared_views(options.shards)
-    settings = load_settings(options.stage, options.preset, options.overrides, views)
+    run, settings = course.run, _settings(options)
     engine = deepspeed_settings(settings)
-    if options.dry_run:
-        _dry_run(options, settings, engine)
-        return
     shards = cli.existing_folder(options.shards)
-    run = cli.new_folder(options.out)
     init = latest_checkpoint(to_path(options.init)) if options.init else None
     plan = plan_stage(settings, shards, run, init)
     effective: Mapping[str, Any] = {
@@ -81,65 +88,67 @@ def run(options: TrainOptions) -> None:
         "data": {view.name: view.manifest.content for view in plan.views},
     }
     _refuse_other_files(run)
-    with signals.handled(*signals.KINDS), locked(run) as note:
+    with locked(run) as note:
         if note is not None:
             print(f"note: {note}", flush=True)
-        _train(plan, run, init, effective, options.overwrite)
+        steps_done = _make_room(run, effective, options.overwrite)
+        _train(plan, course, init, effective, steps_done)
 
 
-def _train(plan: "StagePlan", run: Path, init: Path | None, effective: Mapping[str, Any], overwrite: bool) -> None:
-    """Trains or resumes a planned run in a folder that is locked.
+def _settings(options: TrainOptions) -> "TrainSettings":
+    from jobs.common.settings import load_settings
+    from jobs.training.stage import prepared_views
 
-    Raises:
-        Interrupted: a signal came; its line says where the run stands. No process of a Ray of its own is left.
-    """
+    return load_settings(options.stage, options.preset, options.overrides, prepared_views(options.shards))
+
+
+def _train(
+    plan: "StagePlan", course: "Course", init: Path | None, effective: Mapping[str, Any], steps_done: int
+) -> None:
+    """Trains what is planned, from where it stopped."""
     from jobs.common.settings import settings_hash
     from jobs.training.dry_run import cpu_notes
     from jobs.training.stage import order_samples, train
-    from jobs.training.stopping import where_it_stands
     from jobs.training.workers import choose_workers
 
-    settings, engine, name = plan.settings, effective["deepspeed"], settings_hash(effective)
-    steps_done = _make_room(run, effective, overwrite)
+    run, settings, engine, name = course.run, plan.settings, effective["deepspeed"], settings_hash(effective)
     print(f"stage {settings.stage}, configuration {name}")
     write_json(run / SETTINGS, {"hash": name, **effective})
-    num_steps = None
-    try:
-        cli.start_ray()
-        workers = choose_workers(settings)
-        if workers.note is not None:
-            print(f"note: {workers.note}", flush=True)
-        if settings.use_gpu and not workers.use_gpu:
-            for line in cpu_notes(settings, engine, workers.most):
-                print(f"note: {line}", flush=True)
-        order = order_samples(plan)
-        num_steps = order.mixture.num_steps
-        print(order.describe(plan))
-        for line in [*plan.notes, *order.notes, *_resume_notes(run)]:
-            print(f"note: {line}")
-        if steps_done >= num_steps:
-            print(f"{run}: finished already; nothing to do")
-            return
-        if steps_done:
-            print(f"goes on from step {steps_done} of {num_steps}", flush=True)
-        print(train(plan, order, workers, engine, run, init, name))
-    except signals.Interrupted as stop:
-        signals.end_ray()  # before another run may take the folder
-        raise signals.Interrupted(stop.kind, where_it_stands(run, num_steps)) from None
+
+    cli.start_ray()
+    workers = choose_workers(settings)
+    if workers.note is not None:
+        print(f"note: {workers.note}", flush=True)
+    if settings.use_gpu and not workers.use_gpu:
+        for line in cpu_notes(settings, engine, workers.most):
+            print(f"note: {line}", flush=True)
+    order = order_samples(plan)
+    course.num_steps = order.mixture.num_steps
+    print(order.describe(plan))
+    for line in [*plan.notes, *order.notes, *_resume_notes(run)]:
+        print(f"note: {line}")
+    if steps_done >= course.num_steps:
+        print(f"{run}: finished already; nothing to do")
+        return
+    if steps_done:
+        print(f"goes on from step {steps_done} of {course.num_steps}", flush=True)
+    print(train(plan, order, workers, engine, run, init, name))
     cli.note_untrained(plan.untrained)
 
 
-def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
+def _dry_run(options: TrainOptions) -> None:
     """Prints the footprint of a run.
 
     Raises:
         Failures: it does not fit, or would be refused; one line per reason.
     """
+    from jobs.common.settings import deepspeed_settings
     from jobs.training.dry_run import DryRun, machine_for
     from jobs.training.stage import plan_stage
     from model.checkpoints.description import latest_checkpoint
 
-    faults: list[str] = []
+    settings, faults = _settings(options), list[str]()
+    engine = deepspeed_settings(settings)
     try:
         init = latest_checkpoint(to_path(options.init)) if options.init else None
         shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)

@@ -250,18 +250,20 @@ def run(main: Main) -> None:
 
     Ctrl-C ends it with 130, SIGTERM with 143.
     """
-    try:
-        with signals.handled(signal.SIGTERM):
+    with signals.handled(signal.SIGTERM):
+        try:
             main(None)
-    except UsageError as error:
-        _fail(error, USAGE)
-    except KeyboardInterrupt as error:
-        signals.end(error)
-    except Exception as error:
-        cause = root_cause(error)
-        if not isinstance(cause, ValueError | OSError):
-            traceback.print_exc()
-        _fail(cause, FAILED)
+        except UsageError as error:
+            _fail(error, USAGE)
+        except KeyboardInterrupt as error:
+            signals.end(error)
+        except Exception as error:
+            if interrupted := signals.received():
+                signals.end(interrupted)
+            cause = root_cause(error)
+            if not isinstance(cause, ValueError | OSError):
+                traceback.print_exc()
+            _fail(cause, FAILED)
 
 
 def root_cause(error: BaseException) -> BaseException:

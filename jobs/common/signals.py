@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
+from unittest import mock
 
 KINDS = (signal.SIGINT, signal.SIGTERM)
 _has_started_ray = False
+_received: "Interrupted | None" = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,7 +29,14 @@ class Interrupted(KeyboardInterrupt):
 
 def interrupt(kind: int, _: object = None) -> NoReturn:
     """A handler of signals: ends the command from where it is, by an Interrupted."""
-    raise Interrupted(kind)
+    global _received
+    _received = Interrupted(kind)
+    raise _received
+
+
+def received() -> Interrupted | None:
+    """The signal that came, for where another error tells of it: some libraries turn it into one while they load."""
+    return _received
 
 
 @contextmanager
@@ -36,23 +45,29 @@ def handled(*kinds: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _received
     before = {kind: signal.signal(kind, interrupt) for kind in kinds}
     try:
         yield
     finally:
         _set_handlers(before)
+        if interrupt not in before.values():
+            _received = None
 
 
 @contextmanager
 def starting_ray() -> Iterator[None]:
-    """Keeps the handlers: Ray's own end with a dump of the stack, or with the signal's number as exit code."""
+    """Keeps the handlers: Ray's own, of Python and of C++, end with the signal's number as exit code, or a dump."""
     global _has_started_ray
+    from ray._private import utils
+
     before = {kind: signal.getsignal(kind) for kind in KINDS}
     _has_started_ray = True
-    try:
-        yield
-    finally:
-        _set_handlers(before)
+    with mock.patch.object(utils, "set_sigterm_handler"):
+        try:
+            yield
+        finally:
+            _set_handlers(before)
 
 
 def _set_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -70,7 +85,7 @@ def owns_ray() -> bool:
 
 
 def end_ray() -> set[int]:
-    """Leaves Ray. Where this process started it, none of its processes is left, whatever they do; returns their ids.
+    """Leaves Ray; of what this process started, even in part, nothing is left. Returns the ids of those processes.
 
     Signals are ignored from here on: what this takes is a few seconds at most.
     """
@@ -78,7 +93,7 @@ def end_ray() -> set[int]:
     import ray
 
     _set_handlers(dict.fromkeys(KINDS, signal.SIG_IGN))
-    ours = psutil.Process().children(recursive=True) if owns_ray() else []
+    ours = psutil.Process().children(recursive=True)
     ray.shutdown()
     _, left = psutil.wait_procs(ours, timeout=1)
     for process in left:

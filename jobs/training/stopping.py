@@ -1,13 +1,15 @@
 """Ends a run between two steps, with a checkpoint, when a signal asks for it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
+from jobs.common import signals
 from jobs.common.signals import Interrupted
 from model.runs.run_state import first_step, resumable
 from pipelines.storage.files import is_local, read_json_lines, write_json
@@ -67,14 +69,41 @@ def stop_requests(run: Path) -> Callable[[], bool]:
     return is_requested
 
 
-def where_it_stands(run: Path, num_steps: int | None) -> str:
+@dataclass(slots=True)
+class Course:
+    """A run, and of how many steps it is once that is known."""
+
+    run: Path
+    num_steps: int | None = None
+
+
+@contextmanager
+def interruptible(run: Path) -> Iterator[Course]:
+    """Lets SIGINT and SIGTERM end what trains in `run`, at any time.
+
+    Raises:
+        Interrupted: a signal came; its line says where the run stands. No process of a Ray of its own is left.
+    """
+    course = Course(run)
+    with signals.handled(*signals.KINDS):
+        try:
+            yield course
+        except BaseException:
+            stop = signals.received()
+            if stop is None:
+                raise
+            signals.end_ray()  # before another run may take the folder
+            raise Interrupted(stop.kind, where_it_stands(course)) from None
+
+
+def where_it_stands(course: Course) -> str:
     """In one line: the last step, the checkpoint to resume from, and how to go on."""
-    rows = [row["step"] for row in read_json_lines(run / "log.jsonl") if "loss" in row]
-    step, saved, checkpoint = max(rows, default=0), first_step(run), resumable(run)
-    of = f" of {num_steps}" if num_steps is not None else ""
+    run, of = course.run, f" of {course.num_steps}" if course.num_steps is not None else ""
+    log, checkpoint = run / "log.jsonl", resumable(run)
+    step, saved = max((row["step"] for row in read_json_lines(log) if "loss" in row), default=0), first_step(run)
     if checkpoint is None:
         return f"stopped after step {step}{of}, without a checkpoint; the same command starts the run again"
     at = f"after step {saved}{of}" if saved >= step else f"after step {step}{of}, saved at step {saved}"
-    if saved == num_steps:
+    if saved == course.num_steps:
         return f"stopped {at}, its last; checkpoint {checkpoint}"
     return f"stopped {at}; checkpoint {checkpoint}; the same command goes on from there"
