@@ -28,6 +28,9 @@ class ChatOptions:
     max_replicas: Annotated[int, Option("maximum number of replicas of the LLM and of each decoder", "N", least=1)] = 1
     language_gpus: Annotated[float | None, Option("GPUs per replica of the LLM", "X")] = None
     decoder_gpus: Annotated[float | None, Option("GPUs per replica of a decoder", "X")] = None
+    separate_decoders: Annotated[
+        bool, Option("run each decoder in a process of its own, as is done where there is a GPU")
+    ] = False
     allow_url: Annotated[
         tuple[str, ...], Option("allow media URLs under this prefix in requests", "PREFIX", several="append")
     ] = ()
@@ -65,13 +68,14 @@ def run(options: ChatOptions) -> None:
         max_replicas=options.max_replicas,
         language_gpus=options.language_gpus,
         decoder_gpus=options.decoder_gpus,
+        separate_decoders=options.separate_decoders,
         token=token,
         allow_urls=options.allow_url,
         allow_origins=options.allow_origin,
         page=not options.no_page,
     )
     host = "0.0.0.0" if options.public else "127.0.0.1"
-    cli.start_ray()
+    cli.start_ray(dashboard=False)
     # After Ray has installed its handlers. Shells start background commands with SIGINT ignored.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)

@@ -17,7 +17,7 @@ from pipelines.storage.files import is_local, read_json_lines, write_json
 REQUEST = "stop-requested.json"  # in a run: its workers are to save and end after the step that they are at
 # Less than the 30 seconds after which Kubernetes and Slurm kill what they have asked to end.
 GRACE_SECONDS = 22.0
-_LOOK_EVERY = 0.5
+_LOOK_EVERY = 0.1
 _LOOK_EVERY_REMOTE = 5.0
 
 T = TypeVar("T")
