@@ -75,7 +75,7 @@ def run(options: ChatOptions) -> None:
         page=not options.no_page,
     )
     host = "0.0.0.0" if options.public else "127.0.0.1"
-    cli.start_ray(dashboard=False)
+    cli.start_ray(serves=True)
     # After Ray has installed its handlers. Shells start background commands with SIGINT ignored.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)

@@ -204,23 +204,25 @@ def _out_of_bounds(options: object) -> Iterator[str]:
             yield f"{option.flag} {value}: {mistake}"
 
 
-def start_ray(*, dashboard: bool = True) -> None:
+def start_ray(*, serves: bool = False) -> None:
     """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback.
 
-    A local Ray without a dashboard starts ten processes less.
+    What `serves` needs no Ray Data, which takes seconds to import, and no dashboard, which is ten processes.
     """
     import ray
-    import ray.data  # its import sets up its loggers, so it comes before they are silenced
     from ray._private import ray_logging
 
     if ray.is_initialized():
         return
+    if not serves:
+        import ray.data  # its import sets up its loggers, so it comes before they are silenced
     quiet()
     # Ray has no public filter for the output of its processes; handlers registered before it starts see it first.
     ray_logging.global_worker_stdstream_dispatcher.add_handler("news", _leave_out_what_is_none)
     with signals.starting_ray():
-        ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"), include_dashboard=None if dashboard else False)
-    configure_ray_data()
+        ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"), include_dashboard=False if serves else None)
+    if not serves:
+        configure_ray_data()
 
 
 def configure_ray_data() -> None:
