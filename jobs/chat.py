@@ -3,14 +3,12 @@
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
-from jobs.common import cli
+from jobs.common import cli, signals
 from jobs.common.cli import Option
 from jobs.replies.options import ModelOptions
 from jobs.serving.requests.guard import TOKEN
@@ -30,6 +28,9 @@ class ChatOptions:
     max_replicas: Annotated[int, Option("maximum number of replicas of the LLM and of each decoder", "N", least=1)] = 1
     language_gpus: Annotated[float | None, Option("GPUs per replica of the LLM", "X")] = None
     decoder_gpus: Annotated[float | None, Option("GPUs per replica of a decoder", "X")] = None
+    separate_decoders: Annotated[
+        bool, Option("run each decoder in a process of its own, as is done where there is a GPU")
+    ] = False
     allow_url: Annotated[
         tuple[str, ...], Option("allow media URLs under this prefix in requests", "PREFIX", several="append")
     ] = ()
@@ -67,13 +68,14 @@ def run(options: ChatOptions) -> None:
         max_replicas=options.max_replicas,
         language_gpus=options.language_gpus,
         decoder_gpus=options.decoder_gpus,
+        separate_decoders=options.separate_decoders,
         token=token,
         allow_urls=options.allow_url,
         allow_origins=options.allow_origin,
         page=not options.no_page,
     )
     host = "0.0.0.0" if options.public else "127.0.0.1"
-    cli.start_ray()
+    cli.start_ray(serves=True)
     # After Ray has installed its handlers. Shells start background commands with SIGINT ignored.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)
@@ -94,10 +96,10 @@ def run(options: ChatOptions) -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         print("ending", flush=True)
-        if cli.owns_ray():
+        if signals.owns_ray():
             _end()
     finally:
-        if not cli.owns_ray():
+        if not signals.owns_ray():
             serve.shutdown()
 
 
@@ -112,21 +114,10 @@ def _end() -> NoReturn:
 
     Serve's own shutdown waits for each deployment in turn, and for unfinished replies that nobody would receive.
     """
-    import psutil
-    import ray
-
     from jobs.serving.requests.sessions import remove_orphans
 
-    ours = psutil.Process().children(recursive=True)
-    ray.shutdown()
-    _, left = psutil.wait_procs(ours, timeout=1)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=0.2)
-    remove_orphans({process.pid for process in ours})
-    sys.stdout.flush()
-    os._exit(0)  # a regular exit takes seconds to unload torch and Ray's client
+    remove_orphans(signals.end_ray())
+    signals.leave(0)
 
 
 def _mistakes(options: ChatOptions, token: str | None) -> Iterator[str]:

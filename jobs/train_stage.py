@@ -9,8 +9,11 @@ from jobs.common import cli
 from jobs.common.cli import Option
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json, remove_tree, to_path, write_json
+from pipelines.storage.locks import LOCK, locked
 
 if TYPE_CHECKING:
+    from jobs.training.stage import StagePlan
+    from jobs.training.stopping import Course
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
@@ -61,33 +64,58 @@ class TrainOptions:
 
 def run(options: TrainOptions) -> None:
     """Checks all that can be checked in advance, trains or resumes the run, and prints where the checkpoint is."""
-    from jobs.common.settings import deepspeed_settings, load_settings, settings_hash
-    from jobs.training.dry_run import cpu_notes
-    from jobs.training.stage import order_samples, plan_stage, prepared_views, train
-    from jobs.training.workers import choose_workers
+    from jobs.training.stopping import interruptible
+
+    if options.dry_run:
+        _dry_run(options)
+        return
+    with interruptible(cli.new_folder(options.out)) as course:
+        _start(options, course)
+
+
+def _start(options: TrainOptions, course: "Course") -> None:
+    """Plans the run, and trains in its folder, of which no other process can take hold meanwhile."""
+    from jobs.common.settings import deepspeed_settings
+    from jobs.training.stage import plan_stage
     from model.checkpoints.description import latest_checkpoint
 
-    views = prepared_views(options.shards)
-    settings = load_settings(options.stage, options.preset, options.overrides, views)
+    run, settings = course.run, _settings(options)
     engine = deepspeed_settings(settings)
-    if options.dry_run:
-        _dry_run(options, settings, engine)
-        return
     shards = cli.existing_folder(options.shards)
-    run = cli.new_folder(options.out)
     init = latest_checkpoint(to_path(options.init)) if options.init else None
     plan = plan_stage(settings, shards, run, init)
-    settings = plan.settings
     effective: Mapping[str, Any] = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": plan.settings.model_dump(mode="json"),
         "deepspeed": engine,
         "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
-    name = settings_hash(effective)
-    steps_done = _make_room(run, effective, options.overwrite)
+    _refuse_other_files(run)
+    with locked(run) as note:
+        if note is not None:
+            print(f"note: {note}", flush=True)
+        steps_done = _make_room(run, effective, options.overwrite)
+        _train(plan, course, init, effective, steps_done)
+
+
+def _settings(options: TrainOptions) -> "TrainSettings":
+    from jobs.common.settings import load_settings
+    from jobs.training.stage import prepared_views
+
+    return load_settings(options.stage, options.preset, options.overrides, prepared_views(options.shards))
+
+
+def _train(
+    plan: "StagePlan", course: "Course", init: Path | None, effective: Mapping[str, Any], steps_done: int
+) -> None:
+    """Trains what is planned, from where it stopped."""
+    from jobs.common.settings import settings_hash
+    from jobs.training.dry_run import cpu_notes
+    from jobs.training.stage import order_samples, train
+    from jobs.training.workers import choose_workers
+
+    run, settings, engine, name = course.run, plan.settings, effective["deepspeed"], settings_hash(effective)
     print(f"stage {settings.stage}, configuration {name}")
-    run.mkdir(parents=True, exist_ok=True)
     write_json(run / SETTINGS, {"hash": name, **effective})
 
     cli.start_ray()
@@ -98,30 +126,32 @@ def run(options: TrainOptions) -> None:
         for line in cpu_notes(settings, engine, workers.most):
             print(f"note: {line}", flush=True)
     order = order_samples(plan)
+    course.num_steps = order.mixture.num_steps
     print(order.describe(plan))
-    notes = [*plan.notes, *order.notes, *_resume_notes(run)]
-    for line in notes:
+    for line in [*plan.notes, *order.notes, *_resume_notes(run)]:
         print(f"note: {line}")
-    if steps_done >= order.mixture.num_steps:
+    if steps_done >= course.num_steps:
         print(f"{run}: finished already; nothing to do")
         return
     if steps_done:
-        print(f"goes on from step {steps_done} of {order.mixture.num_steps}")
+        print(f"goes on from step {steps_done} of {course.num_steps}", flush=True)
     print(train(plan, order, workers, engine, run, init, name))
     cli.note_untrained(plan.untrained)
 
 
-def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[str, Any]) -> None:
+def _dry_run(options: TrainOptions) -> None:
     """Prints the footprint of a run.
 
     Raises:
         Failures: it does not fit, or would be refused; one line per reason.
     """
+    from jobs.common.settings import deepspeed_settings
     from jobs.training.dry_run import DryRun, machine_for
     from jobs.training.stage import plan_stage
     from model.checkpoints.description import latest_checkpoint
 
-    faults: list[str] = []
+    settings, faults = _settings(options), list[str]()
+    engine = deepspeed_settings(settings)
     try:
         init = latest_checkpoint(to_path(options.init)) if options.init else None
         shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)
@@ -144,16 +174,24 @@ def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[s
         raise cli.Failures("\n".join(faults))
 
 
+def _contents(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.name != LOCK] if run.exists() else []
+
+
+def _refuse_other_files(run: Path) -> None:
+    """A folder that is not a run is never written to, nor deleted."""
+    if _contents(run) and not (run / SETTINGS).is_file():
+        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
+
+
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:
-    """How many steps of this run are done; a folder that is not a run is never deleted."""
+    """How many steps of this run are done."""
     from model.runs.run_state import first_step
 
-    if not run.exists() or not any(run.iterdir()):
-        return 0
-    if not (run / SETTINGS).is_file():
-        raise FileExistsError(f"{run}: contains other files; give an empty or new folder")
     if overwrite:
-        remove_tree(run)
+        for path in _contents(run):
+            remove_tree(path) if path.is_dir() else path.unlink()
+    if not _contents(run):
         return 0
     changed = list(_differences(read_json(run / SETTINGS), effective))
     if changed:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -12,6 +13,8 @@ from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, repla
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from jobs.common import signals
 
 # Workers already share the driver's environment; Ray's own hook would rebuild it with `uv run` in each worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -201,27 +204,25 @@ def _out_of_bounds(options: object) -> Iterator[str]:
             yield f"{option.flag} {value}: {mistake}"
 
 
-def start_ray() -> None:
-    """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback."""
+def start_ray(*, serves: bool = False) -> None:
+    """Connects to the cluster the job was submitted to (RAY_ADDRESS), or starts a local Ray on loopback.
+
+    What `serves` needs no Ray Data, which takes seconds to import, and no dashboard, which is ten processes.
+    """
     import ray
-    import ray.data  # its import sets up its loggers, so it comes before they are silenced
     from ray._private import ray_logging
 
     if ray.is_initialized():
         return
+    if not serves:
+        import ray.data  # its import sets up its loggers, so it comes before they are silenced
     quiet()
     # Ray has no public filter for the output of its processes; handlers registered before it starts see it first.
     ray_logging.global_worker_stdstream_dispatcher.add_handler("news", _leave_out_what_is_none)
-    ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"))
-    configure_ray_data()
-
-
-def owns_ray() -> bool:
-    """Whether this process started the Ray that it uses, and so may shut it down."""
-    from ray._private import worker
-
-    node = worker._global_node
-    return node is not None and node.is_head()
+    with signals.starting_ray():
+        ray.init(logging_config=ray.LoggingConfig(log_level="WARNING"), include_dashboard=False if serves else None)
+    if not serves:
+        configure_ray_data()
 
 
 def configure_ray_data() -> None:
@@ -250,19 +251,24 @@ def quiet(level: int = logging.ERROR) -> None:
 
 
 def run(main: Main) -> None:
-    """Runs a command and exits: 0 for success, 1 for failure, 2 for wrong usage; the reason is printed last."""
-    try:
-        main(None)
-    except UsageError as error:
-        _fail(error, USAGE)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        cause = root_cause(error)
-        if not isinstance(cause, ValueError | OSError):
-            traceback.print_exc()
-        _fail(cause, FAILED)
+    """Runs a command and exits: 0 for success, 1 for failure, 2 for wrong usage; the reason is printed last.
+
+    Ctrl-C ends it with 130, SIGTERM with 143.
+    """
+    with signals.handled(signal.SIGTERM):
+        try:
+            main(None)
+        except UsageError as error:
+            _fail(error, USAGE)
+        except KeyboardInterrupt as error:
+            signals.end(error)
+        except Exception as error:
+            if interrupted := signals.received():
+                signals.end(interrupted)
+            cause = root_cause(error)
+            if not isinstance(cause, ValueError | OSError):
+                traceback.print_exc()
+            _fail(cause, FAILED)
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -15,8 +15,9 @@ from jobs.common.settings import checkpoint_model
 from jobs.replies.events import Event
 from jobs.replies.options import Architecture
 from jobs.replies.respond import asks
-from jobs.serving.deployments import About, Language, Renderer, about
+from jobs.serving.deployments import About, Language, Renderer, Together, about
 from model.inference.query import AT_ONCE, Query
+from model.parts.config import ModelConfig
 from pipelines.sample import Modality
 
 Fraction = Annotated[float, Field(ge=0, le=64)]
@@ -28,7 +29,8 @@ class Settings(BaseModel):
     `overrides` are `model.KEY=VALUE`, for frozen parts that have moved. `places` limits how many conversations are
     answered concurrently. GPUs are per replica; by default the LLM takes 0.4 and each decoder 0.2 of a GPU if the
     cluster has any. `token` defaults to the variable `NEXTGPT_CHAT_TOKEN`; without a token, only requests to loopback
-    host names are answered. `allow_origins` are the other origins whose pages may use the API.
+    host names are answered. `allow_origins` are the other origins whose pages may use the API. Without GPUs the LLM and
+    the decoders are in one process, unless `separate_decoders`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +44,7 @@ class Settings(BaseModel):
     max_replicas: Annotated[int, Field(ge=1)] = 1
     language_gpus: Fraction | None = None
     decoder_gpus: Fraction | None = None
+    separate_decoders: bool = False
     token: str | None = None
     allow_urls: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
@@ -102,26 +105,46 @@ class Front:
 def build(settings: Settings) -> Application:
     """The application; a Ray Serve application builder."""
     config = checkpoint_model(settings.checkpoint, settings.overrides)
-    model, gpus = about(settings.checkpoint, config), _gpus()
-    language = _deployment(
-        Language, "Language", settings, 0.4 * gpus if settings.language_gpus is None else settings.language_gpus
-    ).bind(settings.checkpoint, config, settings.at_once)
-    share = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
-    renderers = {
-        modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, share).bind(
-            config.outputs[modality].decoder, modality, config.decoders, settings.batch
-        )
-        for modality in model.settings
-    }
+    model = about(settings.checkpoint, config)
+    gpus = _gpus()
+    language_gpus = 0.4 * gpus if settings.language_gpus is None else settings.language_gpus
+    decoder_gpus = 0.2 * gpus if settings.decoder_gpus is None else settings.decoder_gpus
+    language, renderers = (
+        _apart(settings, config, language_gpus, decoder_gpus)
+        if settings.separate_decoders or language_gpus or decoder_gpus
+        else _together(settings, config)
+    )
     front: Any = Front
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0.1}}
     return front.options(**options).bind(settings, model, language, renderers)
 
 
-def _deployment(part: type, name: str, settings: Settings, gpus: float) -> Any:
+def _apart(
+    settings: Settings, config: ModelConfig, language_gpus: float, decoder_gpus: float
+) -> tuple[Application, dict[str, Application]]:
+    """The LLM and each decoder as deployments of their own, which GPUs and replicas are given to one by one."""
+    language = _deployment(Language, "Language", settings, language_gpus)
+    renderers = {
+        modality.value: _deployment(Renderer, f"{modality.value.title()}Renderer", settings, decoder_gpus).bind(
+            output.decoder, modality, config.decoders, settings.batch
+        )
+        for modality, output in config.outputs.items()
+    }
+    return language.bind(settings.checkpoint, config, settings.at_once), renderers
+
+
+def _together(settings: Settings, config: ModelConfig) -> tuple[Application, dict[str, Application]]:
+    """One deployment, in the place of each part."""
+    model = _deployment(Together, "Model", settings, 0, parts=1 + len(config.outputs)).bind(
+        settings.checkpoint, config, settings.at_once, settings.batch
+    )
+    return model, {modality.value: model for modality in config.outputs}
+
+
+def _deployment(part: type, name: str, settings: Settings, gpus: float, parts: int = 1) -> Any:
     options: dict[str, Any] = {
         "name": name,
-        "max_ongoing_requests": 4 * settings.at_once,
+        "max_ongoing_requests": 4 * settings.at_once * parts,
         "ray_actor_options": {"num_cpus": 0.2 if not gpus else 1, "num_gpus": gpus},
         "health_check_period_s": 2,
         "health_check_timeout_s": 30,

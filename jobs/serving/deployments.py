@@ -1,10 +1,11 @@
-"""The deployments of a model on Ray Serve: the LLM with its encoder, and one decoder per modality.
+"""The deployments of a model on Ray Serve: the LLM with its encoder, and one decoder per modality; or all in one.
 
 The front end and the command import this module too, so what loads torch is imported where it is used.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Language:
         responder.encoder  # noqa: B018  loaded now, so that the first request with media does not wait
         self._speaker = Speaker(responder, at_once=at_once)
 
-    async def reply(self, query: Query) -> AsyncIterator[Part | Reply | ValueError]:
+    async def reply(self, query: Query) -> AsyncGenerator[Part | Reply | ValueError, None]:
         """Yields the parts that `model.inference.generation.generate_batch` reports, and finally the reply.
 
         For a query that cannot be answered, the last is a ValueError: Serve would log one that is raised, with a
@@ -93,7 +94,7 @@ class Renderer:
         # Other processes may hold the other decoders; this one can only leave the GPU when it is idle.
         self._painter = Painter(decoder, at_once=at_once, rests_on="cpu" if settings.on_device == "one" else None)
 
-    async def make(self, wish: Wish) -> AsyncIterator[RenderStep | Media | ValueError]:
+    async def make(self, wish: Wish) -> AsyncGenerator[RenderStep | Media | ValueError, None]:
         """Yields the denoising steps and finally the file; for unknown settings a ValueError, as `Language.reply`."""
         told, tell = _told()
         self._painter.ask(wish, tell)
@@ -114,6 +115,42 @@ class Renderer:
         """Raises if the decoder's thread has ended; Serve then replaces the replica."""
         if not self._painter.is_alive:
             raise RuntimeError("the painter has ended")
+
+
+class Together:
+    """A model whose parts are all in one process, for machines without a GPU; it takes the place of each of them.
+
+    Most of what a small model takes to load is torch, which every process loads anew.
+    """
+
+    def __init__(self, checkpoint: str, config: ModelConfig, at_once: int, made_at_once: int | None) -> None:
+        self._language = Language(checkpoint, config, at_once)
+        self._renderers = {
+            modality: Renderer(output.decoder, modality, config.decoders, made_at_once)
+            for modality, output in config.outputs.items()
+        }
+
+    async def reply(self, query: Query) -> AsyncIterator[Part | Reply | ValueError]:
+        """As `Language.reply`."""
+        async with aclosing(self._language.reply(query)) as events:
+            async for event in events:
+                yield event
+
+    async def make(self, wish: Wish) -> AsyncIterator[RenderStep | Media | ValueError]:
+        """As `Renderer.make`, by the decoder of the wish."""
+        async with aclosing(self._renderers[wish.modality].make(wish)) as events:
+            async for event in events:
+                yield event
+
+    async def is_loaded(self) -> bool:
+        """True: a replica that answers has its weights."""
+        return True
+
+    def check_health(self) -> None:
+        """Raises if the thread of a part has ended; Serve then replaces the replica."""
+        self._language.check_health()
+        for renderer in self._renderers.values():
+            renderer.check_health()
 
 
 def about(checkpoint: str, config: ModelConfig) -> About:

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from jobs.replies.options import OPTIONS
-from jobs.serving.page_events import CASES, PageEvents
+from jobs.serving.page_events import CASES, TRIES, PageEvents
 from jobs.serving.requests import uploads
 from jobs.serving.requests.guard import MAX_BODY
 from jobs.serving.requests.openai_answers import MIME, error
@@ -20,12 +20,14 @@ from jobs.serving.service import Service
 from jobs.serving.showing import state_of
 from model.checkpoints.description import SHIPPED
 from pipelines.sample import Item, Modality, turns_document
+from pipelines.world.captions import NOUNS
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # no web fonts
 _INTRO = """# NExT-GPT on Ray
 Any mix of text, pictures, videos and sounds in; any mix out.
 """
+_CAN = "**It talks, sees, hears, and makes {made}.** Try one with a click, or write, drop or record something."
 _PLANS = {"scheduler": "The LLM plans tool calls and exchanges text with the tools; the last plan is shown below.\n"}
 # What the shipped model can talk about.
 _SMALL = "This model is small. It knows coloured shapes, their motion, and notes on instruments: "
@@ -78,8 +80,11 @@ def _blocks(service: Service, sessions: Sessions) -> gr.Blocks:
         gr.Markdown(_INTRO + _PLANS.get(service.architecture, "") + _untrained(service), elem_id="intro")
         chat = _chat(service)
         state = gr.HTML(state_of(None), elem_id="state")
+        tries = [TRIES[modality] for modality in service.about.settings]
+        with gr.Row(elem_id="tries"):
+            buttons = {text: gr.Button(f"Try: {title.lower()}", size="sm", min_width=120) for title, text in tries}
         with gr.Row(elem_id="cases"):
-            buttons = {title: gr.Button(title, size="sm", min_width=120) for title in CASES}
+            cases = {title: gr.Button(title, size="sm", min_width=120) for title in CASES}
         box = _box()
         with gr.Row(elem_id="tools"):
             clear = gr.Button("Clear", size="sm", min_width=90)
@@ -93,7 +98,8 @@ def _blocks(service: Service, sessions: Sessions) -> gr.Blocks:
             box.submit(events.submit, [box, *inputs], outputs, **hidden),
             chat.retry(events.retry, inputs, outputs, **hidden),
             chat.edit(events.edit, inputs, outputs, **hidden),
-            *(button.click(events.case(title), inputs, outputs, **hidden) for title, button in buttons.items()),
+            *(button.click(events.say(text), inputs, outputs, **hidden) for text, button in buttons.items()),
+            *(button.click(events.case(title), inputs, outputs, **hidden) for title, button in cases.items()),
         ]
         box.stop(events.settle, None, seen, cancels=running, **hidden)
         clear.click(events.clear, None, seen, cancels=running, **hidden)
@@ -181,7 +187,9 @@ def _zip(session: Session) -> bytes:
 
 def _placeholder(service: Service) -> str:
     known = f"\n\n{_SMALL}{_FOR_INSTANCE}" if f"builtin:{service.about.name}" == SHIPPED else ""
-    return f"**Say or show something.** Or try one of the four cases below.{known}"
+    made = [f"{NOUNS[modality]}s" for modality in service.about.settings]
+    can = _CAN.format(made=" and ".join([", ".join(made[:-1])] * (len(made) > 1) + made[-1:]) or "words")
+    return f"{can}{known}"
 
 
 def _untrained(service: Service) -> str:

@@ -21,7 +21,7 @@ from jobs.serving.showing import Growing, asked_before, messages, place_of, stat
 from model.inference.query import Query, Response
 from pipelines.media.codecs import encode
 from pipelines.media.policy import Refused
-from pipelines.sample import Item, Media, Part, Turn
+from pipelines.sample import Item, Media, Modality, Part, Turn
 from pipelines.world.conversations import converse
 from pipelines.world.render import render
 
@@ -33,6 +33,12 @@ CASES = {
     "Video → sound": "video_to_sound",
     "Picture → picture + video": "image_to_video",
     "Words → all three": "everything",
+}
+# The smallest requests: one medium each, by the label of its button.
+TRIES = {
+    Modality.IMAGE: ("A picture", "Draw a small red circle at the left."),
+    Modality.VIDEO: ("A video", "Show me a video of a large blue square that moves to the right."),
+    Modality.AUDIO: ("A sound", "Let me hear a low mi on the flute."),
 }
 _SEED = 7
 
@@ -70,13 +76,19 @@ class PageEvents:
             yield update
 
     def case(self, title: str) -> Callable[..., AsyncIterator[Any]]:
-        """The handler of an example's button."""
+        """The handler of a case's button."""
+        return self._asking(lambda session: _example(session, title))
 
+    def say(self, text: str) -> Callable[..., AsyncIterator[Any]]:
+        """The handler of a button that says something."""
+        return self._asking(lambda session: Turn(role="user", parts=(text,)))
+
+    def _asking(self, turn_in: Callable[[Session], Turn]) -> Callable[..., AsyncIterator[Any]]:
         # Gradio reads the signature to find out who wants the request, so this is no partial.
         async def ask(request: gr.Request, *values: Any) -> AsyncIterator[Any]:
             session = self._session(request)
             _check_idle(session)
-            session.turns.append(await asyncio.to_thread(_example, session, title))
+            session.turns.append(await asyncio.to_thread(turn_in, session))
             yield messages(session), gr.skip(), state_of(session)
             async for update in self._respond(session, values):
                 yield update

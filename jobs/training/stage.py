@@ -147,11 +147,13 @@ def train(
 
     Raises:
         Failures: the loss diverged.
+        Interrupted: a signal came; a checkpoint was written, if there was time.
     """
     import ray.train
     import ray.train.torch
     from ray.train.v2.api.config import LoggingConfig
 
+    from jobs.training.stopping import REQUEST, until_stopped
     from jobs.training.worker import STOPPED, work
     from pipelines.handover.handover import PlannedDataConfig
 
@@ -170,7 +172,7 @@ def train(
         "tracked": {"name": run.name, "settings": settings.model_dump(mode="json")},
     }
     # Ray would resume from its own record of an earlier start; the run itself says where to resume.
-    for file in ("checkpoint_manager_snapshot.json", STOPPED):
+    for file in ("checkpoint_manager_snapshot.json", STOPPED, REQUEST):
         (run / file).unlink(missing_ok=True)
     storage: dict[str, Any] = {"storage_path": str(run.parent)}
     if not is_local(run):
@@ -197,7 +199,7 @@ def train(
         },
         dataset_config=PlannedDataConfig({"train": order.mixture, "validation": order.held_out}, plan.views),
     )
-    result = trainer.fit()
+    result = until_stopped(trainer.fit, run)
     if (run / STOPPED).is_file():
         raise Failures(read_json(run / STOPPED)["reason"])
     return summary(run, order.mixture.epoch_steps, result.metrics or {})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.cli import describe, quiet, root_cause
+from jobs.training.stopping import stop_requests
 from model.parts.config import ModelConfig
 from model.runs.run_state import TrainState
 from model.training.train_settings import TrainSettings
@@ -92,7 +93,8 @@ def _work(config: dict[str, Any]) -> None:
             history=config["history"] | {"hardware": _hardware(rank)},
             card=config["card"],
         )
-        trainer = Trainer(job, rank, partial(_report, sync if rank.rank == 0 else lambda: None))
+        report = partial(_report, sync if rank.rank == 0 else lambda: None)
+        trainer = Trainer(job, rank, report, stop_requests(run))
         log = None
         if rank.rank == 0:
             _write_manifest(trainer, run)

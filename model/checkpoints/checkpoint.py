@@ -169,7 +169,9 @@ def from_pretrained(
         else:
             check_compatible(config, directory)
         dtype = dtype or getattr(torch, description["dtype"])
-        model = NextGPT.from_config(config, adapter=description["adapter"], dtype=dtype, device=device)
+        model = NextGPT.from_config(
+            config, adapter=description["adapter"], dtype=dtype, device=device, draws_rows=False
+        )
         _load(model, directory, description)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     check_tokens(tokenizer, model.vocabulary, str(name_or_path))

@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from model.parts.builtin import resolve
 from model.parts.config import LanguageModelConfig, ModelConfig
+from model.parts.devices import MappedFiles
 from model.parts.library_logs import quiet_libraries
 from model.parts.weights import weights_hash
 
@@ -24,6 +26,9 @@ _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """Loads an LLM directly onto a device; in 4 bits, its linear layers except the head are NF4.
 
+    On a CPU its weights are in memory once: those of a file in `dtype` are the file itself, mapped, and others are
+    converted one by one.
+
     Raises ValueError naming what a setting needs that is not available.
     """
     check_loadable(settings, dtype, device)
@@ -32,11 +37,12 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
         if settings.load_in_4bit
         else None
     )
+    stored = _stored_dtype(settings, dtype) if device.type == "cpu" else dtype
     try:
         with quiet_libraries():
             llm = AutoModelForCausalLM.from_pretrained(
                 resolve(settings.name),
-                dtype=dtype,
+                dtype=stored,
                 attn_implementation=settings.attention,
                 quantization_config=quantization,
                 # The CPU is the default, and under ZeRO-3 transformers rejects a device map.
@@ -49,8 +55,36 @@ def load_llm(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.de
         raise
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise ValueError(f"{settings.name}: damaged weights ({error}); download them again") from None
+    if stored != dtype:
+        _convert(llm, stored, dtype)
     widen_products(llm)
     return llm
+
+
+def _stored_dtype(settings: LanguageModelConfig, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an LLM's files; `dtype` where they are to be loaded in that directly."""
+    if is_deepspeed_zero3_enabled():  # each worker keeps a part of what transformers converts
+        return dtype
+    described = AutoConfig.from_pretrained(resolve(settings.name))
+    if getattr(described, "quantization_config", None) is not None:
+        return dtype
+    stored = described.get_text_config().dtype
+    return stored if isinstance(stored, torch.dtype) and stored.is_floating_point else dtype
+
+
+@torch.no_grad()
+def _convert(llm: Any, stored: torch.dtype, dtype: torch.dtype) -> None:
+    """Converts an LLM's parameters, and not its buffers, which are float32 in any dtype.
+
+    Transformers would have the whole file and the whole result in memory.
+    """
+    mapped = MappedFiles()
+    for parameter in llm.parameters():
+        if parameter.dtype == stored:
+            source, parameter.data = parameter.data, parameter.data.to(dtype)
+            mapped.forget(source)
+    for described in (llm.config, llm.config.get_text_config()):
+        described.dtype = dtype
 
 
 def check_loadable(settings: LanguageModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -109,8 +109,11 @@ class NextGPT(nn.Module):
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
         device: torch.device | str = "cpu",
+        draws_rows: bool = True,
     ) -> Self:
         """Loads the base LLM onto `device` and initialises the rest from `seed`, all in `dtype` and frozen.
+
+        Without `draws_rows` the new rows are those of a checkpoint, to be loaded: drawing them copies the base rows.
 
         Raises ValueError if the LLM's widths differ from the configuration, or it cannot be loaded as configured (4
         bits or FlashAttention without the package or GPU).
@@ -120,7 +123,8 @@ class NextGPT(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = cls(config, llm)
-            model._draw_new_rows()
+            if draws_rows:
+                model._draw_new_rows()
             model.llm_fingerprint = fingerprint(llm)
             for name, part in model.named_children():
                 if name != "llm":  # already placed and cast, with float32 frequencies that a cast would round

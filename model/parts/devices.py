@@ -1,9 +1,11 @@
 """The device of this process, and its memory."""
 
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,29 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # another C library
         return
+
+
+class MappedFiles:
+    """The files mapped into this process, of which the pages that were read count as its memory."""
+
+    def __init__(self) -> None:
+        maps = Path("/proc/self/maps")  # Linux has it; elsewhere nothing is forgotten
+        lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.is_file() else []
+        spans = (line[0].split("-") for line in lines if len(line) == 6 and line[5].startswith("/"))
+        self._spans = [(int(start, 16), int(end, 16)) for start, end in spans]
+
+    def forget(self, tensor: Tensor) -> None:
+        """Gives back the pages of a contiguous, unchanged tensor in a mapped file; they are read again if needed.
+
+        A tensor elsewhere in memory is left alone.
+        """
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if not any(start <= first and last <= end for start, end in self._spans):
+            return
+        page = mmap.PAGESIZE
+        first, last = -(-first // page) * page, last // page * page
+        if last > first:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The losses of a global batch, and its numbers of samples, of tokens without padding and with it."""
+    """The losses of a global batch, and its numbers of samples, of tokens without padding and with it.
+
+    `stops` says whether the run is to end after this step.
+    """
 
     loss: float
     losses: Losses
@@ -66,16 +69,25 @@ class StepResult:
     samples: int
     tokens: int
     positions: int
+    stops: bool
 
 
 class Trainer:
     """One worker's part of a run: model, engine and training loop.
 
-    `on_checkpoint` is called for each finished checkpoint, on every rank.
+    `on_checkpoint` is called for each finished checkpoint, on every rank. `asked_to_stop` is called in each step; where
+    it is true on any rank, the run is saved after this step and ends.
     """
 
-    def __init__(self, job: Job, rank: Rank, on_checkpoint: Callable[[Path, TrainState], None] | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rank: Rank,
+        on_checkpoint: Callable[[Path, TrainState], None] | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         settings = job.settings
+        self._asked_to_stop = asked_to_stop
         self.job, self.rank = job, rank
         self.tokenizer = load_tokenizer(settings.model)
         self._template = chat_template(settings.model.llm.template, self.tokenizer)
@@ -112,7 +124,8 @@ class Trainer:
     def run(self, rows: Iterable[Row], held_out: Iterable[Row] = (), log: RunLog | None = None) -> None:
         """Trains on rows sorted by `step` and `micro`, from `first_step` on; only rank 0 passes a log.
 
-        `held_out` are the validation rows, in the same form. Raises Diverged, after saving, if the loss diverges.
+        `held_out` are the validation rows, in the same form. Ends early where it is asked to. Raises Diverged, after
+        saving, if the loss diverges.
         """
         settings, num_steps = self.job.settings, self.job.num_steps
         validation = self._held_out(held_out)
@@ -150,13 +163,15 @@ class Trainer:
             saves = done == num_steps or _every(settings.checkpoint_every, done)
             validates = validation is not None and (saves or _every(settings.validation.every, done))
             scores = validation.score(done, log) if validation is not None and validates else {}
-            if saves:
+            if saves or result.stops:
                 self._save(done, log, figures, scores)
             samples = validation is not None and validates and validation.makes_samples
             # Samples may take minutes: a run stopped meanwhile must already have its checkpoint.
-            self._checkpoints.poll(wait=done == num_steps or (saves and samples))
+            self._checkpoints.poll(wait=done == num_steps or result.stops or (saves and samples))
             if validation is not None and samples:
                 validation.sample(done, log)
+            if result.stops:
+                break
             waited = time.perf_counter()
             other = waited - ended
         self._checkpoints.close()
@@ -184,7 +199,8 @@ class Trainer:
             seen.append([*losses.to_list(), *batch.sizes])
             if place < len(batches) - 1:
                 self.engine.step()
-        *values, samples, tokens, positions = self._sum([math.fsum(column) for column in zip(*seen, strict=True)])
+        sums = [math.fsum(column) for column in zip(*seen, strict=True)]
+        *values, samples, tokens, positions, asked = self._sum([*sums, float(self._asked_to_stop())])
         losses = Losses.from_list(values)
         loss = float(total(losses, losses.counts_F, phase.weights))
         self._guard.check(step + 1, loss, int(samples))
@@ -197,6 +213,7 @@ class Trainer:
             samples=int(samples),
             tokens=int(tokens),
             positions=int(positions),
+            stops=asked > 0,
         )
 
     def encode(self, row: Row) -> Example:

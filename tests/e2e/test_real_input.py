@@ -22,6 +22,7 @@ from model.checkpoints.checkpoint import from_pretrained
 from model.checkpoints.description import latest_checkpoint
 from model.parts.builtin import resolve
 from pipelines.storage.files import read_json_lines
+from pipelines.storage.locks import locked
 from pipelines.storage.shards import Manifest, hash_file
 from tests.conftest import ROOT, Cluster, Here
 from tests.e2e.conftest import EPOCHS, Way, stage_command, steps_of
@@ -160,6 +161,15 @@ def test_a_finished_stage_has_nothing_to_do_and_other_settings_are_another_run(w
     other = here(train_stage.main, *stage_command(way.root, 1, way.run(1), "seed=1"))
     assert other.returncode != 0
     assert "holds a run of other settings (seed: 0 -> 1)" in other.stderr
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(way: Way, here: Here) -> None:
+    run = way.run(1)
+    with locked(run):
+        done = here(train_stage.main, *stage_command(way.root, 1, run))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {run}: in use by process {os.getpid()} on ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_preparing_and_embedding_again_makes_nothing(way: Way, here: Here, sample_root: Path) -> None:

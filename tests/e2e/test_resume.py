@@ -24,6 +24,7 @@ from tests.e2e.conftest import Way, stage_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
 
+STOPPED_BY = {1: signal.SIGINT, 2: signal.SIGTERM, 3: signal.SIGKILL}
 SAVING = ["checkpoint_every=5", "validation.generate=false"]
 
 
@@ -92,11 +93,19 @@ def test_a_killed_worker_and_a_stopped_run_leave_no_trace(
     process = start(cluster, command(way, stage, broken))
     wait_for_step(broken, dice.randint(1, 14), process)
     dice.choice(training_workers(cluster)).send_signal(signal.SIGKILL)  # resumes by itself
-    wait_for_step(broken, 20, process)
-    process.send_signal(signal.SIGKILL)  # and the driver; the same command goes on
-    process.wait(30)
+    wait_for_step(broken, 16, process)
+    kind = STOPPED_BY[stage]
+    process.send_signal(kind)  # and the driver; the same command goes on
+    code, printed = process.wait(60), broken.with_suffix(".out").read_text().splitlines()
     while training_workers(cluster):
         time.sleep(0.1)
+    if kind != signal.SIGKILL:
+        last = latest_checkpoint(broken)
+        step = TrainState.read(last).step
+        assert (code, step >= 16) == (128 + kind, True)
+        of = len(way.steps(stage))
+        assert printed[-1].startswith(f"error: stopped after step {step} of {of}; checkpoint {last}; the same command ")
+        assert [line for line in printed if "Traceback" in line or "***" in line] == []
     run_to_end(cluster, command(way, stage, broken))
     assert "goes on from step" in broken.with_suffix(".out").read_text()
     assert_same(way.run(stage), broken)

@@ -1,5 +1,6 @@
 """Rows as the hand-over gives them, and a trainer of the tiny model on this process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def make_trainer(
     init: Path | None = None,
     num_steps: int = STEPS,
     held_out_steps: int = 0,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """Goes on with `run` where it holds a checkpoint."""
     sizes = [f"batch_size={BATCH}", f"micro_batch_size={MICRO}"]
@@ -43,7 +45,7 @@ def make_trainer(
         card={},
         caption_scale=dict.fromkeys(Modality, 0.5),
     )
-    return Trainer(job, rank)
+    return Trainer(job, rank, asked_to_stop=asked_to_stop)
 
 
 def make_rows(rank: Rank = HERE, first: int = 0, num_steps: int = STEPS, count: int = BATCH) -> list[Row]:

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -153,6 +154,24 @@ def test_an_error_nobody_foresaw_shows_where_it_was_with_the_reason_last(capsys:
 
 def test_an_interrupted_command_ends_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(failing(KeyboardInterrupt()), capsys) == (130, ["error: interrupted"])
+
+
+@pytest.mark.parametrize("error", [None, ImportError("half a module")])
+def test_a_terminated_command_says_so_whatever_a_library_makes_of_the_signal(
+    error: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: Sequence[str] | None) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            if error is None:
+                raise
+            raise error from None
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert ended(main, capsys) == (143, ["error: terminated"])
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert ended(failing(OSError("disk: full")), capsys) == (1, ["error: disk: full"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,4 +1,4 @@
-"""The chat server, whose LLM waits for a file: `python -m tests.jobs.serving.late_server FILE ...`."""
+"""The chat server, whose model waits for a file: `python -m tests.jobs.serving.late_server FILE ...`."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from jobs.common import cli
 from jobs.serving import app, deployments
 
 
-class LateLanguage(deployments.Language):
+class LateModel(deployments.Together):
     """Takes as long to load as a test wants."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -21,5 +21,5 @@ class LateLanguage(deployments.Language):
 
 if __name__ == "__main__":
     FILE, *options = sys.argv[1:]
-    app.Language = LateLanguage  # type: ignore[misc]
+    app.Together = LateModel  # type: ignore[misc]
     cli.run(lambda _: chat.main(options))

@@ -25,7 +25,7 @@ from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
 from pipelines.world.conversations import converse
 from pipelines.world.oracles import read
 from pipelines.world.render import render
-from tests.benchmarks.chat_server import ChatServer
+from tests.benchmarks.chat_server import ChatServer, chat_server
 from tests.conftest import BIN, ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("chat"), pytest.mark.timeout(900)]
@@ -179,10 +179,23 @@ def test_many_at_once_each_get_their_own_reply(client: openai.OpenAI) -> None:
     assert np.mean(right) > 0.8
 
 
-@pytest.mark.parametrize("deployment", ["ImageRenderer", "Language"])
 def test_a_killed_replica_costs_no_more_than_a_clean_failure_and_comes_back(
-    chat: ChatServer, client: openai.OpenAI, deployment: str
+    chat: ChatServer, client: openai.OpenAI
 ) -> None:
+    assert len(chat.replicas()) == 2, "the front end, and the model in one process"
+    assert_survives(chat, client, "Model")
+
+
+@pytest.mark.slow
+def test_so_does_a_killed_part_where_each_has_a_process_of_its_own() -> None:
+    with chat_server("--separate-decoders", "--no-page") as server:
+        own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+        assert len(server.replicas()) == 5
+        for deployment in ("ImageRenderer", "Language"):
+            assert_survives(server, own, deployment)
+
+
+def assert_survives(chat: ChatServer, client: openai.OpenAI, deployment: str) -> None:
     outcomes: list[str] = []
     stop = threading.Event()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from jobs.serving.page_events import CASES
+from jobs.serving.page_events import CASES, TRIES
 from pipelines.media.codecs import encode
 from pipelines.sample import Image, Modality
 from pipelines.world.conversations import converse
@@ -98,6 +98,20 @@ def test_each_case_of_the_tutorial_is_one_click(page: Page, title: str) -> None:
         assert medium["error"] is None
         assert medium["seconds"] > 0 if medium["tag"] == "audio" else medium["width"] >= 32
         assert medium["tag"] == "img" or medium["seconds"] > 0.3
+
+
+@pytest.mark.parametrize("modality", TRIES)
+def test_the_first_look_says_what_the_model_makes_and_each_is_one_click_away(page: Page, modality: Modality) -> None:
+    expect(page.locator("#chat .placeholder")).to_contain_text("makes pictures, videos and sounds")
+    title, _ = TRIES[modality]
+    page.get_by_role("button", name=f"Try: {title.lower()}").click()
+    media = answered(page, 1)
+    assert TAG[modality] in {medium["tag"] for medium in media if not medium["user"]}
+    if modality is Modality.IMAGE:
+        box = page.locator("#chat img.medium").bounding_box()
+        assert box is not None
+        assert box["width"] == 256
+        assert page.locator("#chat img.medium").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 
 
 def test_videos_play(page: Page) -> None:

@@ -101,6 +101,15 @@ def test_a_run_goes_on_where_it_was_bit_for_bit(zero: int, tmp_path: Path) -> No
     assert all(torch.equal(value, theirs[name]) for name, value in one.named_parameters())
 
 
+def test_a_run_that_is_asked_to_stop_is_saved_after_that_step_and_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = train(make_trainer(3, tmp_path / "whole"), make_rows(), tmp_path / "whole")
+    answers = iter([False, True])
+    asked = make_trainer(3, tmp_path / "asked", asked_to_stop=lambda: next(answers))
+    assert len(train(asked, make_rows(), tmp_path / "asked")) == first_step(tmp_path / "asked") == 2
+    resumed = train(make_trainer(3, tmp_path / "asked"), make_rows(first=2), tmp_path / "asked")
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
+
+
 def stopping(rows: list[Row], run: Path) -> Iterator[Row]:
     """Pulls the plug within step 4, and lets the checkpoint after step 2 be written before step 3."""
     for place, row in enumerate(rows, 1):
