@@ -11,9 +11,11 @@ from pipelines.sample import Modality
 from pipelines.storage.files import read_json, remove_tree, to_path, write_json
 
 if TYPE_CHECKING:
+    from jobs.training.stage import StagePlan
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
+SELECTION = "selection.json"
 # What may change when a run is resumed: how it is executed and logged, not what it computes.
 FREE = (
     "workers",
@@ -81,11 +83,16 @@ def run(options: TrainOptions) -> None:
         "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
+    if plan.selections:  # Without any, a run is what it was before there were selections.
+        effective = {**effective, "selected": {name: one.identity for name, one in plan.selections.items()}}
     name = settings_hash(effective)
     steps_done = _make_room(run, effective, options.overwrite)
     print(f"stage {settings.stage}, configuration {name}")
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / SETTINGS, {"hash": name, **effective})
+    if plan.selections:
+        write_json(run / SELECTION, {name: one.to_json() for name, one in plan.selections.items()})
+    _print_selections(plan)
 
     cli.start_ray()
     workers = choose_workers(settings)
@@ -122,7 +129,9 @@ def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[s
     try:
         init = latest_checkpoint(to_path(options.init)) if options.init else None
         shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)
-        settings = plan_stage(settings, shards, run, init).settings
+        stage = plan_stage(settings, shards, run, init)
+        settings = stage.settings
+        _print_selections(stage)
     except (ValueError, OSError) as error:
         faults += str(error).splitlines()
     plan = DryRun(settings, engine, machine_for(settings, options.gpu_memory, options.host_memory))
@@ -133,6 +142,12 @@ def _dry_run(options: TrainOptions, settings: "TrainSettings", engine: Mapping[s
         faults += [plan.verdict(), *(f"use {line}" for line in plan.advice())]
     if faults:
         raise cli.Failures("\n".join(faults))
+
+
+def _print_selections(plan: "StagePlan") -> None:
+    """Prints how many samples of each dataset remain, and which clause of its condition dropped how many."""
+    for name, selection in plan.selections.items():
+        print(f"selected: {selection.describe(name)}")
 
 
 def _make_room(run: Path, effective: Mapping[str, Any], overwrite: bool) -> int:

@@ -10,6 +10,7 @@ from dataset_cases import pair, talk, write_dataset
 from jobs import curate
 from pipelines.curate.columns import find_columns
 from pipelines.sample import Media, Modality
+from tests.conftest import Here
 
 
 def columns_of(shards: Path) -> dict[str, bytes]:
