@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pipelines.curate.scorers import Scorer
 
 
+MEASURES, DUPLICATES = "measures", "duplicates"
+GROUPS = (MEASURES, DUPLICATES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurateOptions:
     """Compute columns beside the shards, a row a sample, that `where:` of a training stage selects by. Nothing is
@@ -21,18 +25,29 @@ class CurateOptions:
     """
 
     shards: Annotated[str, Option("the --out of jobs/prepare.py", "SHARDS")]
-    datasets: Annotated[tuple[str, ...] | None, Option("prepared datasets (all if omitted)", "NAME")] = None
+    datasets: Annotated[
+        tuple[str, ...] | None, Option("prepared datasets, among which duplicates are found (all if omitted)", "NAME")
+    ] = None
+    columns: Annotated[tuple[str, ...] | None, Option("what to compute (all if omitted)", choices=GROUPS)] = None
+    held_out: Annotated[
+        float, Option("validation.fraction of the training, for what leaks from it", "SHARE", least=0, most=1)
+    ] = 0.02
 
 
 def run(options: CurateOptions) -> None:
     """Scores all prepared datasets or those named, and prints how many samples have a value in each column."""
     from pipelines.curate.curating import curate
+    from pipelines.curate.duplicates import write_duplicates
     from pipelines.embed.embedding import plan_pool
 
     cli.check(options)
-    directories, scorers = _datasets(options), _scorers(options)
+    directories, groups = _datasets(options), options.columns or GROUPS
+    scorers = _scorers(groups)
     cli.start_ray()
-    _report(curate(directories, scorers, plan_pool()))
+    results = curate(directories, scorers, plan_pool())
+    if DUPLICATES in groups:
+        results += write_duplicates(directories, options.held_out)
+    _report(results)
 
 
 def _datasets(options: CurateOptions) -> "list[Path]":
@@ -46,10 +61,11 @@ def _datasets(options: CurateOptions) -> "list[Path]":
     return [shards / name for name in options.datasets or datasets]
 
 
-def _scorers(options: CurateOptions) -> "list[Scorer]":
-    from pipelines.curate import measures
+def _scorers(groups: Sequence[str]) -> "list[Scorer]":
+    from pipelines.curate import measures, prints
 
-    return [measures.scorer()]
+    made = {MEASURES: measures.scorer, DUPLICATES: prints.scorer}
+    return [made[name]() for name in groups]
 
 
 def _report(results: "Sequence[Curated]") -> None:
