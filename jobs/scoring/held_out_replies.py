@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from jobs.common.similarity import tokenizer_of
 from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
@@ -21,7 +22,6 @@ from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
-from model.parts.families import locate
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.survey import hash_key, held_out
 from pipelines.media import codecs
@@ -193,19 +193,13 @@ def _items(turn: Turn) -> Iterator[Item]:
 
 
 def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncoder | None, list[str]]:
-    """ImageBind's text tower, or a note where there is none.
-
-    It reads CLIP tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own.
-    """
+    """ImageBind's text tower, or a note where there is none."""
     from transformers import CLIPTokenizer
 
-    path = Path(resolve(config.encoder.name))
-    if (path / "tokenizer").is_dir():
-        source = str(path)
-    elif Modality.IMAGE in config.outputs:
-        source = locate(Modality.IMAGE, config.outputs[Modality.IMAGE].decoder)
-    else:
+    source = tokenizer_of(config)
+    if source is None:
         return None, ["similarities to captions are left out: no tokenizer for the encoder's text tower"]
+    path = resolve(config.encoder.name)
     try:
         return ImageBindTextEncoder(
             path, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), device=device
