@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.curate.prints import BANDS, PERMUTATIONS
+from pipelines.sample import Modality
 
 Rows = npt.NDArray[np.int64]
 Pairs = tuple[Rows, Rows]
 
 WINDOW = 32
-# Of 64 bits, and of the mean deviation of the coarsest values, relative to how much these differ among themselves.
-MOST_BITS, MOST_CHANGE = 12, 0.25
+# Of 64 bits, and of the mean change of the coarsest values, relative to how much these differ among themselves. The
+# spectrum of a sound keeps more of what it was than a picture that is cropped.
+MOST_BITS = 12
+_MOST_CHANGE = np.array([0.12 if modality is Modality.AUDIO else 0.25 for modality in Modality], np.float32)
 _LEAST_SPREAD = 4.0
 _MOST_SECONDS = 0.05  # of the longer one
 _ROTATIONS = range(0, 64, 8)
@@ -77,7 +80,7 @@ def _are_near(left: npt.NDArray[np.void], right: npt.NDArray[np.void]) -> npt.ND
     change = np.abs(a - b).mean(axis=-1) / spread
     longer = np.maximum(left["seconds"], right["seconds"])
     lasts = np.abs(left["seconds"] - right["seconds"]) <= _MOST_SECONDS * longer
-    return ((bits <= MOST_BITS) & (change <= MOST_CHANGE) & lasts).all(axis=1)
+    return ((bits <= MOST_BITS) & (change <= _MOST_CHANGE[left["kind"]]) & lasts).all(axis=1)
 
 
 def near_words(words: npt.NDArray[np.void], rows: Rows) -> Pairs:

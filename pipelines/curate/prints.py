@@ -1,7 +1,8 @@
 """Fingerprints of samples: hashes of what is equal, and short prints of what is nearly equal.
 
 Pictures, frames and sounds are printed in one way, for a sound's spectrogram is a picture: 64 bits of its coarsest
-cosine components (a "pHash"), by which near ones are found, and its 48 coarsest values, by which they are compared.
+cosine components (a "pHash"), by which near ones are found, and 48 values by which they are compared: 4 x 4 colours, or
+the spectrum.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ WORDS = np.dtype([("bands", "<u4", (BANDS,)), ("lowest", "u1", (PERMUTATIONS,))]
 _SHINGLE = 4  # characters
 
 _RATE, _WINDOW, _BANDS = 16_000, 1024, 64
-_FLOOR_DB = 40.0
+_FLOOR_DB, _SILENT_DB = 40.0, -60.0
+_REDUCE = PIL.Image.Resampling.BOX
 _FLAT = 1.0  # components below are noise of rounding
 
 
@@ -103,16 +105,19 @@ def print_picture(picture: Image) -> npt.NDArray[Any]:
 
 def print_sound(sound: Audio) -> npt.NDArray[Any]:
     """The print of a sound: one record of `PRINT`."""
-    seconds = sound.waveform.shape[1] / sound.sample_rate
-    return _print(PIL.Image.fromarray(spectrogram(sound)), Modality.AUDIO, seconds)
+    power = _power(sound)
+    seconds, picture = sound.waveform.shape[1] / sound.sample_rate, PIL.Image.fromarray(spectrogram(power))
+    return _record(picture, Modality.AUDIO, seconds, spectrum(power))
 
 
 def _print(picture: PIL.Image.Image, modality: Modality, seconds: float) -> npt.NDArray[Any]:
-    reduce = PIL.Image.Resampling.BOX
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), reduce), np.float64)
-    # A spectrogram is 4 bands by 12 times, a picture 4 x 4 colours.
-    size = (4, 4) if picture.mode == "RGB" else (12, 4)
-    thumb = np.asarray(picture.resize(size, reduce)).reshape(THUMB)
+    return _record(picture, modality, seconds, np.asarray(picture.resize((4, 4), _REDUCE)).reshape(THUMB))
+
+
+def _record(
+    picture: PIL.Image.Image, modality: Modality, seconds: float, thumb: npt.NDArray[np.uint8]
+) -> npt.NDArray[Any]:
+    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), _REDUCE), np.float64)
     return np.array([(list(Modality).index(modality), seconds, cosine_hash(grey), thumb)], PRINT)
 
 
@@ -135,27 +140,49 @@ def _cosines() -> npt.NDArray[np.float64]:
     return basis
 
 
-def spectrogram(sound: Audio) -> npt.NDArray[np.uint8]:
-    """A sound as a picture uint8 (64 bands, T): decibels of each mel band, from 40 below the loudest to it.
+def spectrogram(power_TF: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The power of a sound as a picture uint8 (64 mel bands, T)."""
+    return _in_decibels(power_TF @ _mel_bands().T).T
 
-    So it does not change with the gain, nor with noise far below.
-    """
+
+def spectrum(power_TF: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The mean power of a sound in 48 bands uint8 (48,), seven to the octave, so that a whole tone is another band."""
+    return _in_decibels(power_TF.mean(axis=0) @ _octave_bands().T)
+
+
+def _in_decibels(power: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Decibels from 40 below the highest, as 0, up to it, as 255: not of the gain, nor of noise far below."""
+    decibels = 10 * np.log10(power + 1e-10)
+    above = np.clip(decibels - max(decibels.max(), _SILENT_DB) + _FLOOR_DB, 0, _FLOOR_DB)
+    return np.rint(above * (255 / _FLOOR_DB)).astype(np.uint8)
+
+
+def _power(sound: Audio) -> npt.NDArray[np.float64]:
+    """The power of a sound at 16 kHz (T, F): T blocks of 64 ms, F frequencies from 0 to 8 kHz."""
     waveform = sound.waveform.mean(axis=0, dtype=np.float32)
     if sound.sample_rate != _RATE:
         waveform = soxr.resample(waveform, sound.sample_rate, _RATE)
     waveform = np.pad(waveform, (0, -len(waveform) % _WINDOW + (_WINDOW if not len(waveform) else 0)))
     blocks = waveform.reshape(-1, _WINDOW) * np.hanning(_WINDOW)
-    power = np.concatenate([np.abs(np.fft.rfft(part)) ** 2 for part in np.array_split(blocks, -(-len(blocks) // 512))])
-    decibels = 10 * np.log10(power @ _mel_bands().T + 1e-10)
-    above = np.clip(decibels - max(decibels.max(), -60.0) + _FLOOR_DB, 0, _FLOOR_DB)
-    return np.rint(above.T * (255 / _FLOOR_DB)).astype(np.uint8)
+    return np.concatenate([np.abs(np.fft.rfft(part)) ** 2 for part in np.array_split(blocks, -(-len(blocks) // 512))])
 
 
 @cache
 def _mel_bands() -> npt.NDArray[np.float64]:
-    """Triangles (bands, frequencies) evenly spaced by mel (O'Shaughnessy 1987), each at least a line wide."""
+    """64 bands, evenly spaced by mel (O'Shaughnessy 1987)."""
+    highest = 2595 * np.log10(1 + _RATE / 2 / 700)
+    return _triangles(700 * (10 ** (np.linspace(0, highest, _BANDS + 2) / 2595) - 1))
+
+
+@cache
+def _octave_bands() -> npt.NDArray[np.float64]:
+    """48 bands, evenly spaced by octaves."""
+    return _triangles(np.geomspace(60, _RATE / 2, THUMB + 2))
+
+
+def _triangles(edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Bands (bands, frequencies) from each edge to the next but one, each at least a line wide."""
     lines = np.fft.rfftfreq(_WINDOW, 1 / _RATE)
-    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + lines[-1] / 700), _BANDS + 2) / 2595) - 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (lines - low) / (middle - low), (high - lines) / (high - middle)
     bands = np.maximum(0, np.minimum(rising, falling))

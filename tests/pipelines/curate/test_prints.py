@@ -14,6 +14,7 @@ from pipelines.curate.columns import REASON
 from pipelines.curate.groups import near_prints
 from pipelines.curate.prints import (
     PRINT,
+    _power,
     normalised,
     print_picture,
     print_sample,
@@ -104,11 +105,21 @@ def test_a_sound_is_near_to_itself_softer_and_with_a_little_noise_and_at_another
     assert not are_near(print_sound(sound), print_sound(melody(seed, seconds=4)))
 
 
+def test_tones_are_near_where_they_are_one_note() -> None:
+    def tone(frequency: float) -> Audio:
+        waveform = 0.4 * np.sin(2 * np.pi * frequency * np.arange(24_000) / 16_000)
+        return Audio(waveform=waveform.astype(np.float32)[None], sample_rate=16_000)
+
+    for frequency in (262.0, 440.0, 1500.0):
+        assert are_near(print_sound(tone(frequency)), print_sound(changed(tone(frequency), gain=0.5, noise_db=-40)))
+        assert not are_near(print_sound(tone(frequency)), print_sound(tone(frequency * 2 ** (2 / 12))))
+
+
 def test_silence_is_a_flat_spectrogram_and_a_tone_a_line() -> None:
     silent = Audio(waveform=np.zeros((1, 16_000), np.float32), sample_rate=16_000)
-    assert not spectrogram(silent).any()
+    assert not spectrogram(_power(silent)).any()
     tone = np.sin(2 * np.pi * 1000 * np.arange(16_384) / 16_000).astype(np.float32)
-    picture = spectrogram(Audio(waveform=tone[None], sample_rate=16_000))
+    picture = spectrogram(_power(Audio(waveform=tone[None], sample_rate=16_000)))
     assert picture.shape == (64, 16)
     # 1000 Hz is 1000 mel, of the 2840 mel of 8 kHz.
     assert abs(int(picture[:, 8].argmax()) - 64 * 1000 / 2840) <= 1.5
