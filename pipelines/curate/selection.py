@@ -136,12 +136,11 @@ def _holds(table: pa.Table, clause: Clause) -> npt.NDArray[np.bool_]:
     return np.asarray(found.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
-def first_dropping(directory: Path, manifest: Manifest, where: Sequence[str], sample: int) -> Iterator[str]:
-    """The clauses that do not hold for a sample, the `sample`-th of a dataset, with the values that they look at."""
+def not_holding(directory: Path, manifest: Manifest, where: Sequence[str], shard: str, place: int) -> Iterator[str]:
+    """The clauses that do not hold for a sample, the `place`-th of a shard, with the values that they look at."""
     conditions = [parse_condition(text) for text in where]
     sources = _sources(directory, manifest, conditions)
-    shard, place = divmod(sample, manifest.samples_per_shard)
-    row = _table(directory, manifest.shards[shard].name, sources).slice(place, 1)
+    row = _table(directory, shard, sources).slice(place, 1)
     for clause in (clause for condition in conditions for clause in condition.clauses):
         if not _holds(row, clause)[0]:
             values = ", ".join(f"{name} is {_told(row[name][0].as_py())}" for name in clause.names)

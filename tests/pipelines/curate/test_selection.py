@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.curate.columns import begin, finish
 from pipelines.curate.curating import columns_work, score_row
 from pipelines.curate.scorers import Content, EachSample, Scorer, Values
-from pipelines.curate.selection import first_dropping, select
+from pipelines.curate.selection import not_holding, select
 from pipelines.handover.mixture import Mixture
 from pipelines.handover.stage_samples import plan_view
 from pipelines.handover.survey import Survey, held_out, survey_views
@@ -96,11 +96,11 @@ def test_columns_of_shards_that_have_changed_are_not_used(tmp_path: Path) -> Non
 def test_why_a_sample_is_not_selected(tmp_path: Path) -> None:
     manifest = curated(tmp_path / "pictures", 5)
     where = ["even and number < 2", "of is null"]
-    assert list(first_dropping(tmp_path / "pictures", manifest, where, 4)) == [
+    assert list(not_holding(tmp_path / "pictures", manifest, where, "00001.tar", 1)) == [
         "number < 2 (number is 4)",
         "of is null (of is 'k0')",
     ]
-    assert list(first_dropping(tmp_path / "pictures", manifest, where, 0)) == []
+    assert list(not_holding(tmp_path / "pictures", manifest, where, "00000.tar", 0)) == []
 
 
 def length_of(sample: Sample) -> tuple[int, int]:
@@ -152,3 +152,16 @@ def test_each_selected_sample_once_an_epoch_whatever_the_number_of_workers(world
         for _, _, number in plan.rank_batch(step, rank, world_size)
     ]
     assert sorted(taken) == np.flatnonzero(kept).tolist()
+
+
+def test_lineage_says_why_a_sample_is_not_selected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines.inspect.lineage import print_origins
+    from pipelines.storage.files import write_rows
+    from pipelines.storage.shards import REJECT_SCHEMA, REJECTS
+
+    curated(tmp_path / "pictures", 5)
+    write_rows(tmp_path / "pictures" / REJECTS, [], REJECT_SCHEMA)
+    assert print_origins(tmp_path, ["k2", "k4"], "number < 3 and of is null") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("pictures/k2: sample 2 of 00000.tar")
+    assert told[1:2] + told[3:] == ["  selected", "  not selected: number < 3 (number is 4); of is null (of is 'k0')"]
