@@ -51,6 +51,9 @@ class LineageOptions:
     names: Annotated[
         tuple[str, ...], Option("a sample's key, or a row such as cc3m.json#17", "KEY_OR_ROW", positional=True)
     ]
+    where: Annotated[
+        str | None, Option("also say whether this condition on jobs/curate.py's columns selects it", "CONDITION")
+    ] = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -200,7 +203,7 @@ def _verify(options: VerifyOptions) -> None:
 def _lineage(options: LineageOptions) -> None:
     from pipelines.inspect.lineage import print_origins
 
-    unknown = print_origins(cli.existing_folder(options.shards), options.names)
+    unknown = print_origins(cli.existing_folder(options.shards), options.names, options.where)
     if unknown:
         raise ValueError(f"{options.shards}: {unknown} of {len(options.names)} found nowhere")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from model.training.train_settings import TrainSettings
 
 SETTINGS = "settings.json"
+SELECTION = "selection.json"
 # What may change when a run is resumed: how it is executed and logged, not what it computes.
 FREE = (
     "workers",
@@ -90,6 +91,8 @@ def _start(options: TrainOptions, course: "Course") -> None:
         "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
+    if plan.selections:  # Without any, a run is what it was before there were selections.
+        effective = {**effective, "selected": {name: one.identity for name, one in plan.selections.items()}}
     _refuse_other_files(run)
     with locked(run) as note:
         if note is not None:
@@ -117,6 +120,9 @@ def _train(
     run, settings, engine, name = course.run, plan.settings, effective["deepspeed"], settings_hash(effective)
     print(f"stage {settings.stage}, configuration {name}")
     write_json(run / SETTINGS, {"hash": name, **effective})
+    if plan.selections:
+        write_json(run / SELECTION, {name: one.to_json() for name, one in plan.selections.items()})
+    _print_selections(plan)
 
     cli.start_ray()
     workers = choose_workers(settings)
@@ -155,7 +161,9 @@ def _dry_run(options: TrainOptions) -> None:
     try:
         init = latest_checkpoint(to_path(options.init)) if options.init else None
         shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)
-        settings = plan_stage(settings, shards, run, init).settings
+        stage = plan_stage(settings, shards, run, init)
+        settings = stage.settings
+        _print_selections(stage)
     except (ValueError, OSError) as error:
         faults += str(error).splitlines()
     try:
@@ -172,6 +180,12 @@ def _dry_run(options: TrainOptions) -> None:
         faults += [plan.verdict(), *(f"use {line}" for line in plan.advice())]
     if faults:
         raise cli.Failures("\n".join(faults))
+
+
+def _print_selections(plan: "StagePlan") -> None:
+    """Prints how many samples of each dataset remain, and which clause of its condition dropped how many."""
+    for name, selection in plan.selections.items():
+        print(f"selected: {selection.describe(name)}")
 
 
 def _contents(run: Path) -> list[Path]:

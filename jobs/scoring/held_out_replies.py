@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from jobs.common.similarity import towers_of
 from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
@@ -19,9 +20,7 @@ from model.core.tokenizer import encode_text
 from model.encoders.media_encoders import MediaEncoders
 from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
-from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
-from model.parts.families import components, locate
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.handover.survey import hash_key, held_out
 from pipelines.media import codecs
@@ -197,30 +196,14 @@ def _items(turn: Turn) -> Iterator[Item]:
     return (part for part in turn.parts if isinstance(part, Item))
 
 
-def _has_clip_tokenizer(decoder: str) -> bool:
-    return components(Modality.IMAGE, decoder)["tokenizer"][1].startswith("CLIPTokenizer")
-
-
 def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncoder | None, list[str]]:
-    """ImageBind's text tower, or a note where there is none.
-
-    It reads CLIP tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own.
-    """
+    """ImageBind's text tower, or a note where there is none."""
     from transformers import CLIPTokenizer
 
-    one = config.encoder.inputs.get(None)
-    if one is None:
-        return None, ["similarities to captions are left out: they take one ImageBind for all modalities"]
-    path = Path(resolve(one.name))
-    if (path / "tokenizer").is_dir():
-        source = str(path)
-    elif Modality.IMAGE in config.outputs and _has_clip_tokenizer(config.outputs[Modality.IMAGE].decoder):
-        source = locate(Modality.IMAGE, config.outputs[Modality.IMAGE].decoder)
-    else:
-        return None, ["similarities to captions are left out: no tokenizer for the encoder's text tower"]
     try:
+        towers = towers_of(config)
         return ImageBindTextEncoder(
-            path, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), device=device
+            towers.encoder, CLIPTokenizer.from_pretrained(towers.tokenizer, subfolder="tokenizer"), device=device
         ), []
     except ValueError as error:
         return None, [f"similarities to captions are left out: {error}"]

@@ -1,10 +1,13 @@
 """A training stage: settings and prepared views become a plan, the plan runs on Ray Train workers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from jobs.common.cli import Failures, UsageError, existing_folder
 from jobs.common.encoders import feature_kinds
@@ -13,7 +16,8 @@ from jobs.training.workers import Workers
 from model.checkpoints.description import latest_checkpoint
 from model.parts.sources import LLM, decoder_key, find_parts
 from model.runs.run_state import best_checkpoint, first_step
-from model.training.train_settings import TrainSettings
+from model.training.train_settings import EVERY, TrainSettings
+from pipelines.curate.selection import Selection, select
 from pipelines.handover.mixture import HeldOutPlan, Mixture
 from pipelines.handover.stage_samples import PlannedView, plan_view
 from pipelines.sources.catalog import load_catalog
@@ -31,6 +35,12 @@ class StagePlan:
     views: list[PlannedView]
     notes: list[str]
     untrained: list[str]
+    selections: dict[str, Selection] = field(default_factory=dict)  # of the views with a condition
+
+    def selected(self, view: PlannedView, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
+        """Which examples of a view are selected, by their numbers; None where all are."""
+        selection = self.selections.get(view.name)
+        return None if selection is None else selection.selected[numbers // view.manifest.most_captions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +97,28 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
             )
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
+    selections = _selections(settings, views, mistakes)
     mistakes += preflight.mistakes(settings, views, run, init, notes)
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     if settings.stage == 3 and init is None:
         notes.append("no --init: stage 3 starts from untrained projections; give the run of stage 2")
-    return StagePlan(settings=settings, views=views, notes=notes, untrained=_untrained(settings))
+    return StagePlan(settings=settings, views=views, notes=notes, untrained=_untrained(settings), selections=selections)
+
+
+def _selections(settings: TrainSettings, views: Sequence[PlannedView], mistakes: list[str]) -> dict[str, Selection]:
+    """The samples of each view that has a condition: in the catalog, for all datasets, or for itself."""
+    where, found = settings.where or {}, dict[str, Selection]()
+    named = [name for name in where if name != EVERY and name not in {view.name for view in views}]
+    mistakes += [f"where: {name} is not among the datasets of this run" for name in named]
+    for view in views:
+        conditions = [view.manifest.where.get(view.name), where.get(EVERY), where.get(view.name)]
+        try:
+            if texts := list(filter(None, conditions)):
+                found[view.name] = select(view.directory, view.manifest, texts)
+        except ValueError as error:
+            mistakes.append(str(error))
+    return found
 
 
 def order_samples(plan: StagePlan) -> Order:
@@ -117,7 +143,10 @@ def order_samples(plan: StagePlan) -> Order:
                 f"{settings.model.max_length} tokens"
             )
     fraction = settings.validation.fraction
-    splits = [survey.split(view.weight, fraction) for view, survey in zip(plan.views, surveys, strict=True)]
+    splits = [
+        survey.split(view.weight, fraction, plan.selected(view, survey.numbers))
+        for view, survey in zip(plan.views, surveys, strict=True)
+    ]
     sizes = {"batch_size": settings.batch_size, "micro_batch_size": settings.micro_batch_size}
     try:
         mixture = Mixture(

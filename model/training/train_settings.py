@@ -1,5 +1,6 @@
 """The settings of a training run, validated before anything starts."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -8,6 +9,8 @@ from model.parts.config import ModelConfig
 from pipelines.sample import Modality
 
 Stage = Literal[1, 2, 3]
+# What stands for every dataset of a stage in `where`.
+EVERY = "*"
 
 
 class _Settings(BaseModel):
@@ -76,19 +79,21 @@ class ValidationSettings(_Settings):
 class TrainSettings(_Settings):
     """The effective configuration of a stage.
 
-    `datasets` is `auto` (every prepared dataset that the catalog assigns to the stage) or catalog names with weights;
-    `sidecars` selects an encoder id by kind if a dataset has several. `batch_size` counts samples of a global batch,
-    over all workers. `max_steps` overrides `epochs`, and may exceed them. Global batches consist of samples of similar
-    length: `length_window` batches are sorted together. If `workers` or `use_gpu` is None, the cluster decides; a pair
-    of numbers lets a run continue with fewer workers while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run
-    survives `max_failures` worker failures. Checkpoints are written every `checkpoint_every` steps and at the end; the
-    best and the last `keep_last` are kept. `shuffle_items` trains a control on mismatched features and caption
-    embeddings.
+    `datasets` is `auto` (every prepared dataset that the catalog assigns to the stage) or catalog names with weights,
+    or with a mapping of `weight` and `where`. `where` is a condition on the columns of jobs/curate.py that samples have
+    to satisfy, for all datasets (`*`) or by name. `sidecars` selects an encoder id by kind if a dataset has several.
+    `batch_size` counts samples of a global batch, over all workers. `max_steps` overrides `epochs`, and may exceed
+    them. Global batches consist of samples of similar length: `length_window` batches are sorted together. If `workers`
+    or `use_gpu` is None, the cluster decides; a pair of numbers lets a run continue with fewer workers while nodes are
+    lost. `zero` is DeepSpeed's ZeRO stage. A run survives `max_failures` worker failures. Checkpoints are written every
+    `checkpoint_every` steps and at the end; the best and the last `keep_last` are kept. `shuffle_items` trains a
+    control on mismatched features and caption embeddings.
     """
 
     stage: Stage
     model: ModelConfig
     datasets: Literal["auto"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = "auto"
+    where: dict[str, str] | None = None
     sidecars: dict[str, str] = {}
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
@@ -132,6 +137,24 @@ class TrainSettings(_Settings):
     def num_micro_batches(self) -> int:
         """The number of micro-batches in a full global batch."""
         return -(-self.batch_size // self.micro_batch_size)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conditions_apart(cls, values: object) -> object:
+        """Puts the conditions of datasets' entries to the others, so that each is in one place."""
+        if not isinstance(values, dict):
+            return values
+        where, datasets = values.get("where"), values.get("datasets")
+        found = {EVERY: where} if isinstance(where, str) else where
+        if isinstance(datasets, Mapping) and (isinstance(found, dict) or found is None):
+            entries = {name: dict(entry) for name, entry in datasets.items() if isinstance(entry, Mapping)}
+            own = {name: entry.pop("where") for name, entry in entries.items() if "where" in entry}
+            weights = {name: entry.pop("weight", 1.0) for name, entry in entries.items()}
+            # What is left over of an entry is no setting, and is refused as no number.
+            left = {name: entry for name, entry in entries.items() if entry}
+            values = {**values, "datasets": {**datasets, **weights, **left}}
+            found = {**(found or {}), **own} or None
+        return {**values, "where": found}
 
     @field_validator("datasets", mode="before")
     @classmethod

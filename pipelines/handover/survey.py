@@ -68,9 +68,15 @@ class Survey:
     numbers: npt.NDArray[np.int64]
     one_caption: bool = False
 
-    def split(self, weight: float, fraction: float) -> tuple[Candidates, Candidates]:
-        """The samples to train on, and about `fraction` of all that is held out of training; none that was left out."""
+    def split(
+        self, weight: float, fraction: float, selected: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Candidates, Candidates]:
+        """The samples to train on, and about `fraction` of all that is held out of training; none that was left out.
+
+        Of both only those `selected` (n,), where that is given: what is held out is told by the key, as ever.
+        """
         apart, usable = held_out(self.key_hashes, fraction), self.lengths > 0
+        usable = usable if selected is None else usable & selected
         return self._candidates(usable & ~apart, weight), self._candidates(usable & apart, weight)
 
     def _candidates(self, mask: npt.NDArray[np.bool_], weight: float) -> Candidates:

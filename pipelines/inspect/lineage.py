@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.curate.selection import not_holding
 from pipelines.storage.files import read_table
 from pipelines.storage.shards import MANIFEST, REJECTS, Manifest, Shard, index_path, list_datasets
 
@@ -70,15 +71,25 @@ def find(shards: Path, questions: Sequence[str]) -> dict[str, list[Origin]]:
     return found
 
 
-def print_origins(shards: Path, questions: Sequence[str]) -> int:
-    """Prints the answer to each question; returns the number of questions without one."""
+def print_origins(shards: Path, questions: Sequence[str], where: str | None = None) -> int:
+    """Prints the answer to each question; returns the number of questions without one.
+
+    With a condition on columns, each sample says whether that selects it, or which clauses do not hold and why.
+    """
     answers = find(shards, questions)
     for question, origins in answers.items():
         for origin in origins:
             print(origin)
+            if where and origin.shard:
+                print(f"  {_selected(shards / origin.dataset, origin, where)}")
         if not origins:
             print(f"{question}: no sample has this key and no row this source; give KEY, DATASET/KEY or FILE#ROW")
     return sum(not origins for origins in answers.values())
+
+
+def _selected(directory: Path, origin: Origin, where: str) -> str:
+    reasons = list(not_holding(directory, Manifest.read(directory), [where], origin.shard, origin.place))
+    return f"not selected: {'; '.join(reasons)}" if reasons else "selected"
 
 
 def _wordings(question: str, names: set[str]) -> list[str]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.curate.columns import COLUMNS
 from pipelines.handover.stage_samples import LENGTHS
 from pipelines.inspect.damage import Extent, Problem, Row, check_tar, read_checked, read_index, repeated_keys, strays
 from pipelines.progress import track
@@ -51,7 +52,7 @@ def verify(dataset: Path) -> Iterator[Problem]:
             bar.advance(shard.samples)
     for folder in sorted((dataset / EMBEDDINGS).iterdir()) if (dataset / EMBEDDINGS).is_dir() else []:
         yield from _check_sidecar(dataset, manifest, folder)
-    yield from strays(dataset, manifest.shards, {MANIFEST, REJECTS, STATE, EMBEDDINGS, LENGTHS})
+    yield from strays(dataset, manifest.shards, {MANIFEST, REJECTS, STATE, EMBEDDINGS, COLUMNS, LENGTHS})
 
 
 def verify_all(shards: Path) -> Iterator[Problem]:

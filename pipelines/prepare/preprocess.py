@@ -205,6 +205,7 @@ def _finish(source: Source, staged: Staged, rejected: dict[str, int], state: Sta
         rejects_sha256=hash_file(directory / REJECTS),
         **_captions(state.outcomes),
         one_caption=[name for name, view in source.entry.views.items() if view.captions == "one"],
+        where={name: view.where for name, view in source.entry.views.items() if view.where},
     )
     remove_others(directory, set(state.shards))
     # A shard may be a part by another name: when the part goes, the stamp of both changes. Killed in between, the

@@ -4,7 +4,7 @@ A dataset is what one preparation writes as one folder of shards; a view is how 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,14 +18,20 @@ from pipelines.sources.readers import READERS
 from pipelines.tables.formats import holds_media
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
+# The name in a catalog file that is no dataset's.
+SCORERS = "scorers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """All datasets by name, and all views by name with the dataset each belongs to."""
+    """All datasets by name, and all views by name with the dataset each belongs to.
+
+    `scorers` are what files say of scorers, with the folder of each; `pipelines.curate.own_scorers` reads them.
+    """
 
     datasets: Mapping[str, Entry]
     views: Mapping[str, tuple[str, View]]
+    scorers: Sequence[tuple[Path, Mapping[str, Any]]] = ()
 
     def find(self, root: Path) -> dict[str, Path]:
         """The file or folder of each dataset found below the data folder; the first candidate wins."""
@@ -69,9 +75,16 @@ def load_catalog(path: Path | None = None, extra: Iterable[Path] = ()) -> Catalo
         ValueError: one is not valid; every mistake in it is listed, in one line.
     """
     datasets: dict[str, Entry] = {}
+    scorers: list[tuple[Path, Mapping[str, Any]]] = []
     for file in (path or CATALOG, *extra):
         mistakes: list[str] = []
-        for name, row in _read(file).items():
+        rows = _read(file)
+        own = rows.pop(SCORERS, {})
+        if not isinstance(own, dict):
+            mistakes.append(f"{SCORERS}: must map names of scorers to functions or classes")
+        else:
+            scorers += [(file.parent, own)] if own else []
+        for name, row in rows.items():
             try:
                 datasets[str(name)] = _entry(str(name), row)
             except ValueError as error:
@@ -80,7 +93,7 @@ def load_catalog(path: Path | None = None, extra: Iterable[Path] = ()) -> Catalo
         if mistakes:
             raise ValueError(f"{file}: {'; '.join(mistakes)}")
     views = {view: (name, entry.views[view]) for name, entry in datasets.items() for view in entry.views}
-    return Catalog(datasets=datasets, views=views)
+    return Catalog(datasets=datasets, views=views, scorers=scorers)
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from pipelines.sample import Modality
+from pipelines.storage.conditions import parse_condition
 from pipelines.tables import archives
 from pipelines.tables.raw import identifier, is_missing
 from pipelines.views import Kind
@@ -49,11 +50,15 @@ def _templates(values: list[str]) -> list[str]:
     return values
 
 
+def _condition(value: str) -> str:
+    return parse_condition(value).text if value else ""
+
+
 class View(BaseModel):
     """How one training stage sees a dataset.
 
     Where a medium has several captions, an epoch takes `all` of them, each with the medium, or `one`, another each
-    time.
+    time. `where` is a condition on the columns of jobs/curate.py that a sample has to satisfy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,11 +66,13 @@ class View(BaseModel):
     stage: Literal[1, 2, 3]
     kind: Kind
     captions: Literal["all", "one"] = "all"
+    where: Annotated[str, AfterValidator(_condition)] = ""
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is usual, so that the hash of an entry's settings is what it was before there was a choice."""
-        return {name: value for name, value in serialize(self).items() if (name, value) != ("captions", "all")}
+        usual = {"captions": "all", "where": ""}
+        return {name: value for name, value in serialize(self).items() if usual.get(name) != value}
 
 
 class Entry(BaseModel):

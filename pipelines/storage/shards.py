@@ -65,7 +65,8 @@ class Manifest:
     counts those of all samples and `most_captions` those of the one with the most, where a medium has several; 0 and 1
     where none has. Of the views in `one_caption` training takes one caption of each sample an epoch, of others all.
     `output_items` counts the items a sidecar of caption embeddings needs by modality, `input_items` those the
-    sidecar of encoder features needs. `stages` says which training stage each view is for.
+    sidecar of encoder features needs. `stages` says which training stage each view is for, and `where` which condition
+    on columns its samples have to satisfy, if any.
     """
 
     dataset: str
@@ -85,6 +86,7 @@ class Manifest:
     captions: int = 0
     most_captions: int = 1
     one_caption: list[str] = field(default_factory=list)
+    where: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -106,7 +108,7 @@ class Manifest:
         """Writes `manifest.json`, the mark of a finished dataset."""
         fields = asdict(self)
         # So that manifests of datasets with single captions are the bytes that they were.
-        usual = {"captions": 0, "most_captions": 1, "one_caption": []}
+        usual = {"captions": 0, "most_captions": 1, "one_caption": [], "where": {}}
         write_manifest(directory, {name: value for name, value in fields.items() if value != usual.get(name, ...)})
 
     @classmethod

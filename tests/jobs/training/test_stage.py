@@ -1,15 +1,21 @@
 """A stage's plan: embeddings that do not fit the model are refused before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dataset_cases import pair, task, write_dataset, write_sidecar
 from transformers import LlamaConfig
 
 from jobs.common.cli import UsageError
 from jobs.common.settings import load_settings
 from jobs.training.stage import StagePlan, plan_stage
+from pipelines.curate import measures
+from pipelines.curate.columns import begin, finish
+from pipelines.curate.curating import columns_work, score_row
 from pipelines.storage.shards import Manifest
-from pipelines.storage.sidecars import SidecarManifest, sidecar_folder
+from pipelines.storage.sidecars import ENCODER, SidecarManifest, sidecar_folder
 
 
 def plan(folder: Path, shape: list[int], view: str = "cc3m_dec", kind: str = "image") -> StagePlan:
@@ -73,3 +79,74 @@ def test_embeddings_of_another_size_are_refused_in_one_sentence(
     assert message.startswith(f"{view}: {kind} embeddings by imported {told}")
     assert f"jobs/embed.py --preset nextgpt_7b --modality {kind}" in message
     assert "\n" not in message
+
+
+def curated(folder: Path) -> Path:
+    """Six pictures as stage 1 sees them, encoded, with the plain measures of each."""
+    directory = folder / "cc3m"
+    samples = [pair(f"k{shade}", shade=shade) for shade in range(0, 60, 10)]
+    manifest = write_dataset(directory, samples, 4, {"cc3m_enc": "caption"})
+    replace(manifest, stages={"cc3m_enc": 1}).write(directory)
+    write_sidecar(directory, task(ENCODER, encoder_id="e"))
+    work = columns_work(directory, measures.scorer())
+    for shard in begin(work):
+        score_row({"shard": shard, "works": "[0]", "samples": 0}, [work], {"measures": measures.scorer()})
+    finish(work)
+    return folder
+
+
+def selected(shards: Path, *overrides: str) -> StagePlan:
+    return plan_stage(load_settings(1, "world", ["model.encoder.dim=4", *overrides]), shards, shards / "run", None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["where=luminance >= 20 and luminance < 50"],
+        ["datasets={cc3m_enc: {where: luminance >= 20 and luminance < 50, weight: 2}}"],
+        ["where=luminance >= 20", "where={cc3m_enc: luminance >= 20 and luminance < 50}"],
+    ],
+)
+def test_what_a_condition_selects_is_known_before_anything_starts(tmp_path: Path, overrides: list[str]) -> None:
+    plan = selected(curated(tmp_path), *overrides)
+    (selection,) = plan.selections.values()
+    assert selection.selected.tolist() == [False, False, True, True, True, False]
+    told = "cc3m_enc: 6 samples = 3 selected, 2 dropped by luminance >= 20, 1 dropped by luminance < 50"
+    assert selection.describe("cc3m_enc") == told
+    assert plan.views[0].weight == (2 if "weight" in overrides[0] else 1)
+    assert plan.selected(plan.views[0], np.array([0, 2, 5])).tolist() == [False, True, False]
+
+
+def test_the_conditions_of_a_catalogs_view_and_of_the_stage_hold_together(tmp_path: Path) -> None:
+    directory = curated(tmp_path) / "cc3m"
+    replace(Manifest.read(directory), where={"cc3m_enc": "luminance > 10"}).write(directory)
+    (selection,) = selected(tmp_path, "where=luminance < 40").selections.values()
+    assert selection.where == ("luminance > 10", "luminance < 40")
+    assert selection.kept == 2
+
+
+def test_without_a_condition_nothing_is_selected_and_settings_say_nothing(tmp_path: Path) -> None:
+    plan = selected(curated(tmp_path))
+    assert plan.selections == {}
+    assert plan.settings.where is None
+    assert plan.selected(plan.views[0], np.arange(6)) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("where=brightness > 3", "cc3m: where 'brightness > 3': no column brightness; there are aspect, "),
+        ("where=luminance > 'x'", "cc3m: where \"luminance > 'x'\": luminance is a number, 'x' is a text"),
+        ("where={cc3m_dec: luminance > 3}", "where: cc3m_dec is not among the datasets of this run"),
+        (
+            "datasets={cc3m_enc: {wher: luminance > 3}}",
+            "datasets.dict[str,constrained-float].cc3m_enc: Input should be a valid number (got {'wher': ",
+        ),
+        ("where=[1]", "where: Input should be a valid dictionary"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_a_line(tmp_path: Path, override: str, told: str) -> None:
+    shards = curated(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        selected(shards, override)
+    assert [line for line in str(caught.value).splitlines() if line.startswith(told)], str(caught.value)
