@@ -200,7 +200,7 @@ class Voice:
         if self.happens(0.08):
             text = self._slipped(text)
         if self.happens(0.35):
-            text = text.rstrip(".!?")
+            text = text.rstrip(" .!?")
         if self.happens(0.35):
             return text.lower()
         return text.upper() if self.happens(0.03) else text

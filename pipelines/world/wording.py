@@ -430,7 +430,7 @@ NAME_ALL = {
 RULE = (
     "How does {thing} sound?",
     "What does {thing} sound like?",
-    "[Which|What] sound [has|does] {thing} [|make|have]?",
+    "[Which|What] sound [has|does] {thing}[| make| have]?",
     "What would I hear from {thing}?",
     "[Tell me|Do you know] how {thing} sounds[.|?]",
     "[Describe|What is] the sound of {thing}[.|?]",
