@@ -164,7 +164,7 @@ QUESTIONS: Sequence[str] = (
     "[Sing|Dance|Cook|Order a pizza|Call my mother|Book a flight|Send an e-mail] [for me|now|please].",
     "[How many|Count the] [people live in China|days are in a year|planets are there|legs has a spider].",
     "[Who won|Who is winning] [the match|the world cup|the election|the race|last night]?",
-    "[asdf|qwerty|blah blah|hmm|xyz 123|lorem ipsum dolor|???|test test]",
+    "[asdf|qwerty|blah blah|hmm|xyz 123|lorem ipsum dolor|foo bar|test test]",
 )
 BEYOND: Mapping[Modality, Sequence[str]] = {
     Modality.IMAGE: ("I can only draw circles, squares, triangles and crosses.",),
