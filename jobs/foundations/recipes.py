@@ -210,7 +210,7 @@ def llm(out: Path, scale: float) -> None:
     model, tokenizer = blank.llama(corpus)
     texts = [*dialogues(64_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(12_000)]
     state = out / "state" / "llm.pt"
-    train_llm(model, tokenizer, texts, steps=_steps(8000, scale), batch_size=32, state=state)
+    train_llm(model, tokenizer, texts, steps=_steps(5500, scale), batch_size=32, state=state)
     model.to(torch.float16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
 
