@@ -3,6 +3,7 @@
 import importlib
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ class Size:
     control: tuple[str, ...] = ()
 
 
+USUAL = Size(world=600, samples_per_shard=200, n=50)
 FULL = Size(world=600, samples_per_shard=200, n=200, controls_n=32, control=("max_steps=300",))
 SMALL = Size(
     world=200,
@@ -52,14 +54,16 @@ class QuickstartOptions:
     out: Annotated[str, Option("folder for all output", "DIR")] = "out/quickstart"
     preset: Annotated[str, Option("the preset of all steps, or your own .yaml file")] = PRESET
     small: Annotated[bool, Option("less data and fewer steps: shows that it works, not how well")] = False
+    full: Annotated[bool, Option("also train a control on shuffled captions, and run the whole exam")] = False
     overrides: Annotated[tuple[str, ...], cli.overrides("epochs=2 or model.llm.name=PATH")] = ()
 
 
 def run(options: QuickstartOptions) -> None:
     """Runs the commands one after another, as a user would type them."""
+    cli.check(options, _mistakes(options))
     started = time.monotonic()
     examined = options.preset == PRESET and not options.data
-    size = PLAIN if not examined else SMALL if options.small else FULL
+    size = PLAIN if not examined else SMALL if options.small else FULL if options.full else USUAL
     out = cli.new_folder(options.out)
     out.mkdir(parents=True, exist_ok=True)
     data = cli.existing_folder(options.data) if options.data else _world(out, size.world)
@@ -77,6 +81,11 @@ def run(options: QuickstartOptions) -> None:
         print("  stage-*/       checkpoints with model cards, log.jsonl, settings.json, trainable.json")
     print("  shards/        WebDataset tars, indexes, rejects.parquet and embeddings of each dataset")
     print(f"  gallery.html   open this one in a browser: {page}")
+
+
+def _mistakes(options: QuickstartOptions) -> Iterator[str]:
+    if options.small and options.full:
+        yield "--small and --full: leave out one of them"
 
 
 def _world(out: Path, count: int) -> Path:
@@ -105,14 +114,15 @@ def _train(out: Path, data: Path, preset: str, settings: list[str], size: Size) 
 
 
 def _examine(out: Path, size: Size) -> dict[str, float]:
-    """Trains a control on shuffled captions, and evaluates it and the runs on the world's exam."""
+    """Evaluates the runs on the world's exam, and a control on shuffled captions, where one is to be trained."""
     times, control = {}, str(out / "control")
-    command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
-    times["control"] = _run("train_stage", [*command, *size.control, "shuffle_items=true"])
+    if size.control:
+        command = ["--stage", "3", "--shards", str(out / "shards"), "--out", control, "--preset", PRESET, "--overwrite"]
+        times["control"] = _run("train_stage", [*command, *size.control, "shuffle_items=true"])
     command = ["--checkpoint", str(out / "stage-1"), "--n", str(size.n), "--controls-n", "0"]
     times["score stage 1"] = _run("score", [*command, "--rows", *UNDERSTANDING])
     command = ["--checkpoint", str(out / "stage-3"), "--n", str(size.n), "--controls-n", str(size.controls_n)]
-    times["score stage 3"] = _run("score", [*command, "--shuffled", control])
+    times["score stage 3"] = _run("score", [*command, *(["--shuffled", control] if size.control else [])])
     return times
 
 

@@ -59,7 +59,7 @@ def audio_pipeline(corpus: Iterable[str]) -> Any:
 
 def llama(corpus: Iterable[str]) -> tuple[Any, Any]:
     """A Llama with a million weights, and its tokenizer."""
-    tokenizer = fresh.llm_tokenizer(corpus, 864)
+    tokenizer = fresh.llm_tokenizer(corpus, 1152)
     return fresh.llama(tokenizer, width=128, feed_forward=352, layers=4), tokenizer
 
 

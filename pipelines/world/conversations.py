@@ -5,13 +5,15 @@ An answer says what an item shows or plays right before the item, in the words o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from pipelines.sample import Item, Modality, Part, Turn
-from pipelines.world import wording
+from pipelines.world import small_talk, wording
 from pipelines.world.captions import CAPTIONS, NOUNS, caption, thing, where, with_article
+from pipelines.world.phrasing import Voice
 from pipelines.world.scenes import (
     ATTRIBUTES,
     COLOURS,
@@ -32,17 +34,20 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Subject)
 _NUM_FRAMES = len(CAPTIONS[Modality.IMAGE])
 _NUM_WAYS = 3  # to say a place or direction
+_SHOWN_BEHIND = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What one assistant turn must do: name these attributes in its text, and make these subjects, one an item.
 
-    An attribute of which the text names two values is not in `named`.
+    An attribute of which the text names two values is not in `named`. Where `replies` are given, the text is one of
+    them.
     """
 
     named: Mapping[str, str]
     made: tuple[Subject, ...]
+    replies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +60,19 @@ class Conversation:
     answers: tuple[Expected, ...]
 
 
-def converse(kind: str, seed: int, index: int, *, held_out: bool = False) -> Conversation:
+def converse(
+    kind: str, seed: int, index: int, *, held_out: bool = False, is_newly_worded: bool = False
+) -> Conversation:
     """Draws one conversation of a kind; it depends only on the arguments.
 
     No subject in it, shown, made or only spoken of, is a held-out combination; with `held_out` the first one is, and
-    the others are not. `change` and `remember` take the modalities by turns of `index`. One in eight `describe_*` and
-    `make_*` is about a harder subject, unless held out.
+    the others are not. `change`, `alter` and `remember` take the modalities by turns of `index`. One in eight
+    `describe_*` and `make_*` is about a harder subject, unless held out. With `is_newly_worded` the user speaks in
+    frames that are in no other conversation.
     """
     rng = np.random.default_rng([KINDS.index(kind), seed, index, held_out])
     while True:
-        talk = _Talk(rng, index, held_out)
+        talk = _Talk(rng, index, held_out, is_newly_worded)
         _SCRIPTS[kind](talk)
         if all(is_held_out(subject) == (held_out and not number) for number, subject in enumerate(talk.subjects)):
             return Conversation(kind=kind, turns=tuple(talk.turns), media=talk.media, answers=tuple(talk.answers))
@@ -81,8 +89,9 @@ def converse_by_turns(kinds: Sequence[str], seed: int, number: int, *, held_out:
 class _Talk:
     """A conversation under construction."""
 
-    def __init__(self, rng: np.random.Generator, index: int, held_out: bool) -> None:
+    def __init__(self, rng: np.random.Generator, index: int, held_out: bool, is_newly_worded: bool) -> None:
         self.rng = rng
+        self.voice = Voice(rng, is_newly_worded)
         self.held_out = held_out
         self.modality = tuple(Modality)[index % len(Modality)]
         self.hard = index % HARD_EVERY == HARD_EVERY - 1 and not held_out
@@ -104,6 +113,12 @@ class _Talk:
         number = int(self.rng.integers(2**32))
         return self.about(draw(number, 0, held_out=held_out, hard=hard)[modality])
 
+    def draw_brief(self, modality: Modality) -> Subject:
+        """Draws a subject as people ask for it, often with what is usual."""
+        held_out = self.held_out and not self.subjects
+        number = int(self.rng.integers(2**32))
+        return self.about(self.voice.brief(draw(number, 0, held_out=held_out, hard=self.hard)[modality]))
+
     def scene(self) -> Scene:
         subject = self.draw(Modality.IMAGE)
         assert isinstance(subject, Scene)
@@ -114,21 +129,29 @@ class _Talk:
         direction = self.pick(ATTRIBUTES[Modality.VIDEO]["direction"])
         return self.about(Motion(colour=scene.colour, shape=scene.shape, direction=direction))
 
-    def phrase(self, subject: Subject) -> str:
-        """A user's words for a subject."""
-        frame = self.pick(wording.PHRASES[modality_of(subject)])
-        return frame.format(thing=thing(subject), where=self.where(subject))
-
-    def where(self, subject: Subject) -> str:
-        """A user's words for a place or direction."""
-        return where(subject, _NUM_FRAMES * int(self.rng.integers(_NUM_WAYS)))
-
-    def user(self, text: str, shown: Subject | None = None) -> None:
-        parts: list[Part] = [text]
-        if shown is not None:
+    def user(
+        self,
+        frame: str,
+        subject: Subject | None = None,
+        fields: Mapping[str, str] = MappingProxyType({}),
+        *,
+        shows: bool = False,
+        given: str = "",
+    ) -> None:
+        """The user says what a frame says of a subject, perhaps `shows` it, and adds a text as it is."""
+        known: dict[str, str] = {}
+        if subject is not None:
+            modality = modality_of(subject)
+            noun = self.voice.noun(modality)
+            known = {**self.voice.values(subject), "noun": noun, "sense": wording.SENSES[modality]}
+        said = self.voice.typed(self.voice.said(frame, {**known, **fields}))
+        parts: list[Part] = [f"{said}\n{given}" if given else said]
+        if shows and subject is not None:
             name = str(len(self.media))
-            self.media[name] = shown
-            parts.insert(0, Item(modality=modality_of(shown), name=name, caption=words(shown)))
+            self.media[name] = subject
+            item = Item(modality=modality_of(subject), name=name, caption=words(subject))
+            # People show first what they speak of, or the other way round.
+            parts = [*parts, item] if self.voice.happens(_SHOWN_BEHIND) else [item, *parts]
         self.turns.append(Turn(role="user", parts=tuple(parts)))
 
     def assistant(self, named: Mapping[str, str], *said: str | Subject) -> None:
@@ -140,28 +163,44 @@ class _Talk:
 
     def describe(self, subject: Subject) -> None:
         """The user shows a subject, the assistant describes it."""
-        self.user(_fill(self.pick(wording.DESCRIBE), subject), shown=subject)
+        self.user(self.voice.frame(wording.DESCRIBE), subject, shows=True)
         self.assistant(_named(subject), _fill(self.pick(wording.DESCRIBED), subject))
 
     def make(self, subject: Subject) -> None:
         """The user asks for a subject, the assistant makes it."""
-        self.user(_fill(self.pick(wording.MAKE), subject, caption=self.phrase(subject)))
+        frames = self.pick((wording.MAKE, wording.MAKE_ONE[modality_of(subject)]))
+        self.user(self.voice.frame(frames), subject, {"thing": self.voice.phrase(subject)})
         self.assistant(_named(subject), _fill(self.pick(wording.MADE), subject), subject)
 
-    def ask(self, subject: Subject, attribute: str, before: str = "", behind: str = "") -> None:
+    def ask(self, subject: Subject, attribute: str, *, before: str = "", given: str = "") -> None:
         """The user asks for one attribute of a subject, the assistant names it."""
-        self.user(f"{before}{self.pick(wording.ASK[attribute])}{behind}")
+        self.user(f"{before} {self.voice.frame(wording.ASK[attribute])}", subject, given=given)
         self.assistant({attribute: attributes(subject)[attribute]}, _fill(wording.ASKED[attribute], subject))
 
+    def ask_whether(self, subject: Subject, attribute: str) -> None:
+        """The user asks whether an attribute has a value, the assistant agrees or names the right one."""
+        right = attributes(subject)[attribute]
+        said = right if self.voice.happens(0.5) else self.pick(ATTRIBUTES[modality_of(subject)][attribute])
+        frame = self.pick(wording.ASK_WHETHER[attribute])
+        self.user(frame, subject, {"value": self.voice.value(attribute, said)})
+        answer = _fill(wording.ASKED[attribute], subject)
+        verdict = "Yes, it" if said == right else "No, it"
+        self.assistant({attribute: right}, verdict + answer.removeprefix("It"))
+
     def chat(self) -> None:
-        said, answered = self.pick(wording.CHAT)
-        self.user(self.pick(said))
-        self.assistant({}, self.pick(answered))
+        said, answered = self.pick(small_talk.CHAT)
+        self.user(self.voice.frame(said))
+        self.reply(answered)
+
+    def reply(self, texts: Sequence[str], others: Sequence[str] = ()) -> None:
+        """The assistant says one of these texts; others would do as well."""
+        self.turns.append(Turn(role="assistant", parts=(self.pick(texts),)))
+        self.answers.append(Expected(named={}, made=(), replies=(*texts, *others)))
 
 
 def words(subject: Subject) -> str:
     """The assistant's words for a subject, and the caption of its items."""
-    return wording.PHRASES[modality_of(subject)][0].format(thing=thing(subject), where=where(subject))
+    return wording.PHRASES[modality_of(subject)].format(thing=thing(subject), where=where(subject))
 
 
 def _fill(frame: str, subject: Subject, **fields: str) -> str:
@@ -186,13 +225,14 @@ def _describe(modality: Modality) -> Callable[[_Talk], None]:
         talk.describe(subject)
         if not talk.hard:
             for attribute in map(str, talk.rng.permutation(list(ATTRIBUTES[modality]))[: talk.rng.integers(3)]):
-                talk.ask(subject, attribute)
+                ask = talk.ask_whether if talk.voice.happens(0.3) else talk.ask
+                ask(subject, attribute)
 
     return script
 
 
 def _make(modality: Modality) -> Callable[[_Talk], None]:
-    return lambda talk: talk.make(talk.draw(modality, talk.hard))
+    return lambda talk: talk.make(talk.draw_brief(modality))
 
 
 def _sound_out(modality: Modality) -> Callable[[_Talk], None]:
@@ -200,7 +240,7 @@ def _sound_out(modality: Modality) -> Callable[[_Talk], None]:
         subject = talk.draw(modality)
         assert not isinstance(subject, Sound)
         sound = talk.about(sound_of(subject.colour, subject.shape))
-        talk.user(_fill(talk.pick(wording.SOUND_OUT), subject), shown=subject)
+        talk.user(talk.voice.frame(wording.SOUND_OUT), subject, shows=True)
         text = _fill(talk.pick(wording.SOUNDED_OUT), subject, sound=words(sound))
         talk.assistant(_named(subject, sound), text, sound)
 
@@ -211,7 +251,8 @@ def _image_to_video(talk: _Talk) -> None:
     shown = talk.scene()
     scene = talk.about(replace(shown, colour=talk.pick([colour for colour in COLOURS if colour != shown.colour])))
     motion = talk.motion(scene)
-    talk.user(_fill(talk.pick(wording.RECOLOUR_AND_MOVE), scene, where=talk.where(motion)), shown=shown)
+    fields = {"colour": talk.voice.value("colour", scene.colour), "where": talk.voice.values(motion)["where"]}
+    talk.user(talk.voice.frame(wording.RECOLOUR_AND_MOVE), shown, fields, shows=True)
     _present(talk, talk.pick(wording.RECOLOURED_AND_MOVED), scene, motion)
 
 
@@ -221,13 +262,35 @@ def _everything(talk: _Talk) -> None:
     sound: Subject
     if talk.rng.integers(2):
         motion, sound = talk.motion(scene), talk.about(sound_of(scene.colour, scene.shape))
-        text = talk.pick(wording.ONE_IN_ALL).format(image=talk.phrase(scene), where=talk.where(motion))
+        where_to = talk.voice.values(motion)["where"]
+        talk.user(talk.voice.frame(wording.ONE_IN_ALL), fields={"image": talk.voice.phrase(scene), "where": where_to})
     else:
         motion, sound = talk.draw(Modality.VIDEO), talk.draw(Modality.AUDIO)
-        phrases = {modality_of(subject).value: talk.phrase(subject) for subject in (scene, motion, sound)}
-        text = talk.pick(wording.EVERYTHING).format(**phrases)
-    talk.user(text)
+        phrases = {modality_of(subject).value: talk.voice.phrase(subject) for subject in (scene, motion, sound)}
+        talk.user(talk.voice.frame(wording.EVERYTHING), fields=phrases)
     _present(talk, talk.pick(wording.EVERYTHING_MADE), scene, motion, sound)
+
+
+def _two(talk: _Talk) -> None:
+    """Two media of different modalities, in one sentence or two."""
+    modalities = [modality for modality in Modality if modality is not talk.modality]
+    if talk.voice.happens(0.5):
+        modalities.reverse()
+    first, second = (talk.draw(modality) for modality in modalities)
+    nouns = {"noun": talk.voice.noun(modalities[0]), "other": talk.voice.noun(modalities[1])}
+    phrases = {"first": _wanted(talk, first), "second": _wanted(talk, second)}
+    talk.user(talk.voice.frame(wording.TWO), fields={**nouns, **phrases})
+    texts = talk.pick(wording.TWO_MADE)
+    captions = {"first": words(first), "second": words(second)}
+    talk.assistant(_named(first, second), texts[0].format(**captions), first, texts[1].format(**captions), second)
+
+
+def _wanted(talk: _Talk, subject: Subject) -> str:
+    """A phrase that also tells the modality: of a shape that stands still or moves, and of a sound that is heard."""
+    phrase = talk.voice.phrase(subject)
+    if modality_of(subject) is Modality.IMAGE and talk.voice.happens(0.3):
+        return f"a {talk.voice.noun(Modality.IMAGE)} of {phrase}"
+    return phrase
 
 
 def _present(talk: _Talk, frames: Sequence[str], *subjects: Subject) -> None:
@@ -241,11 +304,55 @@ def _change(talk: _Talk) -> None:
     subject = talk.draw(talk.modality)
     talk.make(subject)
     for attribute in map(str, talk.rng.permutation(wording.CHANGES[talk.modality])[: talk.rng.integers(1, 3)]):
-        old = attributes(subject)[attribute]
-        new = talk.pick([value for value in ATTRIBUTES[talk.modality][attribute] if value != old])
-        subject = talk.about(cast(Subject, replace(cast(Any, subject), **{attribute: new})))
-        talk.user(_fill(talk.pick(wording.CHANGE[attribute]), subject, where=talk.where(subject)))
-        talk.assistant(_named(subject), _fill(talk.pick(wording.MADE), subject), subject)
+        subject = _changed(talk, subject, attribute, shows=False)
+
+
+def _alter(talk: _Talk) -> None:
+    """The user shows a medium, and wants it in another way."""
+    subject = talk.draw(talk.modality)
+    attribute = talk.pick(wording.CHANGES[talk.modality])
+    _changed(talk, subject, attribute, shows=True)
+
+
+def _changed(talk: _Talk, subject: Subject, attribute: str, *, shows: bool) -> Subject:
+    """The user wants a subject, shown or made before, with another value of an attribute."""
+    old = attributes(subject)[attribute]
+    new = talk.pick([value for value in ATTRIBUTES[talk.modality][attribute] if value != old])
+    changed = talk.about(cast(Subject, replace(cast(Any, subject), **{attribute: new})))
+    value = talk.voice.value(attribute, new)
+    fields = {attribute: value, "where": value, "sizer": wording.SIZERS.get(new, "")}
+    talk.user(talk.voice.frame(wording.CHANGE[attribute]), subject, fields, shows=shows)
+    talk.assistant(_named(changed), _fill(talk.pick(wording.MADE), changed), changed)
+    return changed
+
+
+def _beyond(talk: _Talk) -> None:
+    """The user asks for what the world does not have."""
+    if talk.voice.happens(0.5):
+        talk.user(talk.voice.frame(small_talk.QUESTIONS))
+        talk.reply(small_talk.BEYOND_WORDS)
+        return
+    _make_beyond(talk, talk.pick((Modality.IMAGE, Modality.VIDEO, Modality.AUDIO)))
+
+
+def _make_beyond(talk: _Talk, modality: Modality) -> None:
+    nouns = {"noun": talk.voice.noun(modality), "sense": wording.SENSES[modality]}
+    frames = talk.pick((wording.MAKE, wording.MAKE_ONE[modality]))
+    answers: Sequence[str] = small_talk.BEYOND[modality]
+    if modality is Modality.AUDIO:
+        thing = talk.voice.frame(small_talk.TUNES)
+        if thing.startswith("a ") and talk.voice.happens(0.3):
+            thing = f"{with_article(talk.voice.value('pitch', talk.pick(ATTRIBUTES[modality]['pitch'])))} on {thing}"
+    elif talk.voice.happens(0.2):
+        shape = talk.voice.value("shape", talk.pick(SHAPES))
+        thing, answers = with_article(f"{talk.pick(small_talk.COLOURS)} {shape}"), small_talk.BEYOND_COLOURS
+    else:
+        thing = talk.voice.frame(small_talk.THINGS)
+        if talk.voice.happens(0.3):
+            article, _, noun = thing.rpartition(" ")
+            thing = f"{article or 'a'} {talk.voice.value('colour', talk.pick(tuple(COLOURS)))} {noun}"
+    talk.user(talk.voice.frame(frames), fields={**nouns, "thing": thing})
+    talk.reply(answers, (*small_talk.BEYOND[modality], *small_talk.BEYOND_WORDS))
 
 
 def _remember(talk: _Talk) -> None:
@@ -255,33 +362,34 @@ def _remember(talk: _Talk) -> None:
         other = talk.pick([modality for modality in Modality if modality != talk.modality])
         talk.pick((talk.make, talk.describe))(talk.draw(other))
     else:
-        talk.chat()
+        talk.pick((_Talk.chat, _beyond))(talk)
     if talk.rng.integers(2):
-        talk.user(_fill(talk.pick(wording.RECALL), subject))
+        talk.user(talk.voice.frame(wording.RECALL), subject, {"noun": NOUNS[talk.modality]})
         talk.assistant(_named(subject), _fill(talk.pick(wording.RECALLED), subject))
     else:
-        back = _fill(talk.pick(wording.THINK_BACK), subject)
-        talk.ask(subject, talk.pick(tuple(attributes(subject))), before=f"{back} ")
+        back = talk.voice.frame(wording.THINK_BACK).replace("{noun}", NOUNS[talk.modality])
+        talk.ask(subject, talk.pick(tuple(attributes(subject))), before=back)
 
 
 def _question(talk: _Talk) -> None:
     if not talk.rng.integers(4):
         colour, shape = talk.pick(tuple(COLOURS)), talk.pick(SHAPES)
         sound = talk.about(sound_of(colour, shape))
-        talk.user(talk.pick(wording.RULE).format(thing=with_article(f"{colour} {shape}")))
+        named = {"thing": with_article(f"{talk.voice.value('colour', colour)} {talk.voice.value('shape', shape)}")}
+        talk.user(talk.voice.frame(wording.RULE), fields=named)
         talk.assistant(_named(sound), talk.pick(wording.RULED).format(sound=words(sound)))
         return
     subject = talk.draw(talk.pick(tuple(Modality)))
     text = caption(subject, int(talk.rng.integers(_NUM_FRAMES * _NUM_WAYS)))
     match talk.rng.integers(3):
         case 0:
-            talk.ask(subject, talk.pick(tuple(attributes(subject))), behind=f"\n{text}")
+            talk.ask(subject, talk.pick(tuple(attributes(subject))), given=text)
         case 1:
-            talk.user(f"{talk.pick(wording.REPEAT)}\n{text}")
+            talk.user(talk.pick(wording.REPEAT), given=text)
             talk.assistant(_named(subject), talk.pick(wording.REPEATED).format(text=text))
         case _:
             asked, answered = wording.NAME_ALL[modality_of(subject)]
-            talk.user(f"{asked}\n{text}")
+            talk.user(asked, given=text)
             talk.assistant(_named(subject), _fill(answered, subject))
 
 
@@ -296,5 +404,8 @@ _SCRIPTS: Mapping[str, Callable[[_Talk], None]] = {
     "remember": _remember,
     "question": _question,
     "chat": lambda talk: talk.chat(),
+    "two": _two,
+    "alter": _alter,
+    "beyond": _beyond,
 }
 KINDS: tuple[str, ...] = tuple(_SCRIPTS)

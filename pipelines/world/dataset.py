@@ -15,7 +15,7 @@ from pipelines.world.render import render
 from pipelines.world.scenes import Subject, draw, modality_of
 
 _MARKER = "world.json"
-_SCHEMA = 4  # Raise it with any change to the bytes written.
+_SCHEMA = 5  # Raise it with any change to the bytes written.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from pipelines.world.scenes import (
     attributes,
     modality_of,
 )
+from pipelines.world.small_talk import NUM_REPLIES
 
 SEED = 1_000_000  # far from those that worlds to train on are drawn from
 _FIRST_VARIANT = 10_000_000  # likewise of what is drawn
@@ -52,9 +53,10 @@ class ExamRow:
     * `modalities`: the share of answers that hold the right number of items of each modality;
     * `well_formed`: the share of answers whose signal tokens are whole groups.
 
-    A row's value is the mean over its conversations. One without a `target` is reported, not required; `hard` ones are
-    about two objects in a scene, melodies and unusual speeds. A model that is through stage 1 alone has a target of its
-    own.
+    A row's value is the mean over its conversations. Where `is_newly_worded`, users speak in frames that are in no
+    training data, and the row stands beside one of frames that are. One without a `target` is reported, not required;
+    `hard` ones are about two objects in a scene, melodies and unusual speeds. A model that is through stage 1 alone has
+    a target of its own.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ExamRow:
     target: float | None = None
     stage_1_target: float | None = None
     hard: bool = False
+    is_newly_worded: bool = False
 
 
 _CASES = {
@@ -87,6 +90,11 @@ def _rows() -> Iterator[ExamRow]:
     yield ExamRow(name="well_formed", title="whole signal groups", grading="well_formed", target=1.0)
     for kind, title in _CASES.items():
         yield ExamRow(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
+    yield ExamRow(name="case_two", title="two media at once", kinds=("two",), grading="whole", target=0.85)
+    yield ExamRow(name="case_alter", title="T+X to T+X, changed", kinds=("alter",), grading="whole", target=0.85)
+    yield ExamRow(
+        name="talk", title="talk, and what lies beyond", kinds=("chat", "beyond"), grading="whole", target=0.85
+    )
     for kind in ("change", "remember"):
         title = f"several turns: {kind}"
         yield ExamRow(name=f"turns_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
@@ -96,7 +104,15 @@ def _rows() -> Iterator[ExamRow]:
         )
 
 
-ROWS: Mapping[str, ExamRow] = {row.name: row for row in _rows()}
+def _beside(row: ExamRow) -> Iterator[ExamRow]:
+    """A row, and the one of the same in new words."""
+    yield row
+    if row.kinds and not row.hard:
+        title = f"{row.title}, new wordings"
+        yield replace(row, name=f"{row.name}_new", title=title, is_newly_worded=True, stage_1_target=None)
+
+
+ROWS: Mapping[str, ExamRow] = {each.name: each for row in _rows() for each in _beside(row)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +154,7 @@ def cases(row: ExamRow, count: int, seed: int = SEED) -> list[Case]:
         kind, index = row.kinds[number % len(row.kinds)], number
         if row.hard:
             index = HARD_EVERY * (number + 1) - 1
-        conversation = converse(kind, seed, index, held_out=not row.hard)
+        conversation = converse(kind, seed, index, held_out=not row.hard, is_newly_worded=row.is_newly_worded)
         if row.grading == "attributes":
             conversation = replace(conversation, turns=conversation.turns[:2], answers=conversation.answers[:1])
         found.append(Case(key=f"{row.name}-{number}", number=number, row=row, conversation=conversation))
@@ -189,7 +205,7 @@ def chance(row: ExamRow, conversation: Conversation) -> float | None:
     * `attributes`: the mean over attributes of 1 / V, and of 1 / V^2 where it is asked of two objects. Speed and melody
       have two values.
     * `whole`: the product of 1 / V over all attributes of all media to be made, and over those that only the words must
-      name: who guesses says what he makes. He knows the modalities.
+      name: who guesses says what he makes. He knows the modalities. Of replies he says one in `NUM_REPLIES`.
     * `modalities`: 1/8, as each of the three is there or not.
     * `well_formed`: None, since nothing is guessed.
     """
@@ -200,7 +216,8 @@ def chance(row: ExamRow, conversation: Conversation) -> float | None:
             guesses += [1 / len(_HARDER[name]) for name in _harder(wanted)]
             return sum(guesses) / len(guesses)
         case "whole":
-            return prod(1 / _NUM_VALUES[name] for answer in conversation.answers for name in _guessed(answer))
+            values = prod(1 / _NUM_VALUES[name] for answer in conversation.answers for name in _guessed(answer))
+            return values / prod(NUM_REPLIES for answer in conversation.answers if answer.replies)
         case "modalities":
             return 2.0 ** -len(Modality)
         case "well_formed":
@@ -224,6 +241,8 @@ def _grade_said(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool
     named = read_text(response.text)
     for name, value in answer.named.items():
         yield f"said {name}", named.get(name) == value
+    if answer.replies:
+        yield "reply", response.text in answer.replies
     yield "modalities", _modalities_right(answer, response)
 
 

@@ -25,6 +25,8 @@ _MOSIT_KINDS = (
     "image_to_video",
     "everything",
     "remember",
+    "two",
+    "alter",
 )
 
 
@@ -139,8 +141,9 @@ def _text(turn: Turn) -> str:
 INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
     "alpaca_instruction": InstructionSet(
         path="T+X-T_data/alpaca/alpaca.json",
-        draw=partial(converse_by_turns, ("question", "question", "chat")),
+        draw=partial(converse_by_turns, ("question", "chat", "beyond", "question", "beyond")),
         row=_alpaca_row,
+        share=2,
     ),
     "plan_instruction": InstructionSet(
         path="T+X-T_data/plans/plans.json", draw=converse_in_plans, row=_alpaca_row, share=2

@@ -19,7 +19,7 @@ from pipelines.world.scenes import Motion, Scene, Subject, modality_of
 _KINDS = (
     *("describe_image", "make_image", "image_to_sound", "change", "everything", "remember"),
     *("describe_video", "make_video", "video_to_sound", "change", "image_to_video", "question"),
-    *("describe_audio", "make_audio", "image_to_video", "change", "everything", "chat"),
+    *("describe_audio", "make_audio", "image_to_video", "two", "everything", "chat"),
 )
 _TASKS = ("plan", "reply", "plan", "words", "plan", "mend")
 _FIRST = 1_000_000  # of the conversations: none that another set holds

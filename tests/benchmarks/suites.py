@@ -36,6 +36,7 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "replies": "each case over HTTP: the first word, the whole reply, and the second reply against the first",
         "tokens": "tokens per second of the LLM, against transformers' generate on the same weights",
         "media_batches": "each decoder in batches, against one medium at a time",
+        "people": "conversations worded by hand, answered right, of all",
         "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and the gain from batching",
     },
 }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.sample import Item, Modality
-from pipelines.world import wording
+from pipelines.world import small_talk, wording
 from pipelines.world.conversations import KINDS, Conversation, converse
 from pipelines.world.oracles import read_text
 from pipelines.world.scenes import Subject, is_held_out, modality_of, sound_of
@@ -85,7 +85,7 @@ def test_training_conversations_hold_no_held_out_combination(kind: str) -> None:
         assert not any(map(is_held_out, subjects(converse(kind, 0, index))))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("question", "chat")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("question", "chat", "beyond")])
 def test_the_first_subject_of_an_examination_is_held_out_and_no_other(kind: str) -> None:
     for index in range(COUNT):
         first, *rest = subjects(converse(kind, 0, index, held_out=True))
@@ -133,8 +133,10 @@ def test_conversations_are_short_and_worded_in_many_ways(kind: str) -> None:
 
 def test_frames_leave_attributes_to_the_subjects() -> None:
     """Else an answer would name what nobody asked for."""
-    for said, answers in wording.CHAT:
-        assert all(read_text(text) == {} for text in (*said, *answers))
+    replies = [text for _, answers in small_talk.CHAT for text in answers]
+    beyond = [text for answers in small_talk.BEYOND.values() for text in answers]
+    for text in (*replies, *beyond, *small_talk.BEYOND_COLOURS, *small_talk.BEYOND_WORDS):
+        assert read_text(text) == {}
     for frames in (wording.DESCRIBE, wording.DESCRIBED, wording.MAKE, wording.MADE, wording.RECALL, wording.RECALLED):
         fields = {name: "it" for frame in frames for _, name, _, _ in string.Formatter().parse(frame) if name}
         assert all(read_text(frame.format(**fields)) == {} for frame in frames)

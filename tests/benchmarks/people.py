@@ -1,0 +1,89 @@
+"""Sixty conversations worded by hand: how many a checkpoint answers as a person would want, by kind."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.inference.query import Query, Response, Sampling
+from model.inference.responder import Responder
+from pipelines.media import codecs
+from pipelines.sample import Decoded, Item, Modality, Turn
+from pipelines.world.oracles import grade, read, read_text
+from pipelines.world.render import render
+from pipelines.world.scenes import ATTRIBUTES, Motion, Scene, Sound, Subject, modality_of
+from tests.benchmarks import Row, say
+
+CONVERSATIONS = Path(__file__).with_name("people.yaml")
+# Of 60 kept back elsewhere, 45 are the goal of the small world's model.
+TARGET = 0.75
+_VIDEO_FPS = 2.0
+Exchange = Mapping[str, Any]
+_KINDS: Mapping[Modality, type[Subject]] = {Modality.AUDIO: Sound, Modality.VIDEO: Motion, Modality.IMAGE: Scene}
+_MARKS = {Modality.AUDIO: "pitch", Modality.VIDEO: "direction", Modality.IMAGE: "shape"}
+
+
+def run(scale: float, checkpoint: str) -> list[Row]:
+    """Conversations answered right (`ours`) of those asked (`peer`), by kind and in all; the note names the others."""
+    responder = Responder.from_pretrained(checkpoint)
+    rows, every = list[Row](), yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8"))
+    for kind, conversations in every.items():
+        chosen = conversations[: max(1, round(len(conversations) * scale))]
+        wrong = [said for conversation in chosen for said in _wrong(responder, conversation)]
+        rows.append(_row(kind, len(chosen) - len(wrong), len(chosen), "; ".join(wrong)))
+    return [*rows, _row("all", sum(int(row.ours) for row in rows), sum(int(row.peer) for row in rows), "")]
+
+
+def _row(name: str, right: int, asked: int, note: str) -> Row:
+    target = TARGET if name == "all" else None
+    return Row(name=name, ours=right, peer=asked, ratio=right / asked, target=target, unit="right", note=note)
+
+
+def _wrong(responder: Responder, conversation: Sequence[Exchange]) -> Iterator[str]:
+    """What was said where the first answer is not right; nothing if all are."""
+    turns, media = list[Turn](), dict[str, Decoded]()
+    for number, exchange in enumerate(conversation):
+        parts: list[Item | str] = [exchange["say"]]
+        if shown := exchange.get("show"):
+            name, subject = str(number), _subject(shown)
+            media[name] = codecs.decode(codecs.encode(render(subject, number)), fps=_VIDEO_FPS)
+            parts.insert(0, Item(modality=modality_of(subject), name=name))
+        turns.append(Turn(role="user", parts=tuple(parts)))
+        response = responder.respond(Query(turns=turns, media=media, sampling=Sampling(max_items=4)))
+        text = " ".join(part for part in response.parts if isinstance(part, str))
+        say(f"{exchange['say']} -> {text} {[part.modality.value for part in response.parts if isinstance(part, Item)]}")
+        if fault := _fault(exchange, text, response):
+            yield f"{exchange['say']!r}: {fault}"
+            return
+        turns.append(Turn(role="assistant", parts=response.parts))
+
+
+def _fault(exchange: Exchange, text: str, response: Response[Decoded]) -> str:
+    """What is wrong with an answer; empty if it is right."""
+    wanted = [dict(one) for one in exchange.get("makes", ())]
+    made = list(response.media)
+    if len(made) != len(wanted):
+        return f"{len(made)} media for {len(wanted)}"
+    for values, medium in zip(wanted, made, strict=True):
+        grades = grade(_subject(values), read(medium))
+        if bad := [name for name in values if not grades.get(name)]:
+            return f"{', '.join(bad)} of the {'/'.join(values.values())}"
+    named = read_text(text)
+    if bad := [name for name, value in exchange.get("names", {}).items() if named.get(name) != value]:
+        return f"does not name the {', '.join(bad)}: {text}"
+    says = exchange.get("says")
+    if says and (named or not re.search(says, text, re.IGNORECASE)):
+        return f"says {text}"
+    return ""
+
+
+def _subject(values: Mapping[str, str]) -> Subject:
+    """A subject with these values; the others are anything."""
+    for modality, kind in _KINDS.items():
+        names = ATTRIBUTES[modality]
+        if _MARKS[modality] in values:
+            filled: dict[str, Any] = {name: values.get(name, any_of[0]) for name, any_of in names.items()}
+            return kind(**filled)
+    raise ValueError(f"no subject has {sorted(values)}")
