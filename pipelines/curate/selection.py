@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from pipelines.curate.columns import ColumnsManifest, find_columns, is_current, read_columns
-from pipelines.storage.conditions import FLAG, NUMBER, TEXT, Clause, Condition, parse_condition
+from pipelines.storage.conditions import FLAG, NUMBER, TEXT, Clause, RowCondition, parse_condition
 from pipelines.storage.files import read_table
 from pipelines.storage.shards import Manifest, index_path
 
@@ -91,7 +91,7 @@ def select(directory: Path, manifest: Manifest, where: Sequence[str]) -> Selecti
 _Sources = dict[str, tuple[ColumnsManifest | None, list[str]]]
 
 
-def _sources(directory: Path, manifest: Manifest, conditions: Sequence[Condition]) -> _Sources:
+def _sources(directory: Path, manifest: Manifest, conditions: Sequence[RowCondition]) -> _Sources:
     """The columns that conditions look at, by scorer; those of the shards' own indexes under an empty name."""
     found = find_columns(directory)
     kinds = dict.fromkeys(INDEXED, TEXT)

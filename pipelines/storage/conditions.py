@@ -181,7 +181,7 @@ class Clause:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class RowCondition:
     """A parsed condition: all of its clauses hold."""
 
     text: str
@@ -209,7 +209,7 @@ class Condition:
                 raise ValueError(f"{self.text!r}: {error}") from None
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str) -> RowCondition:
     """Parses a condition.
 
     Raises:
@@ -220,7 +220,7 @@ def parse_condition(text: str) -> Condition:
         raise ValueError(f"a condition of {len(text)} characters; it may have {MOST_CHARACTERS}")
     try:
         parser = _Parser(text)
-        return Condition(text=text, clauses=tuple(parser.clauses()))
+        return RowCondition(text=text, clauses=tuple(parser.clauses()))
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from None
 
