@@ -137,7 +137,16 @@ def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterato
             try:
                 noise_kind(modality, name)
             except (ValueError, OSError) as error:
-                yield f"loss.denoising_weights: {modality}: {error}"
+                if _is_known(modality, name):  # of another family, `_decoders` tells
+                    yield f"loss.denoising_weights: {modality}: {error}"
+
+
+def _is_known(modality: Modality, decoder: str) -> bool:
+    try:
+        caption_shape(modality, decoder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _batches(settings: TrainSettings) -> Iterator[str]:

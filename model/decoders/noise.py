@@ -23,16 +23,12 @@ class Noised(NamedTuple):
 
 
 class DiffusionNoise:
-    """A diffusion's schedule: the target is the noise, the velocity (Salimans & Ho 2022, arXiv:2202.00512) or neither.
+    """A diffusion's schedule: the target is the noise, the velocity (Salimans & Ho 2022, arXiv:2202.00512) or neither."""
 
-    Raises ValueError when called if the scheduler's `prediction_type` is unknown.
-    """
-
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, path: str) -> None:
         # Whatever the sampler for rendering, its configuration describes the training schedule.
         self.scheduler = diffusers.DDPMScheduler.from_pretrained(path, subfolder="scheduler")
         self.num_steps = self.scheduler.config.num_train_timesteps
-        self._name = name
 
     def __call__(self, latents: Tensor, noise: Tensor, steps_K: Tensor) -> Noised:
         """Adds the noise of each item's step."""
@@ -45,10 +41,8 @@ class DiffusionNoise:
             case "v_prediction":
                 velocity: Tensor = self.scheduler.get_velocity(latents, noise, steps_K)
                 return velocity
-            case "sample":
+            case _:  # "sample", as `noise_kind` knows no other
                 return latents
-        kind = self.scheduler.config.prediction_type
-        raise ValueError(f"{self._name}: scheduler/scheduler_config.json has unknown prediction_type {kind}")
 
 
 class FlowNoise:
@@ -114,4 +108,4 @@ def load_noise(modality: Modality, name: str, path: str, num_tokens: int) -> Any
         case "sigma":
             return SigmaNoise(path)
         case _:
-            return DiffusionNoise(name, path)
+            return DiffusionNoise(path)

@@ -93,9 +93,13 @@ class Stops:
         return text[: min(found)].rstrip() if found else text
 
     def certain(self, text: str) -> str:
-        """The beginning of a growing text that no stop can take away, if it holds none yet."""
-        begun = (_length_begun(text, stop) for stop in self.texts)
-        return text[: len(text) - max(begun, default=0)]
+        """The beginning of a growing text that no stop can take away, if it holds none yet.
+
+        White space before a stop goes with it.
+        """
+        if not self.texts:
+            return text
+        return text[: len(text) - max(_length_begun(text, stop) for stop in self.texts)].rstrip()
 
 
 def _length_begun(text: str, stop: str) -> int:

@@ -71,7 +71,7 @@ def test_default_media_are_those_of_the_pipelines_own_noise(modality: Modality) 
     [ours] = decoder.generate_batch(conditions_NLD, [7], steps=2)
     settings = {**decoder.defaults, "num_inference_steps": 2}
     output = decoder.pipe(
-        **decoder._told(torch.from_numpy(conditions_NLD)),
+        **decoder._told(torch.from_numpy(conditions_NLD), None),
         generator=[torch.Generator("cpu").manual_seed(7)],
         output_type="np",
         **settings,
