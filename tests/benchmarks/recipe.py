@@ -93,7 +93,7 @@ def run(options: RecipeOptions) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = options.only or tuple(ARMS)
     prepare(folder)
-    wanted = [(name, seed) for name in names for seed in range(options.seeds)]
+    wanted = [(name, seed) for seed in range(options.seeds) for name in names]
     missing = [(name, seed) for name, seed in wanted if _kept(folder, name, seed, options.steps) is None]
     if missing:
         _measure(folder, missing, options.steps)
