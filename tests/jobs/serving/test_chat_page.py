@@ -194,7 +194,10 @@ def test_a_reload_keeps_the_conversation_and_clearing_ends_it(page: Page) -> Non
     assert (said(page, "user"), said(page, "bot")) == words
     page.get_by_role("button", name="Clear", exact=True).first.click()
     expect(page.locator("#chat .medium")).to_have_count(0)
-    assert page.request.get(page.url.rstrip("/") + before[0]["source"]).status == 404
+    deadline = time.monotonic() + 30
+    while page.request.get(page.url.rstrip("/") + before[0]["source"]).status != 404:
+        assert time.monotonic() < deadline, "a medium that was cleared is still served"
+        page.wait_for_timeout(200)
     page.reload()
     page.wait_for_timeout(1500)
     expect(page.locator("#chat .medium")).to_have_count(0)
