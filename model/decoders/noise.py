@@ -23,7 +23,7 @@ class Noised(NamedTuple):
 
 
 class DiffusionNoise:
-    """A diffusion's schedule: the target is the noise, the velocity (Salimans & Ho 2022, arXiv:2202.00512) or neither."""
+    """A diffusion's schedule: the target is noise, velocity (Salimans & Ho 2022, arXiv:2202.00512) or the latents."""
 
     def __init__(self, path: str) -> None:
         # Whatever the sampler for rendering, its configuration describes the training schedule.
