@@ -3,7 +3,7 @@
 import importlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,8 @@ UNDERSTANDING = tuple(f"understand_{modality}" for modality in MODALITIES)
 class Size:
     """What the duration depends on: pairs per modality, conversations per row of the exam and its controls, settings.
 
-    `control` are the settings of the control on shuffled captions, which needs fewer steps to end at chance.
+    `last` are settings of stage 3 alone; `control` those of the control on shuffled captions, which needs fewer steps to
+    end at chance.
     """
 
     world: int
@@ -30,10 +31,11 @@ class Size:
     n: int = 0
     controls_n: int = 0
     settings: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
     control: tuple[str, ...] = ()
 
 
-USUAL = Size(world=600, samples_per_shard=200, n=50)
+USUAL = Size(world=400, samples_per_shard=200, n=50, last=("epochs=3",))
 FULL = Size(world=600, samples_per_shard=200, n=200, controls_n=32, control=("max_steps=300",))
 SMALL = Size(
     world=200,
@@ -67,7 +69,7 @@ def run(options: QuickstartOptions) -> None:
     out = cli.new_folder(options.out)
     out.mkdir(parents=True, exist_ok=True)
     data = cli.existing_folder(options.data) if options.data else _world(out, size.world)
-    times = _train(out, data, options.preset, [*size.settings, *options.overrides], size)
+    times = _train(out, data, options.preset, options.overrides, size)
     times |= _examine(out, size) if examined else _reply(out)
     page = out / "gallery.html"
     runs = [str(out / f"stage-{stage}") for stage in (1, 2, 3)]
@@ -97,18 +99,19 @@ def _world(out: Path, count: int) -> Path:
     return root
 
 
-def _train(out: Path, data: Path, preset: str, settings: list[str], size: Size) -> dict[str, float]:
+def _train(out: Path, data: Path, preset: str, overrides: Sequence[str], size: Size) -> dict[str, float]:
     """From raw data through three stages; returns the seconds of each step."""
     shards, times = str(out / "shards"), {}
     command = ["--data", str(data), "--out", shards, "--samples-per-shard", str(size.samples_per_shard)]
     times["prepare"] = _run("prepare", command)
-    parts = [text for text in settings if text.startswith("model.")]
+    parts = [text for text in overrides if text.startswith("model.")]
     times["embed"] = _run("embed", ["--shards", shards, "--preset", preset, *parts])
     init: list[str] = []
     for stage in ("1", "2", "3"):
         run = str(out / f"stage-{stage}")
         command = ["--stage", stage, "--shards", shards, "--out", run, *init, "--preset", preset, "--overwrite"]
-        times[f"stage {stage}"] = _run("train_stage", [*command, *settings])
+        chosen = [*size.settings, *(size.last if stage == "3" else ()), *overrides]
+        times[f"stage {stage}"] = _run("train_stage", [*command, *chosen])
         init = ["--init", run]
     return times
 
