@@ -22,8 +22,8 @@ UNDERSTANDING = tuple(f"understand_{modality}" for modality in MODALITIES)
 class Size:
     """What the duration depends on: pairs per modality, conversations per row of the exam and its controls, settings.
 
-    `last` are settings of stage 3 alone; `control` those of the control on shuffled captions, which needs fewer steps to
-    end at chance.
+    `last` are settings of stage 3 alone; `control` those of the control on shuffled captions, which needs fewer steps
+    to end at chance.
     """
 
     world: int
