@@ -124,9 +124,9 @@ def _captions(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
         if manifest.items and not is_known and f"{kind}-imported-" not in manifest.encoder_id:
             flag = "--latents " * (kind in LATENTS)
             yield (
-                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's decoder has {known[0]}; run "
-                f"jobs/embed.py --preset {settings.model.preset} {flag}--modality {modality}, or train a preset of the "
-                "former"
+                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's decoder has {known[0]}; "
+                f"run jobs/embed.py --preset {settings.model.preset} {flag}--modality {modality}, or train a preset of "
+                "the former"
             )
 
 

@@ -213,8 +213,8 @@ def _local(path: str, file: str) -> Path:
     return Path(hf_hub_download(path, file))
 
 
-# Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker. Of those in model/published, what
-# stays loaded: denoiser and VAE.
+# Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker. Of those in model/published,
+# what stays loaded: denoiser and VAE.
 _PUBLISHED = {
     "stable-diffusion-v1-5": 1_066_000_000,
     "zeroscope_v2_576w": 1_836_000_000,

@@ -76,7 +76,13 @@ def write_preset(root: Path) -> Path:
     tokenizer = tokenizer_of("qwen3")
     rows = -(-len(tokenizer) // 16) * 16  # Qwen's matrices have more rows than its tokenizer has tokens
     build_llm(
-        parts / "llm", "Qwen3", tokenizer, vocab_size=rows, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False
+        parts / "llm",
+        "Qwen3",
+        tokenizer,
+        vocab_size=rows,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=False,
     )
     write_siglip(parts / "siglip")
     write_clap(parts / "clap")

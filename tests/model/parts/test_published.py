@@ -85,9 +85,7 @@ def test_an_encoder_of_another_width_is_told_by_its_published_name() -> None:
     values = load_preset("nextgpt_modern").model_dump(mode="json")
     values["encoder"]["image"]["dim"] = 768
     [mistake] = encoder_mistakes(ModelConfig.model_validate(values).encoder, IMAGE)
-    assert mistake == (
-        "google/siglip2-so400m-patch14-384: a patch of image is 1152 wide, not 768; set dim to 1152"
-    )
+    assert mistake == ("google/siglip2-so400m-patch14-384: a patch of image is 1152 wide, not 768; set dim to 1152")
 
 
 @pytest.mark.parametrize(
