@@ -75,15 +75,8 @@ def write_preset(root: Path) -> Path:
     parts = root / "parts"
     tokenizer = tokenizer_of("qwen3")
     rows = -(-len(tokenizer) // 16) * 16  # Qwen's matrices have more rows than its tokenizer has tokens
-    build_llm(
-        parts / "llm",
-        "Qwen3",
-        tokenizer,
-        vocab_size=rows,
-        num_key_value_heads=2,
-        head_dim=16,
-        tie_word_embeddings=False,
-    )
+    shape = {"vocab_size": rows, "num_key_value_heads": 2, "head_dim": 16}
+    build_llm(parts / "llm", "Qwen3", tokenizer, **shape)
     write_siglip(parts / "siglip")
     write_clap(parts / "clap")
     seen = {"name": str(parts / "siglip"), "dim": 32, "patches": 9}
@@ -136,9 +129,8 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_every_item_has_what_the_parts_take_beside_it(chain: Chain) -> None:
-    assert {name: Manifest.read(chain.shards / name).rejected for name in (*PAIRS, TALKS)} == dict.fromkeys(
-        (*PAIRS, TALKS), {}
-    )
+    for name in (*PAIRS, TALKS):
+        assert Manifest.read(chain.shards / name).rejected == {}
     shapes = {"image": [300, 32], "video": [512, 32], "audio": [16, 24]}
     seen = {"image": [9, 32], "video": [9, 32], "audio": [16, 64]}
     for dataset, modality in zip(PAIRS, shapes, strict=True):

@@ -1,4 +1,4 @@
-"""Published parts by their descriptions: their shapes, their numbers of weights, and runs on them planned with no hub."""
+"""Published parts by their descriptions: shapes, numbers of weights, and runs on them that are planned with no hub."""
 
 import json
 from pathlib import Path
