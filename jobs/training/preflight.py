@@ -12,14 +12,15 @@ from packaging.requirements import Requirement
 
 from jobs.common.encoders import known_ids
 from model.checkpoints.description import check_compatible, read_config
-from model.parts.builtin import PREFIX
+from model.parts.builtin import BUILTIN
 from model.parts.families import caption_shape, latent_shape, noise_kind
+from model.parts.published import described, is_here
 from model.runs.trackers import check_tracker
 from model.training.train_settings import TrainSettings
 from pipelines.handover.stage_samples import PlannedView, sidecar_of
 from pipelines.sample import Modality
 from pipelines.storage.files import is_local
-from pipelines.storage.sidecars import ENCODER, LATENTS, input_modality, is_features
+from pipelines.storage.sidecars import ENCODER, LATENTS, input_modality, is_features, output_modality
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 # Per trained weight in a checkpoint: the weight, its float32 copy, and two moments of the optimizer.
@@ -37,8 +38,10 @@ def mistakes(
     """What would make a stage fail later, or spoil its result; `remarks` on how the LLM is trained are added."""
     yield from _llm(settings, [] if remarks is None else remarks)
     for view in views:
-        yield from _shapes(settings, view)
+        unfit = list(_shapes(settings, view))
+        yield from unfit
         yield from _encoders(settings, view)
+        yield from _captions(settings, view) if not unfit else ()
     yield from _decoders(settings)
     yield from _denoising(settings, views)
     yield from _batches(settings)
@@ -70,7 +73,7 @@ def _shapes(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
                 continue
             modality = Modality(kind.removesuffix("_latents"))
             try:
-                expected = list(latent_shape(modality, settings.model.outputs[modality].decoder))
+                expected = list(latent_shape(modality, described(settings.model.outputs[modality].decoder)))
             except (ValueError, OSError):  # a decoder that only the workers can reach
                 continue
             flag = f"--latents --modality {modality}"
@@ -107,15 +110,41 @@ def _encoders(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
             )
 
 
+def _captions(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
+    """Compares what embedded a view's captions and latents with the preset's decoders, as `_encoders` does.
+
+    The same weights may be in a folder of another name. What was imported is of nobody knows which encoder.
+    """
+    for kind in view.sidecars:
+        modality = output_modality(kind)
+        if modality is None or not is_here(settings.model.outputs[modality].decoder):
+            continue
+        manifest, known = sidecar_of(view, kind), known_ids(settings.model, kind)
+        is_known = not known or _weights(manifest.encoder_id) in map(_weights, known)
+        if manifest.items and not is_known and f"{kind}-imported-" not in manifest.encoder_id:
+            flag = "--latents " * (kind in LATENTS)
+            yield (
+                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's decoder has {known[0]}; "
+                f"run jobs/embed.py --preset {settings.model.preset} {flag}--modality {modality}, or train a preset of "
+                "the former"
+            )
+
+
+def _weights(encoder_id: str) -> str:
+    """The part of an encoder's id that is a hash of its weights and settings."""
+    return encoder_id.removesuffix("-bfloat16").rpartition("-")[2]
+
+
 def _decoders(settings: TrainSettings) -> Iterator[str]:
-    """Compares the preset's widths with the decoders' own, where these are on this machine."""
+    """Compares the preset's widths with the decoders' own, where these are on this machine or described."""
     for modality, output in settings.model.outputs.items():
-        if not (output.decoder.startswith(PREFIX) or Path(output.decoder).is_dir()):
+        decoder = described(output.decoder)
+        if not (decoder.startswith(BUILTIN) or Path(decoder).is_dir()):
             continue
         try:
-            shape = caption_shape(modality, output.decoder)
+            shape = caption_shape(modality, decoder)
         except (ValueError, OSError) as error:
-            yield f"model.outputs.{modality}.decoder: {error}"
+            yield f"model.outputs.{modality}.decoder: {str(error).replace(decoder, output.decoder)}"
             continue
         if shape != (output.num_queries, output.dim):
             yield (
@@ -125,7 +154,7 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
 
 
 def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterator[str]:
-    """Denoising without latents, or with a scheduler whose prediction has no loss, if that is on this machine."""
+    """Denoising without latents, or with a scheduler whose prediction has no loss, if that is known here."""
     for modality in settings.loss.denoised:
         kind = f"{modality}_latents"
         if views and not any(sidecar_of(view, kind).items for view in views if kind in view.sidecars):
@@ -133,12 +162,13 @@ def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterato
                 f"loss.denoising_weights: {modality}, but no dataset has {modality} media in its answers; leave it out"
             )
         name = settings.model.outputs[modality].decoder
-        if name.startswith(PREFIX) or Path(name).is_dir():
+        decoder = described(name)
+        if decoder.startswith(BUILTIN) or Path(decoder).is_dir():
             try:
-                noise_kind(modality, name)
+                noise_kind(modality, decoder)
             except (ValueError, OSError) as error:
-                if _is_known(modality, name):  # of another family, `_decoders` tells
-                    yield f"loss.denoising_weights: {modality}: {error}"
+                if _is_known(modality, decoder):  # of another family, `_decoders` tells
+                    yield f"loss.denoising_weights: {modality}: {str(error).replace(decoder, name)}"
 
 
 def _is_known(modality: Modality, decoder: str) -> bool:

@@ -84,7 +84,7 @@ class Footprint:
 def trained_weights(config: ModelConfig) -> int:
     """The number of weights in a checkpoint after all stages; reads only the LLM's configuration.
 
-    Raises OSError if the LLM is not on this machine.
+    Raises OSError if the LLM is neither on this machine nor described.
     """
     return sum(tensor.numel() for tensor in trained_state(meta_model(config, local_files_only=True)).values())
 

@@ -26,6 +26,7 @@ from model.decoders.denoising import Denoiser
 from model.parts.builtin import resolve
 from model.parts.config import MediaEncoderConfig, ModelConfig
 from model.parts.library_logs import quiet_libraries
+from model.parts.published import described
 from model.training.engine import DTYPES
 from model.training.objective import Objective
 from model.training.train_settings import TrainSettings
@@ -38,14 +39,15 @@ LEARNED_SHARE = 0.6
 def meta_model(
     config: ModelConfig, dtype: torch.dtype = torch.float32, *, adapter: bool = True, local_files_only: bool = False
 ) -> NextGPT:
-    """The model without weights; only the LLM's `config.json` is read, from the hub if need be.
+    """The model without weights; only the LLM's `config.json` is read, or its description if the LLM is not here.
 
-    Linear layers are unquantised even for an LLM in 4 bits. Raises OSError if there is no such LLM.
+    One that is not described is read from the hub. Linear layers are unquantised even for an LLM in 4 bits. Raises
+    OSError if there is no such LLM.
     """
-    described = AutoConfig.from_pretrained(resolve(config.llm.name), local_files_only=local_files_only)
+    sizes = AutoConfig.from_pretrained(resolve(described(config.llm.name)), local_files_only=local_files_only)
     attention = "sdpa" if config.llm.attention == "flash_attention_2" else config.llm.attention
     with torch.device("meta"), quiet_libraries():
-        llm = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation=attention)
+        llm = AutoModelForCausalLM.from_config(sizes, dtype=dtype, attn_implementation=attention)
         model = NextGPT(config, llm)
         for name, part in model.named_children():
             if name != "llm":
@@ -141,10 +143,10 @@ def _fuse_dropout(model: nn.Module) -> None:
 
 
 class MetaDenoiser(Denoiser):
-    """A denoiser whose UNet has no weights; its configuration must be on this machine or on the hub."""
+    """A denoiser without weights; its configuration must be on this machine, described, or on the hub."""
 
     def __init__(self, modality: Modality, settings: TrainSettings) -> None:
-        decoder = settings.model.outputs[modality].decoder
+        decoder = described(settings.model.outputs[modality].decoder)
         super().__init__(modality, decoder, "meta", DTYPES[settings.precision], settings.gradient_checkpointing)
 
     def _load_part(self, path: str, part: str, kind: str, dtype: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from model.parts.builtin import resolve
 from model.parts.config import EncoderConfig
+from model.parts.published import described
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
@@ -174,7 +175,7 @@ def encoder_shape(name: str, modality: Modality, patches: int | None) -> tuple[i
         ValueError: the encoder is of no known kind, does not take the modality, or cannot make so many patches.
         OSError: there is no such encoder.
     """
-    kind, config = read_encoder(name)
+    kind, config = read_encoder(described(name))
     if modality not in kind.modalities:
         takes = " and ".join(one.value for one in kind.modalities)
         raise ValueError(f"{name}: {kind.name} embeds {takes}, not {modality}; name an encoder of {modality}")
@@ -210,7 +211,7 @@ def encoder_shapes(name: str, patches: int | None) -> dict[Modality, tuple[int, 
 def encoder_mistakes(config: EncoderConfig, modality: Modality | None) -> list[str]:
     """What is wrong with the encoder under a key of `EncoderConfig.inputs`, one line each.
 
-    It is judged by its configuration file; nothing is wrong where that is not here.
+    It is judged by its configuration file, or its description; nothing is wrong where neither is here.
     """
     found, encoder = list[str](), config.inputs[modality]
     for one in Modality if modality is None else (modality,):

@@ -213,11 +213,16 @@ def _local(path: str, file: str) -> Path:
     return Path(hf_hub_download(path, file))
 
 
-# Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker.
+# Counted from the files on the hub: UNet, VAE, text encoder, vocoder; no safety checker. Of those in model/published,
+# what stays loaded: denoiser and VAE.
 _PUBLISHED = {
     "stable-diffusion-v1-5": 1_066_000_000,
     "zeroscope_v2_576w": 1_836_000_000,
     "audioldm-l-full": 975_000_000,
+    "stable-diffusion-3.5-medium": 2_326_991_203,
+    "Sana_1600M_1024px_BF16_diffusers": 1_916_713_027,
+    "Wan2.1-T2V-1.3B-Diffusers": 1_545_889_331,
+    "stable-audio-open-1.0": 1_213_448_194,
 }
 
 

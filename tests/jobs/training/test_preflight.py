@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 from chat_families import tokenizer_of
 from decoder_families import write_pipeline
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CohereConfig, PreTrainedConfig, Qwen3Config
 
 from jobs.common.cli import UsageError
+from jobs.common.encoders import encoder_factory
 from jobs.common.settings import load_settings
 from jobs.training.preflight import mistakes, notes
 from model.parts.builtin import resolve
+from pipelines.embed.encoding import EmbedTask
+from pipelines.embed.identities import learn
 from pipelines.handover.stage_samples import PlannedView
 from pipelines.storage.shards import Manifest
+from pipelines.storage.sidecars import SidecarManifest
 
 MANIFEST = Manifest(
     dataset="talks",
@@ -104,6 +109,78 @@ def test_settings_that_do_not_go_together_are_one_line(settings: list[str], told
         load_settings(2, "tiny", settings)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def of_sana(folder: Path) -> list[str]:
+    """Settings with which pictures are made by the Sana of a folder, and denoised."""
+    shape = {"decoder": folder, "num_queries": 300, "dim": 32}
+    set_ = [f"model.outputs.image.{name}={value}" for name, value in shape.items()]
+    return [*set_, "loss.denoising_weights={image: 1.0}"]
+
+
+def id_of(folder: Path, kind: str) -> str:
+    """The id of what embeds a kind by the Sana of a folder, which this machine then remembers."""
+    factory = encoder_factory(load_settings(2, "tiny", of_sana(folder)).model, kind)
+    return learn(EmbedTask(kind=kind, factory=factory, dtype="float32", memory=factory.memory)).id
+
+
+def embedded_by(folder: Path, kind: str, encoder_id: str) -> PlannedView:
+    """A dataset of one picture that was embedded by an encoder of this id."""
+    shape = {"image": [300, 32], "image_latents": [4, 16, 16]}[kind]
+    SidecarManifest(
+        kind=kind,
+        encoder_id=encoder_id,
+        encoder_name="sana",
+        untrained=False,
+        shape=shape,
+        dtype="float16",
+        items=1,
+        shards=[],
+        of_shards=[],
+    ).write(folder)
+    return PlannedView(name="talks", kind="generate", directory=folder, manifest=MANIFEST, sidecars={kind: folder})
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "flag"),
+    [("image", "text_encoder", "--modality image"), ("image_latents", "vae", "--latents --modality image")],
+)
+def test_captions_and_latents_by_another_decoder_are_refused_and_a_moved_one_is_not(
+    tmp_path: Path, kind: str, part: str, flag: str
+) -> None:
+    own = write_pipeline("SanaPipeline", tmp_path / "sana")
+    moved = Path(shutil.copytree(own, tmp_path / "moved"))
+    other = Path(shutil.copytree(own, tmp_path / "other"))
+    (file,) = (other / part).glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, file, {"format": "pt"})
+    settings = load_settings(2, "tiny", of_sana(own))
+
+    def told(encoder_id: str) -> list[str]:
+        view = embedded_by(tmp_path / encoder_id, kind, encoder_id)
+        without = "loss.denoising_weights: image, but no dataset has image media in its answers; leave it out"
+        return [line for line in mistakes(settings, [view], tmp_path / "run", None) if line != without]
+
+    strange = id_of(other, kind)
+    assert told(strange) == [], "nothing is known of the preset's decoder yet"
+    known = id_of(own, kind)
+    assert told(known) == told(id_of(moved, kind)) == told(f"{known}-bfloat16") == told(f"{kind}-imported-0") == []
+    assert told(strange) == [
+        f"talks: {kind} embeddings are by {strange}, the preset's decoder has {known}; run jobs/embed.py --preset tiny "
+        f"{flag}, or train a preset of the former"
+    ]
+
+
+def test_published_decoders_are_checked_without_their_files(tmp_path: Path) -> None:
+    sana, wan = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    wrong = ["image.dim=48", "video.num_queries=226", f"audio.decoder={wan}"]
+    lines = found(tmp_path, *(f"model.outputs.{setting}" for setting in wrong), preset="nextgpt_modern")
+    assert lines[:2] == [
+        f"model.outputs.image: 300x48, but {sana} takes 300x2304; set num_queries and dim to these",
+        f"model.outputs.video: 226x4096, but {wan} takes 512x4096; set num_queries and dim to these",
+    ]
+    assert lines[2].startswith(f"model.outputs.audio.decoder: {wan}: is a WanPipeline, but audio needs a AudioLDM")
+    assert len(lines) == 3
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

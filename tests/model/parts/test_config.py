@@ -5,7 +5,16 @@ from model.checkpoints.released import legacy_delta_shapes
 from model.parts.config import InputProjectionConfig, load_preset, parse_config, preset_layers
 from pipelines.sample import Modality
 
-PRESET_NAMES = ["nextgpt_7b", "nextgpt_7b_24gb", "nextgpt_7b_query", "tiny", "tiny_query", "world"]
+PRESET_NAMES = [
+    "nextgpt_7b",
+    "nextgpt_7b_24gb",
+    "nextgpt_7b_query",
+    "nextgpt_modern",
+    "nextgpt_modern_24gb",
+    "tiny",
+    "tiny_query",
+    "world",
+]
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
@@ -86,9 +95,10 @@ def test_the_7b_preset_has_exactly_the_tensors_of_the_released_weights(shared):
     assert legacy_delta_shapes(load_preset("nextgpt_7b")) == released
 
 
-def test_the_preset_of_a_small_card_differs_only_in_how_frozen_parts_are_loaded():
-    whole, small = load_preset("nextgpt_7b"), load_preset("nextgpt_7b_24gb")
+@pytest.mark.parametrize(("name", "precision"), [("nextgpt_7b", "float16"), ("nextgpt_modern", "bfloat16")])
+def test_the_preset_of_a_small_card_differs_only_in_how_frozen_parts_are_loaded(name, precision):
+    whole, small = load_preset(name), load_preset(f"{name}_24gb")
     assert small.llm.load_in_4bit
-    assert (small.decoders.precision, small.decoders.on_device) == ("float16", "one")
+    assert (small.decoders.precision, small.decoders.on_device) == (precision, "one")
     loading = {"preset": whole.preset, "llm": whole.llm, "decoders": whole.decoders}
     assert small.model_copy(update=loading) == whole
