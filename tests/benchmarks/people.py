@@ -9,6 +9,7 @@ import yaml
 
 from model.inference.query import Query, Response, Sampling
 from model.inference.responder import Responder
+from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
 from pipelines.sample import Decoded, Item, Modality, Turn
 from pipelines.world.oracles import grade, read, read_text
@@ -19,7 +20,6 @@ from tests.benchmarks import Row, say
 CONVERSATIONS = Path(__file__).with_name("people.yaml")
 # Of 60 kept back elsewhere, 45 are the goal of the small world's model.
 TARGET = 0.75
-_VIDEO_FPS = 2.0
 Exchange = Mapping[str, Any]
 _KINDS: Mapping[Modality, type[Subject]] = {Modality.AUDIO: Sound, Modality.VIDEO: Motion, Modality.IMAGE: Scene}
 _MARKS = {Modality.AUDIO: "pitch", Modality.VIDEO: "direction", Modality.IMAGE: "shape"}
@@ -48,7 +48,7 @@ def _wrong(responder: Responder, conversation: Sequence[Exchange]) -> Iterator[s
         parts: list[Item | str] = [exchange["say"]]
         if shown := exchange.get("show"):
             name, subject = str(number), _subject(shown)
-            media[name] = codecs.decode(codecs.encode(render(subject, number)), fps=_VIDEO_FPS)
+            media[name] = codecs.decode(codecs.encode(render(subject, number)), fps=VIDEO_FPS)
             parts.insert(0, Item(modality=modality_of(subject), name=name))
         turns.append(Turn(role="user", parts=tuple(parts)))
         response = responder.respond(Query(turns=turns, media=media, sampling=Sampling(max_items=4)))
