@@ -69,22 +69,31 @@ class Survey:
     one_caption: bool = False
 
     def split(
-        self, weight: float, fraction: float, selected: npt.NDArray[np.bool_] | None = None
+        self,
+        weight: float,
+        fraction: float,
+        selected: npt.NDArray[np.bool_] | None = None,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> tuple[Candidates, Candidates]:
         """The samples to train on, and about `fraction` of all that is held out of training; none that was left out.
 
-        Of both only those `selected` (n,), where that is given: what is held out is told by the key, as ever.
+        Of both only those `selected` (n,), and of `weights` (n,) above 0, where these are given: what is held out is
+        told by the key, as ever.
         """
         apart, usable = held_out(self.key_hashes, fraction), self.lengths > 0
         usable = usable if selected is None else usable & selected
-        return self._candidates(usable & ~apart, weight), self._candidates(usable & apart, weight)
+        usable = usable if weights is None else usable & (weights > 0)
+        return self._candidates(usable & ~apart, weight, weights), self._candidates(usable & apart, weight, weights)
 
-    def _candidates(self, mask: npt.NDArray[np.bool_], weight: float) -> Candidates:
+    def _candidates(
+        self, mask: npt.NDArray[np.bool_], weight: float, weights: npt.NDArray[np.float64] | None
+    ) -> Candidates:
         return Candidates(
             samples=self.numbers[mask],
             lengths=self.lengths[mask],
             weight=weight,
             key_hashes=self.key_hashes[mask] if self.one_caption else None,
+            weights=None if weights is None else weights[mask],
         )
 
 

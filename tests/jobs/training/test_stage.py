@@ -8,6 +8,7 @@ import pytest
 from dataset_cases import pair, task, write_dataset, write_sidecar
 from transformers import LlamaConfig
 
+from jobs import train_stage
 from jobs.common.cli import UsageError
 from jobs.common.settings import load_settings
 from jobs.training.stage import StagePlan, plan_stage
@@ -133,8 +134,49 @@ def test_without_a_condition_nothing_is_selected_and_settings_say_nothing(tmp_pa
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ["datasets={cc3m_enc: {weight: luminance, where: luminance < 45}}"],
+        ["datasets={cc3m_enc: luminance}", "where=luminance < 45"],
+        ["weight_columns={cc3m_enc: luminance}", "where=luminance < 45"],
+    ],
+)
+def test_a_column_weighs_what_is_selected(tmp_path: Path, overrides: list[str]) -> None:
+    plan = selected(curated(tmp_path), *overrides)
+    assert plan.settings.weight_columns == {"cc3m_enc": "luminance"}
+    assert plan.views[0].weight == 1
+    assert plan.weights["cc3m_enc"].values.tolist() == [0, 10, 20, 30, 40, 0]
+    told = "cc3m_enc: 4 samples of 10 to 40 by luminance, 100 in all; 2 never come"
+    assert plan.weights["cc3m_enc"].describe("cc3m_enc") == told
+    assert plan.weighed(plan.views[0], np.array([1, 5, 4])).tolist() == [10, 0, 40]
+    assert plan.accounts["cc3m_enc"]["selected"] == 5
+    assert plan.accounts["cc3m_enc"]["weight"]["column"] == "luminance"
+    assert plan.identities.keys() == {"selected", "weighed"}
+
+
+def test_a_dry_run_says_how_many_samples_remain_by_dataset_and_by_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--dry-run", "--stage", "1", "--shards", str(curated(tmp_path)), "--out", str(tmp_path / "run")]
+    command += ["model.encoder.dim=4", "where=luminance >= 20 and luminance < 50"]
+    train_stage.main([*command, "datasets={cc3m_enc: {weight: luminance}}", "use_gpu=false"])
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "selected: cc3m_enc: 6 samples = 3 selected, 2 dropped by luminance >= 20, 1 dropped by luminance < 50",
+        "weighed: cc3m_enc: 3 samples of 20 to 40 by luminance, 90 in all; 3 never come",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("datasets={cc3m_enc: brightness}", "cc3m: weight brightness: no such column; there are aspect, caption_chars"),
+        ("datasets={cc3m_enc: {weight: key}}", "cc3m: weight key: the column is a text; a weight must be a number"),
+        (
+            "datasets={cc3m_enc: seconds}",
+            "cc3m: weight seconds: null of k0; a weight must be 0 to 1000; leave such samples out by where",
+        ),
+        ("weight_columns={cc3m_dec: luminance}", "weight_columns: cc3m_dec is not among the datasets of this run"),
         ("where=brightness > 3", "cc3m: where 'brightness > 3': no column brightness; there are aspect, "),
         ("where=luminance > 'x'", "cc3m: where \"luminance > 'x'\": luminance is a number, 'x' is a text"),
         ("where={cc3m_dec: luminance > 3}", "where: cc3m_dec is not among the datasets of this run"),
