@@ -20,12 +20,13 @@ from pipelines.storage.shards import Manifest
 class Selection:
     """Which samples of a dataset are selected: bool (num_samples,), in the order of the shards.
 
-    `dropped` says how many each clause dropped that no clause before it had; `columns` are the ids of the columns that
-    were looked at, by scorer.
+    `dropped` says how many each clause dropped that no clause before it had, and `dropped_by` which (num_samples,): its
+    number, or -1; `columns` are the ids of the columns that were looked at, by scorer.
     """
 
     where: tuple[str, ...]
     selected: npt.NDArray[np.bool_]
+    dropped_by: npt.NDArray[np.int16]
     dropped: dict[str, int]
     columns: dict[str, str]
 
@@ -65,18 +66,20 @@ def select(directory: Path, manifest: Manifest, where: Sequence[str]) -> Selecti
     """
     tables, clauses = _parsed(directory, manifest, where)
     names = _names(clauses)
-    dropped, parts = dict.fromkeys((clause.text for clause in clauses), 0), list[npt.NDArray[np.bool_]]()
+    dropped, parts = dict.fromkeys((clause.text for clause in clauses), 0), [np.zeros(0, np.int16)]
     for shard in manifest.shards:
         table = tables.read(shard.name, names)
-        left = np.ones(len(table), bool)
-        for clause in clauses:
-            holds = _holds(table, clause)
-            dropped[clause.text] += int(np.count_nonzero(left & ~holds))
-            left &= holds
-        parts.append(left)
+        dropped_by = np.full(len(table), -1, np.int16)
+        for number, clause in enumerate(clauses):
+            drops = (dropped_by < 0) & ~_holds(table, clause)
+            dropped[clause.text] += int(np.count_nonzero(drops))
+            dropped_by[drops] = number
+        parts.append(dropped_by)
+    dropped_by = np.concatenate(parts)
     return Selection(
         where=tuple(" ".join(text.split()) for text in where),
-        selected=np.concatenate([np.zeros(0, bool), *parts]),
+        selected=dropped_by < 0,
+        dropped_by=dropped_by,
         dropped=dropped,
         columns=tables.ids(names),
     )
@@ -87,7 +90,7 @@ def _parsed(directory: Path, manifest: Manifest, where: Sequence[str]) -> tuple[
     tables, conditions = SideTables(directory, manifest), [parse_condition(text) for text in where]
     for condition in conditions:
         tables.check(condition)
-    return tables, [clause for condition in conditions for clause in condition.clauses]
+    return tables, list({clause.text: clause for condition in conditions for clause in condition.clauses}.values())
 
 
 def _names(clauses: Sequence[Clause]) -> list[str]:

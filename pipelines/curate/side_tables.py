@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.curate.columns import ColumnsManifest, find_columns, is_current, read_columns
-from pipelines.storage.conditions import FLAG, NUMBER, TEXT, RowCondition
+from pipelines.storage.conditions import RowCondition
+from pipelines.storage.expressions import FLAG, NUMBER, TEXT
 from pipelines.storage.files import read_table
 from pipelines.storage.shards import Manifest, index_path
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.curate.selection import Selection, told
 from pipelines.curate.side_tables import SideTables
-from pipelines.storage.conditions import NUMBER
+from pipelines.storage.expressions import NUMBER
 from pipelines.storage.shards import Manifest
 
 # Beyond it, one sample would crowd out all others.
