@@ -142,20 +142,9 @@ def _report(results: "Sequence[Curated]") -> None:
         print(f"{result.dataset}: {manifest.rows} samples by {manifest.id} ({state}): {values}")
     rows, failed = (sum(getattr(result.manifest, name) for result in results) for name in ("rows", "failed"))
     print(f"all: {rows} in = {rows - failed} scored + {failed} failed")
-    lines = [_failure(result) for result in results if result.manifest.failed]
+    lines = [result.failure for result in results if result.manifest.failed]
     if lines:
         raise cli.Failures("\n".join(lines))
-
-
-def _failure(result: "Curated") -> str:
-    from pipelines.curate.columns import FAILURES
-    from pipelines.storage.files import iterate_rows
-
-    path, manifest = result.folder / FAILURES, result.manifest
-    first = next(iterate_rows(path))
-    example = f"{result.dataset}/{first['key']}: {first['reason']}{' ...' * (manifest.failed > 1)}"
-    what = f"{manifest.failed} of {manifest.rows} samples could not be scored by {manifest.scorer}"
-    return f"{what} ({example}); their values are null; all are listed in {path}"
 
 
 main = cli.command(CurateOptions, run)

@@ -39,7 +39,7 @@ FREE = (
     *(f"model.outputs.{modality}.decoder" for modality in Modality),
 )
 # What runs had before there was a setting for it.
-_EARLIER = {"settings.model.llm.template": "vicuna_v0"}
+_EARLIER = {"settings.model.llm.template": "vicuna_v0", "settings.captions": "original"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,14 +6,20 @@ from model.training.train_settings import EVERY, TrainSettings
 from pipelines.curate.selection import Selection, select
 from pipelines.curate.weights import SampleWeights, weigh
 from pipelines.handover.stage_samples import PlannedView
+from pipelines.storage.new_captions import COLUMN
 
 
 def select_samples(settings: TrainSettings, views: Sequence[PlannedView], mistakes: list[str]) -> dict[str, Selection]:
-    """The samples of each view that has a condition: in the catalog, for all datasets, or for itself."""
+    """The samples of each view that has a condition: in the catalog, for all datasets, or for itself.
+
+    Where new captions are chosen, a sample has to have one.
+    """
     where, found = settings.where or {}, dict[str, Selection]()
     mistakes += _absent("where", [name for name in where if name != EVERY], views)
     for view in views:
         conditions = [view.manifest.where.get(view.name), where.get(EVERY), where.get(view.name)]
+        if view.captions and view.captions.choice == "new":
+            conditions.append(f"{COLUMN} is not null")
         try:
             if texts := list(filter(None, conditions)):
                 found[view.name] = select(view.directory, view.manifest, texts)

@@ -24,6 +24,7 @@ from pipelines.handover.mixture import HeldOutPlan, Mixture
 from pipelines.handover.stage_samples import PlannedView, plan_view
 from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import arrow_filesystem, is_local, read_json, read_json_lines
+from pipelines.storage.new_captions import NewCaptions
 from pipelines.storage.shards import Manifest, list_datasets
 
 PADDING_STEPS = 1000  # enough to estimate the share of padding
@@ -59,11 +60,10 @@ class StagePlan:
     @property
     def identities(self) -> dict[str, dict[str, str]]:
         """Hashes of what columns say, by which a run that goes on is the same; nothing where nobody asked them."""
-        both: dict[str, Mapping[str, Selection | SampleWeights]] = {
-            "selected": self.selections,
-            "weighed": self.weights,
-        }
-        return {name: {view: one.identity for view, one in found.items()} for name, found in both.items() if found}
+        captions = {view.name: view.captions for view in self.views if view.captions}
+        asked: dict[str, Mapping[str, Selection | SampleWeights | NewCaptions]]
+        asked = {"selected": self.selections, "weighed": self.weights, "worded": captions}
+        return {name: {view: one.identity for view, one in found.items()} for name, found in asked.items() if found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
                     settings.sidecars,
                     denoised,
                     feature_kinds(settings.model),
+                    settings.captions,
                 )
             )
         except (ValueError, FileNotFoundError) as error:

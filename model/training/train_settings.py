@@ -86,7 +86,8 @@ class TrainSettings(_Settings):
     `datasets` is `auto` (every prepared dataset that the catalog assigns to the stage) or catalog names with weights,
     or with a mapping of `weight` and `where`. `where` is a condition on the columns of jobs/curate.py that samples have
     to satisfy, for all datasets (`*`) or by name. A weight may be the name of such a column, which says how often each
-    sample comes in an epoch: `weight_columns` has those by name of the dataset. `sidecars` selects an encoder id by
+    sample comes in an epoch: `weight_columns` has those by name of the dataset. `captions` are those of pairs: their
+    own, the new ones of jobs/recaption.py, or both. `sidecars` selects an encoder id by
     kind if a dataset has several. `batch_size` counts samples of a global batch, over all workers. `max_steps`
     overrides `epochs`, and may exceed them. Global batches consist of samples of similar length: `length_window`
     batches are sorted together. If `workers` or `use_gpu` is None, the cluster decides; a pair of numbers lets a run
@@ -100,6 +101,7 @@ class TrainSettings(_Settings):
     datasets: Literal["auto"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = "auto"
     where: dict[str, str] | None = None
     weight_columns: dict[str, str] | None = None
+    captions: Literal["original", "new", "both"] = "original"
     sidecars: dict[str, str] = {}
     batch_size: PositiveInt
     micro_batch_size: PositiveInt

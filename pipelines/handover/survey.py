@@ -136,7 +136,8 @@ def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
 def measure_shard(view: PlannedView, shard: int, measure: Measure) -> pa.Table:
     """The rows of a shard's examples, in order."""
     tar = view.directory / view.manifest.shards[shard].name
-    examples = (example(found, number) for found in _documents(tar) for number in range(num_examples(found)))
+    documents = (view.worded(shard, place, found) for place, found in enumerate(_documents(tar)))
+    examples = (example(found, number) for found in documents for number in range(num_examples(found)))
     return pa.Table.from_pylist([_row(view, found, measure) for found in examples], schema=SCHEMA)
 
 
@@ -200,7 +201,8 @@ def _measurements(
 
 
 def _cache(view: PlannedView, measure_id: str) -> Path:
-    known = hash_strings([view.name, view.kind, view.manifest.content, measure_id])
+    worded = [view.captions.identity] if view.captions else []
+    known = hash_strings([view.name, view.kind, view.manifest.content, measure_id, *worded])
     return view.directory / LENGTHS / f"{view.name}-{known[:12]}.parquet"
 
 
