@@ -11,12 +11,20 @@ from transformers import LlamaConfig
 from jobs import train_stage
 from jobs.common.cli import UsageError
 from jobs.common.settings import load_settings
+from jobs.training import preflight
 from jobs.training.stage import StagePlan, plan_stage
 from pipelines.curate import measures
 from pipelines.curate.columns import begin, finish
 from pipelines.curate.curating import columns_work, score_row
+from pipelines.curate.scorers import Content, EachSample, Scorer, Values
 from pipelines.storage.shards import Manifest
 from pipelines.storage.sidecars import ENCODER, SidecarManifest, sidecar_folder
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine may remember the preset's own encoder, which did not make the embeddings of these tests."""
+    monkeypatch.setattr(preflight, "known_ids", lambda *_: [])
 
 
 def plan(folder: Path, shape: list[int], view: str = "cc3m_dec", kind: str = "image") -> StagePlan:
@@ -131,6 +139,32 @@ def test_without_a_condition_nothing_is_selected_and_settings_say_nothing(tmp_pa
     assert plan.selections == {}
     assert plan.settings.where is None
     assert plan.selected(plan.views[0], np.arange(6)) is None
+
+
+def caption_of(content: Content) -> Values:
+    return {"new_caption": None if content.sample.key == "k20" else f"anew {content.sample.key}"}
+
+
+def make_captions() -> EachSample:
+    return EachSample(caption_of)
+
+
+def test_new_captions_are_taken_by_those_that_have_one_and_are_part_of_what_the_run_is(tmp_path: Path) -> None:
+    shards = curated(tmp_path)
+    with pytest.raises(UsageError, match=r"cc3m: captions: new, but there are no new captions; jobs/recaption\.py "):
+        selected(shards, "captions=new")
+    scorer = Scorer(name="recaption", columns={"new_caption": "str"}, version="1", make=make_captions)
+    work = columns_work(shards / "cc3m", scorer)
+    for shard in begin(work):
+        score_row({"shard": shard, "works": "[0]", "samples": 0}, [work], {"recaption": scorer})
+    finish(work)
+    new, both = (selected(shards, f"captions={choice}", "where=luminance < 40") for choice in ("new", "both"))
+    told = "cc3m_enc: 6 samples = 3 selected, 2 dropped by luminance < 40, 1 dropped by new_caption is not null"
+    assert new.selections["cc3m_enc"].describe("cc3m_enc") == told
+    assert both.selections["cc3m_enc"].kept == 4
+    assert (new.views[0].manifest.num_examples, both.views[0].manifest.num_examples) == (6, 11)
+    assert new.identities["worded"] != both.identities["worded"]
+    assert "worded" not in selected(shards).identities
 
 
 @pytest.mark.parametrize(
