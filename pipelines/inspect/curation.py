@@ -32,6 +32,7 @@ SHOWN_DROPPED = 8
 SHOWN_VALUES = 6
 _GROUPED = {
     "near_duplicate_of": "Equal or nearly equal samples",
+    "neighbour_of": "Neighbours by their features",
     "near_caption_duplicate_of": "Equal or nearly equal captions",
     "leaks": "Samples to train on that nearly equal one that is held out",
 }
@@ -178,7 +179,9 @@ def show_curation(dataset: Path, manifest: Manifest, where: str | None = None) -
         grouped=[_groups(showcase, tables, name) for name in _GROUPED if name in of_kind[TEXT]],
         charted=_charted(showcase, tables, of_kind[NUMBER], where),
         listed=[
-            _listed(tables, name) for name in of_kind[TEXT] + of_kind[FLAG] if tables.scorers[name] != "duplicates"
+            _listed(tables, name)
+            for name in of_kind[TEXT] + of_kind[FLAG]
+            if tables.scorers[name] not in ("duplicates", "neighbours")
         ],
         stale=stale,
     )
