@@ -96,10 +96,12 @@ def _scorers(options: CurateOptions) -> "list[Scorer]":
     from pipelines.curate import duplicates, measures, neighbours, prints
     from pipelines.curate.own_scorers import own_scorers
     from pipelines.sources.catalog import load_catalog
+    from pipelines.storage.new_captions import COLUMN
+    from pipelines.storage.new_captions import SCORER as RECAPTION
 
     known = {MEASURES: measures.scorer(), DUPLICATES: prints.scorer()}
     taken = dict.fromkeys(duplicates.COLUMNS, DUPLICATES) | dict.fromkeys(SAID, "the shards")
-    taken |= {SIMILARITY: SIMILARITY} | dict.fromkeys(neighbours.COLUMNS, NEIGHBOURS)
+    taken |= {SIMILARITY: SIMILARITY, COLUMN: RECAPTION} | dict.fromkeys(neighbours.COLUMNS, NEIGHBOURS)
     taken |= {column: name for name, scorer in known.items() for column in scorer.columns}
     catalog = load_catalog(extra=[cli.existing_file(options.catalog)] if options.catalog else [])
     for folder, rows in catalog.scorers:
