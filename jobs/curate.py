@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipelines.embed.embedding import Pool
 
 
-MEASURES, DUPLICATES, SIMILARITY = "measures", "duplicates", "similarity"
+MEASURES, DUPLICATES, SIMILARITY, NEIGHBOURS = "measures", "duplicates", "similarity", "neighbours"
 GROUPS = (MEASURES, DUPLICATES, SIMILARITY)
 # What the shards say themselves, so that no scorer's column has such a name.
 SAID = ("key", "source", "caption", "reason")
@@ -34,7 +34,11 @@ class CurateOptions:
     ] = None
     columns: Annotated[
         tuple[str, ...] | None,
-        Option(f"what to compute (all if omitted): {', '.join(GROUPS)}, or a scorer of --catalog", "NAME"),
+        Option(
+            f"what to compute ({', '.join(GROUPS)} and scorers of --catalog if omitted); {NEIGHBOURS} are near "
+            "duplicates by what jobs/embed.py has made of media",
+            "NAME",
+        ),
     ] = None
     catalog: Annotated[str | None, Option("your own catalog, for its scorers", "YAML")] = None
     preset: Annotated[str, Option("preset whose encoder tells similarity, or your own .yaml file")] = "world"
@@ -46,6 +50,7 @@ class CurateOptions:
     held_out: Annotated[
         float, Option("validation.fraction of the training, for what leaks from it", "SHARE", least=0, most=1)
     ] = 0.02
+    least_cosine: Annotated[float, Option(f"of two samples that are {NEIGHBOURS}", "COSINE", least=0, most=1)] = 0.97
     overrides: Annotated[tuple[str, ...], cli.overrides("model.encoder.name=PATH")] = ()
 
 
@@ -53,6 +58,7 @@ def run(options: CurateOptions) -> None:
     """Scores all prepared datasets or those named, and prints how many samples have a value in each column."""
     from pipelines.curate.curating import curate
     from pipelines.curate.duplicates import write_duplicates
+    from pipelines.curate.neighbours import write_neighbours
     from pipelines.embed.embedding import plan_pool
 
     cli.check(options)
@@ -65,6 +71,8 @@ def run(options: CurateOptions) -> None:
     results = curate(directories, scorers, pool)
     if DUPLICATES in (options.columns or GROUPS):
         results += write_duplicates(directories, options.held_out)
+    if NEIGHBOURS in (options.columns or ()):
+        results += write_neighbours(directories, options.least_cosine)
     _report(results)
 
 
@@ -85,13 +93,15 @@ def _scorers(options: CurateOptions) -> "list[Scorer]":
     Raises:
         UsageError: there is no such scorer, or one of the catalog cannot be used; one line.
     """
-    from pipelines.curate import duplicates, measures, prints
+    from pipelines.curate import duplicates, measures, neighbours, prints
     from pipelines.curate.own_scorers import own_scorers
     from pipelines.sources.catalog import load_catalog
+    from pipelines.storage.new_captions import COLUMN
+    from pipelines.storage.new_captions import SCORER as RECAPTION
 
     known = {MEASURES: measures.scorer(), DUPLICATES: prints.scorer()}
     taken = dict.fromkeys(duplicates.COLUMNS, DUPLICATES) | dict.fromkeys(SAID, "the shards")
-    taken |= {SIMILARITY: SIMILARITY}
+    taken |= {SIMILARITY: SIMILARITY, COLUMN: RECAPTION} | dict.fromkeys(neighbours.COLUMNS, NEIGHBOURS)
     taken |= {column: name for name, scorer in known.items() for column in scorer.columns}
     catalog = load_catalog(extra=[cli.existing_file(options.catalog)] if options.catalog else [])
     for folder, rows in catalog.scorers:
@@ -99,9 +109,9 @@ def _scorers(options: CurateOptions) -> "list[Scorer]":
             known |= {scorer.name: scorer for scorer in own_scorers(rows, folder, taken)}
         except ValueError as error:
             raise cli.UsageError(f"--catalog {options.catalog}: {error}") from None
-    unknown = sorted(set(options.columns or ()) - {*known, SIMILARITY})
+    unknown = sorted(set(options.columns or ()) - {*known, SIMILARITY, NEIGHBOURS})
     if unknown:
-        there = ", ".join([*known, SIMILARITY])
+        there = ", ".join([*known, SIMILARITY, NEIGHBOURS])
         raise cli.UsageError(f"--columns: {', '.join(unknown)} not known; there are {there}")
     return [scorer for name, scorer in known.items() if name in (options.columns or known)]
 
@@ -142,20 +152,9 @@ def _report(results: "Sequence[Curated]") -> None:
         print(f"{result.dataset}: {manifest.rows} samples by {manifest.id} ({state}): {values}")
     rows, failed = (sum(getattr(result.manifest, name) for result in results) for name in ("rows", "failed"))
     print(f"all: {rows} in = {rows - failed} scored + {failed} failed")
-    lines = [_failure(result) for result in results if result.manifest.failed]
+    lines = [result.failure for result in results if result.manifest.failed]
     if lines:
         raise cli.Failures("\n".join(lines))
-
-
-def _failure(result: "Curated") -> str:
-    from pipelines.curate.columns import FAILURES
-    from pipelines.storage.files import iterate_rows
-
-    path, manifest = result.folder / FAILURES, result.manifest
-    first = next(iterate_rows(path))
-    example = f"{result.dataset}/{first['key']}: {first['reason']}{' ...' * (manifest.failed > 1)}"
-    what = f"{manifest.failed} of {manifest.rows} samples could not be scored by {manifest.scorer}"
-    return f"{what} ({example}); their values are null; all are listed in {path}"
 
 
 main = cli.command(CurateOptions, run)

@@ -36,6 +36,10 @@ class EmbedOptions:
         bool,
         Option("instead, encode the media in answers with each decoder's own VAE, for loss.denoising_weights"),
     ] = False
+    which_captions: Annotated[
+        Literal["original", "new", "both"],
+        Option("the captions to embed: the datasets' own, those of jobs/recaption.py, or both; `captions` of a stage"),
+    ] = "original"
     datasets: Annotated[tuple[str, ...] | None, Option("prepared datasets (all if omitted)", "NAME")] = None
     model: Annotated[
         str | None, Option("an encoder other than the preset's, for a single --modality", "NAME_OR_PATH")
@@ -92,6 +96,8 @@ def _mistakes(options: EmbedOptions) -> Iterator[str]:
         yield "--modality encoder: --latents is for image, video or audio"
     if options.latents and (options.captions or options.imported):
         yield "--latents encodes the media of --shards; leave out --captions and --import"
+    if options.which_captions != "original" and (options.captions or options.imported):
+        yield "--which-captions is for the captions of --shards; leave out --captions and --import"
     if options.captions and options.dtype == "int8":
         yield "--dtype int8: the .npy files of --captions are float32 or float16"
     if options.gpus is not None and options.gpus < 0:
@@ -120,7 +126,7 @@ def _embed_shards(options: EmbedOptions, config: "ModelConfig") -> None:
     kinds = _sidecar_kinds(options, config)
     cli.start_ray()
     pool = plan_pool(options.gpus)
-    results = embed(directories, [_task(options, config, kind, pool) for kind in kinds], pool)
+    results = embed(directories, [_task(options, config, kind, pool) for kind in kinds], pool, options.which_captions)
     _report(results, kinds, "embedded")
     cli.note_untrained(result.manifest.encoder_name for result in results if result.manifest.untrained)
     _note_unencoded(directories, results, kinds)

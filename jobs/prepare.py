@@ -21,7 +21,8 @@ _Shards = Annotated[str, Option("the --out of jobs/prepare.py", "SHARDS", positi
 class PrepareOptions:
     """Convert raw datasets (those of NExT-GPT, or your own with a catalog file) to WebDataset tar shards.
     `prepare.py verify SHARDS` reads all shards and embeddings and reports what is damaged;
-    `prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became.
+    `prepare.py lineage SHARDS KEY_OR_ROW ...` tells which source row a sample came from, and which sample a row became;
+    `prepare.py report SHARDS` writes the pages of datasets anew, with columns of jobs/curate.py that were added since.
     """
 
     data: Annotated[tuple[str, ...], Option("folders or URLs; a dataset is read from the first that has it", "ROOT")]
@@ -56,13 +57,26 @@ class LineageOptions:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Write the pages of datasets, with the columns of jobs/curate.py, and what a condition on these would drop."""
+
+    shards: _Shards
+    datasets: Annotated[tuple[str, ...] | None, Option("prepared datasets (all if omitted)", "NAME")] = None
+    where: Annotated[str | None, Option("show what this condition on jobs/curate.py's columns drops", "CONDITION")] = (
+        None
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares all datasets found or those named, verifies shards, or traces samples and rows."""
+    """Prepares all datasets found or those named, verifies shards, traces samples and rows, or writes pages."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["verify"]:
         _verify(cli.parse(VerifyOptions, argv[1:]))
     elif argv[:1] == ["lineage"]:
         _lineage(cli.parse(LineageOptions, argv[1:]))
+    elif argv[:1] == ["report"]:
+        _write_reports(cli.parse(ReportOptions, argv[1:]))
     else:
         run(cli.parse(PrepareOptions, argv))
 
@@ -188,8 +202,35 @@ def _report(source: "Source", prepared: "Prepared") -> None:
     from pipelines.inspect.report import RunFigures, write_report
 
     figures = RunFigures(rows=prepared.rows, seconds=prepared.seconds, bytes=prepared.bytes)
-    page = source.directory.parent / "reports" / f"{source.entry.name}.html"
-    write_report(source.directory, page, figures if prepared.shards else None)
+    write_report(source.directory, _page(source.directory), figures if prepared.shards else None)
+
+
+def _page(dataset: Path) -> Path:
+    return dataset.parent / "reports" / f"{dataset.name}.html"
+
+
+def _write_reports(options: ReportOptions) -> None:
+    """Writes the page of each dataset; where a condition does not fit one, the others are written.
+
+    Raises:
+        UsageError: a dataset is not there.
+        Failures: a condition does not fit, one line for each dataset.
+    """
+    from pipelines.inspect.report import write_report
+    from pipelines.storage.shards import list_datasets
+
+    shards, faults = cli.existing_folder(options.shards), list[str]()
+    datasets = list_datasets(shards)
+    if unknown := sorted(set(options.datasets or ()) - set(datasets)):
+        raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
+    for name in options.datasets or datasets:
+        try:
+            write_report(shards / name, _page(shards / name), where=options.where)
+            print(f"report: {_page(shards / name)}")
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise cli.Failures("\n".join(faults))
 
 
 def _verify(options: VerifyOptions) -> None:

@@ -39,7 +39,7 @@ FREE = (
     *(f"model.outputs.{modality}.decoder" for modality in Modality),
 )
 # What runs had before there was a setting for it.
-_EARLIER = {"settings.model.llm.template": "vicuna_v0"}
+_EARLIER = {"settings.model.llm.template": "vicuna_v0", "settings.captions": "original"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,8 @@ def _start(options: TrainOptions, course: "Course") -> None:
         "init": str(init) if init else None,
         "data": {view.name: view.manifest.content for view in plan.views},
     }
-    if plan.selections:  # Without any, a run is what it was before there were selections.
-        effective = {**effective, "selected": {name: one.identity for name, one in plan.selections.items()}}
+    # Where no columns are asked, a run is what it was before there were any.
+    effective = {**effective, **plan.identities}
     _refuse_other_files(run)
     with locked(run) as note:
         if note is not None:
@@ -120,8 +120,8 @@ def _train(
     run, settings, engine, name = course.run, plan.settings, effective["deepspeed"], settings_hash(effective)
     print(f"stage {settings.stage}, configuration {name}")
     write_json(run / SETTINGS, {"hash": name, **effective})
-    if plan.selections:
-        write_json(run / SELECTION, {name: one.to_json() for name, one in plan.selections.items()})
+    if plan.accounts:
+        write_json(run / SELECTION, plan.accounts)
     _print_selections(plan)
 
     cli.start_ray()
@@ -183,9 +183,11 @@ def _dry_run(options: TrainOptions) -> None:
 
 
 def _print_selections(plan: "StagePlan") -> None:
-    """Prints how many samples of each dataset remain, and which clause of its condition dropped how many."""
+    """Prints how many samples of each dataset remain, which clause of its condition dropped how many, and weights."""
     for name, selection in plan.selections.items():
         print(f"selected: {selection.describe(name)}")
+    for name, weights in plan.weights.items():
+        print(f"weighed: {weights.describe(name)}")
 
 
 def _contents(run: Path) -> list[Path]:

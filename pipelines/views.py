@@ -7,6 +7,8 @@ from typing import Literal, assert_never
 from pipelines.sample import Item, Modality, Sample, Turn
 
 Kind = Literal["caption", "generate", "dialogue"]
+# A pair's own captions, a new one, or both.
+CaptionChoice = Literal["original", "new", "both"]
 
 CAPTION_PROMPT = "generate a caption"
 
@@ -46,6 +48,27 @@ def example(sample: Sample, number: int) -> Sample:
         return sample
     items = tuple(item.each()[number] for item in sample.items())
     return _exchange(sample, items, (items[0].caption,))
+
+
+def with_caption(sample: Sample, new: str | None, choice: CaptionChoice) -> Sample:
+    """A pair with the new caption instead of its own, or behind them; other samples are unchanged.
+
+    A pair without a new caption keeps its own; where new ones are chosen, the first alone.
+    """
+    pair = _as_pair(sample)
+    if pair is None or choice == "original":
+        return sample
+    items, caption = pair
+    own = items[0].captions or (caption,)
+    captions = (own if new is None else (*own, new)) if choice == "both" else (new or own[0],)
+    worded = tuple(replace(item, caption=captions[0], more_captions=captions[1:]) for item in items)
+    return _exchange(sample, worded, captions[:1])
+
+
+def pair_items(sample: Sample) -> tuple[Item, ...]:
+    """The items that the caption of a pair tells of; none of a sample that is no pair."""
+    pair = _as_pair(sample)
+    return pair[0] if pair else ()
 
 
 def input_items(sample: Sample) -> list[Item]:

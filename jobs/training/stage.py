@@ -12,16 +12,19 @@ import numpy.typing as npt
 from jobs.common.cli import Failures, UsageError, existing_folder
 from jobs.common.encoders import feature_kinds
 from jobs.training import preflight
+from jobs.training.by_columns import select_samples, weigh_samples
 from jobs.training.workers import Workers
 from model.checkpoints.description import latest_checkpoint
 from model.parts.sources import LLM, decoder_key, find_parts
 from model.runs.run_state import best_checkpoint, first_step
-from model.training.train_settings import EVERY, TrainSettings
-from pipelines.curate.selection import Selection, select
+from model.training.train_settings import TrainSettings
+from pipelines.curate.selection import Selection
+from pipelines.curate.weights import SampleWeights
 from pipelines.handover.mixture import HeldOutPlan, Mixture
 from pipelines.handover.stage_samples import PlannedView, plan_view
 from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import arrow_filesystem, is_local, read_json, read_json_lines
+from pipelines.storage.new_captions import NewCaptions
 from pipelines.storage.shards import Manifest, list_datasets
 
 PADDING_STEPS = 1000  # enough to estimate the share of padding
@@ -36,11 +39,31 @@ class StagePlan:
     notes: list[str]
     untrained: list[str]
     selections: dict[str, Selection] = field(default_factory=dict)  # of the views with a condition
+    weights: dict[str, SampleWeights] = field(default_factory=dict)  # of the views weighed by a column
 
     def selected(self, view: PlannedView, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
         """Which examples of a view are selected, by their numbers; None where all are."""
         selection = self.selections.get(view.name)
         return None if selection is None else selection.selected[numbers // view.manifest.most_captions]
+
+    def weighed(self, view: PlannedView, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64] | None:
+        """The weights of examples of a view, by their numbers; None where no column tells them."""
+        weights = self.weights.get(view.name)
+        return None if weights is None else weights.values[numbers // view.manifest.most_captions]
+
+    @property
+    def accounts(self) -> dict[str, dict[str, Any]]:
+        """What columns say of each view, for the files of the run."""
+        found = {name: one.to_json() for name, one in self.selections.items()}
+        return found | {name: found.get(name, {}) | {"weight": one.to_json()} for name, one in self.weights.items()}
+
+    @property
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Hashes of what columns say, by which a run that goes on is the same; nothing where nobody asked them."""
+        captions = {view.name: view.captions for view in self.views if view.captions}
+        asked: dict[str, Mapping[str, Selection | SampleWeights | NewCaptions]]
+        asked = {"selected": self.selections, "weighed": self.weights, "worded": captions}
+        return {name: {view: one.identity for view, one in found.items()} for name, found in asked.items() if found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,32 +116,26 @@ def plan_stage(settings: TrainSettings, shards: Path, run: Path, init: Path | No
                     settings.sidecars,
                     denoised,
                     feature_kinds(settings.model),
+                    settings.captions,
                 )
             )
         except (ValueError, FileNotFoundError) as error:
             mistakes.append(str(error))
-    selections = _selections(settings, views, mistakes)
+    selections = select_samples(settings, views, mistakes)
+    weights = weigh_samples(settings, views, selections, mistakes)
     mistakes += preflight.mistakes(settings, views, run, init, notes)
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     if settings.stage == 3 and init is None:
         notes.append("no --init: stage 3 starts from untrained projections; give the run of stage 2")
-    return StagePlan(settings=settings, views=views, notes=notes, untrained=_untrained(settings), selections=selections)
-
-
-def _selections(settings: TrainSettings, views: Sequence[PlannedView], mistakes: list[str]) -> dict[str, Selection]:
-    """The samples of each view that has a condition: in the catalog, for all datasets, or for itself."""
-    where, found = settings.where or {}, dict[str, Selection]()
-    named = [name for name in where if name != EVERY and name not in {view.name for view in views}]
-    mistakes += [f"where: {name} is not among the datasets of this run" for name in named]
-    for view in views:
-        conditions = [view.manifest.where.get(view.name), where.get(EVERY), where.get(view.name)]
-        try:
-            if texts := list(filter(None, conditions)):
-                found[view.name] = select(view.directory, view.manifest, texts)
-        except ValueError as error:
-            mistakes.append(str(error))
-    return found
+    return StagePlan(
+        settings=settings,
+        views=views,
+        notes=notes,
+        untrained=_untrained(settings),
+        selections=selections,
+        weights=weights,
+    )
 
 
 def order_samples(plan: StagePlan) -> Order:
@@ -144,7 +161,7 @@ def order_samples(plan: StagePlan) -> Order:
             )
     fraction = settings.validation.fraction
     splits = [
-        survey.split(view.weight, fraction, plan.selected(view, survey.numbers))
+        survey.split(view.weight, fraction, plan.selected(view, survey.numbers), plan.weighed(view, survey.numbers))
         for view, survey in zip(plan.views, surveys, strict=True)
     ]
     sizes = {"batch_size": settings.batch_size, "micro_batch_size": settings.micro_batch_size}

@@ -76,24 +76,32 @@ class ValidationSettings(_Settings):
     generate: bool | Literal["auto"] = "auto"
 
 
+def _is_column(weight: object) -> bool:
+    return isinstance(weight, str) and weight.isidentifier() and weight not in ("nan", "inf", "infinity")
+
+
 class TrainSettings(_Settings):
     """The effective configuration of a stage.
 
     `datasets` is `auto` (every prepared dataset that the catalog assigns to the stage) or catalog names with weights,
     or with a mapping of `weight` and `where`. `where` is a condition on the columns of jobs/curate.py that samples have
-    to satisfy, for all datasets (`*`) or by name. `sidecars` selects an encoder id by kind if a dataset has several.
-    `batch_size` counts samples of a global batch, over all workers. `max_steps` overrides `epochs`, and may exceed
-    them. Global batches consist of samples of similar length: `length_window` batches are sorted together. If `workers`
-    or `use_gpu` is None, the cluster decides; a pair of numbers lets a run continue with fewer workers while nodes are
-    lost. `zero` is DeepSpeed's ZeRO stage. A run survives `max_failures` worker failures. Checkpoints are written every
-    `checkpoint_every` steps and at the end; the best and the last `keep_last` are kept. `shuffle_items` trains a
-    control on mismatched features and caption embeddings.
+    to satisfy, for all datasets (`*`) or by name. A weight may be the name of such a column, which says how often each
+    sample comes in an epoch: `weight_columns` has those by name of the dataset. `captions` are those of pairs: their
+    own, the new ones of jobs/recaption.py, or both. `sidecars` selects an encoder id by
+    kind if a dataset has several. `batch_size` counts samples of a global batch, over all workers. `max_steps`
+    overrides `epochs`, and may exceed them. Global batches consist of samples of similar length: `length_window`
+    batches are sorted together. If `workers` or `use_gpu` is None, the cluster decides; a pair of numbers lets a run
+    continue with fewer workers while nodes are lost. `zero` is DeepSpeed's ZeRO stage. A run survives `max_failures`
+    worker failures. Checkpoints are written every `checkpoint_every` steps and at the end; the best and the last
+    `keep_last` are kept. `shuffle_items` trains a control on mismatched features and caption embeddings.
     """
 
     stage: Stage
     model: ModelConfig
     datasets: Literal["auto"] | Annotated[dict[str, PositiveFloat], Field(min_length=1)] = "auto"
     where: dict[str, str] | None = None
+    weight_columns: dict[str, str] | None = None
+    captions: Literal["original", "new", "both"] = "original"
     sidecars: dict[str, str] = {}
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
@@ -140,21 +148,22 @@ class TrainSettings(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _conditions_apart(cls, values: object) -> object:
-        """Puts the conditions of datasets' entries to the others, so that each is in one place."""
+    def _columns_apart(cls, values: object) -> object:
+        """Puts what datasets' entries say of columns to the others, so that each is in one place."""
         if not isinstance(values, dict):
             return values
-        where, datasets = values.get("where"), values.get("datasets")
+        where, columns, datasets = (values.get(name) for name in ("where", "weight_columns", "datasets"))
         found = {EVERY: where} if isinstance(where, str) else where
-        if isinstance(datasets, Mapping) and (isinstance(found, dict) or found is None):
+        if isinstance(datasets, Mapping) and all(isinstance(one, dict) or one is None for one in (found, columns)):
             entries = {name: dict(entry) for name, entry in datasets.items() if isinstance(entry, Mapping)}
             own = {name: entry.pop("where") for name, entry in entries.items() if "where" in entry}
-            weights = {name: entry.pop("weight", 1.0) for name, entry in entries.items()}
+            weights = {**datasets, **{name: entry.pop("weight", 1.0) for name, entry in entries.items()}}
+            named = {name: weight for name, weight in weights.items() if _is_column(weight)}
             # What is left over of an entry is no setting, and is refused as no number.
             left = {name: entry for name, entry in entries.items() if entry}
-            values = {**values, "datasets": {**datasets, **weights, **left}}
-            found = {**(found or {}), **own} or None
-        return {**values, "where": found}
+            values = {**values, "datasets": {**weights, **dict.fromkeys(named, 1.0), **left}}
+            found, columns = {**(found or {}), **own} or None, {**(columns or {}), **named} or None
+        return {**values, "where": found, "weight_columns": columns}
 
     @field_validator("datasets", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ of what its values depend on. A value that does not apply is null; one that coul
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from pipelines.storage.files import (
     write_many_rows,
     write_rows,
 )
+from pipelines.storage.new_captions import COLUMNS
 from pipelines.storage.shards import MANIFEST, Manifest, Shard, hash_strings, index_path, read_manifest, write_manifest
 
-COLUMNS = "columns"
 FAILURES = "failures.parquet"
 KEY, REASON = "key", "reason"
 TYPES = {
@@ -46,6 +46,8 @@ _FAILURE_SCHEMA = pa.schema([("shard", pa.string()), ("sample", pa.int64()), (KE
 class ColumnsManifest:
     """What made columns: the scorer, the type of each by name (of `TYPES`), and of which shards they are.
 
+    `about` says what else there is to say of the scorer: a model, a prompt.
+
     Of the `rows`, so many of each column hold a value, and so many have a reason why one could not be computed.
     """
 
@@ -56,6 +58,7 @@ class ColumnsManifest:
     values: dict[str, int]
     failed: int
     of_shards: list[str]
+    about: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
     @classmethod
@@ -87,6 +90,7 @@ class ColumnsWork:
     version: str
     columns: Mapping[str, str]
     context: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -173,13 +177,15 @@ def finish(work: ColumnsWork) -> ColumnsManifest:
         values=values,
         failed=failed,
         of_shards=[shard.sha256 for shard in work.shards],
+        about=dict(work.about),
     )
     if failed:
         write_many_rows(work.folder / FAILURES, failures(work), _FAILURE_SCHEMA, _ROWS_AT_ONCE)
     else:
         (work.folder / FAILURES).unlink(missing_ok=True)
     _remove_others(work)
-    write_manifest(work.folder, asdict(manifest))
+    # So that manifests of scorers of which nothing else is said are the bytes that they were.
+    write_manifest(work.folder, {name: value for name, value in asdict(manifest).items() if name != "about" or value})
     return manifest
 
 

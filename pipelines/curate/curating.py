@@ -15,11 +15,12 @@ from typing import Any
 
 import ray.data
 
-from pipelines.curate.columns import ColumnsManifest, ColumnsWork, begin, finish, write_columns
+from pipelines.curate.columns import FAILURES, ColumnsManifest, ColumnsWork, begin, finish, write_columns
 from pipelines.curate.scorers import Content, Score, Scorer, Values
 from pipelines.embed.embedding import Pool
 from pipelines.progress import track
 from pipelines.ray_steps import map_rows
+from pipelines.storage.files import iterate_rows
 from pipelines.storage.shards import Manifest, iterate_samples
 
 # Samples that a scorer is given at once; as many are in memory.
@@ -34,6 +35,15 @@ class Curated:
     manifest: ColumnsManifest
     folder: Path
     made: int
+
+    @property
+    def failure(self) -> str:
+        """How many samples could not be scored, with one of them and why, in one line; there is one."""
+        path, failed = self.folder / FAILURES, self.manifest.failed
+        first = next(iterate_rows(path))
+        example = f"{self.dataset}/{first['key']}: {first['reason']}{' ...' * (failed > 1)}"
+        what = f"{failed} of {self.manifest.rows} samples could not be scored by {self.manifest.scorer}"
+        return f"{what} ({example}); their values are null; all are listed in {path}"
 
 
 def curate(directories: Sequence[Path], scorers: Sequence[Scorer], pool: Pool) -> list[Curated]:
@@ -75,6 +85,7 @@ def columns_work(directory: Path, scorer: Scorer) -> ColumnsWork:
         scorer=scorer.name,
         version=scorer.version,
         columns=dict(scorer.columns),
+        about=dict(scorer.about),
     )
 
 

@@ -99,19 +99,19 @@ def find_duplicates(prints: Prints, fraction: float) -> dict[str, pa.Array]:
     captions = [equal(texts, speaking)]
     groups = first_of_group(len(prints), [*exact, *near])
     return {
-        "duplicate_of": _others(prints, first_of_group(len(prints), exact)),
-        "near_duplicate_of": _others(prints, groups),
-        "caption_duplicate_of": _others(prints, first_of_group(len(prints), captions)),
+        "duplicate_of": others(prints, first_of_group(len(prints), exact)),
+        "near_duplicate_of": others(prints, groups),
+        "caption_duplicate_of": others(prints, first_of_group(len(prints), captions)),
         "near_caption_duplicate_of": _near_captions(prints, captions, near_words(words, speaking)),
         "leaks": _leaks(prints, groups, fraction),
     }
 
 
 def _near_captions(prints: Prints, exact: Sequence[Pairs], near: Pairs) -> pa.Array:
-    return _others(prints, first_of_group(len(prints), [*exact, near]))
+    return others(prints, first_of_group(len(prints), [*exact, near]))
 
 
-def _others(prints: Prints, first: Rows) -> pa.Array:
+def others(prints: Prints, first: Rows) -> pa.Array:
     """The names of the rows that stay, at those that do not."""
     return _named(prints, np.where(first == np.arange(len(first)), -1, first))
 
@@ -172,13 +172,19 @@ def _write(
     total = sum(map(len, tables))
     with track("compare", total, "samples", announce=True) as bar:
         prints, places = Prints.of([work.directory.name for work in works if work.shards], tables)
-        columns = find_duplicates(prints, fraction)
-        start = 0
-        for work, numbers in zip(works, todo, strict=True):
-            for number, shard in enumerate(work.shards):
-                own = places[start : start + shard.samples]
-                start += shard.samples
-                if number in numbers:
-                    taken = pa.table({name: values.take(pa.array(own)) for name, values in columns.items()})
-                    write_columns(work, number, taken.to_pylist())
-                bar.advance(shard.samples)
+        write_found(works, todo, places, find_duplicates(prints, fraction))
+        bar.advance(total)
+
+
+def write_found(
+    works: Sequence[ColumnsWork], todo: Sequence[Sequence[int]], places: Rows, columns: dict[str, pa.Array]
+) -> None:
+    """Writes the columns of all samples, which stand in the order of names, to the shards that are missing."""
+    start = 0
+    for work, numbers in zip(works, todo, strict=True):
+        for number, shard in enumerate(work.shards):
+            own = places[start : start + shard.samples]
+            start += shard.samples
+            if number in numbers:
+                taken = pa.table({name: values.take(pa.array(own)) for name, values in columns.items()})
+                write_columns(work, number, taken.to_pylist())

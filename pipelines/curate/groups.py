@@ -83,6 +83,32 @@ def _are_near(left: npt.NDArray[np.void], right: npt.NDArray[np.void]) -> npt.ND
     return ((bits <= MOST_BITS) & (change <= _MOST_CHANGE[left["kind"]]) & lasts).all(axis=1)
 
 
+def near_vectors(vectors: npt.NDArray[np.void], rows: Rows, least_cosine: float) -> Pairs:
+    """Pairs of rows whose vectors, as records of `hash` and `parts` (n,), have at least this cosine.
+
+    Two are compared where their hashes are neighbours when sorted with one of eight bytes in front.
+    """
+    found, hashes = list[Pairs](), vectors["hash"]
+    for rotation in _ROTATIONS:
+        turned = hashes if not rotation else (hashes << np.uint64(rotation)) | (hashes >> np.uint64(64 - rotation))
+        order = np.argsort(turned, kind="stable")
+        for distance in _distances(order):
+            bits = np.bitwise_count(hashes[order[:-distance]] ^ hashes[order[distance:]])
+            for places in _portions(np.flatnonzero(bits <= _most_bits(least_cosine))):
+                left, right = order[places], order[places + distance]
+                a, b = (vectors["parts"][side].astype(np.float32) for side in (left, right))
+                norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+                near = (a * b).sum(axis=1) >= least_cosine * np.maximum(norms, 1e-9)
+                found.append((rows[left[near]], rows[right[near]]))
+    return _joined(found)
+
+
+def _most_bits(least_cosine: float) -> float:
+    """So few signs of 64 differ at this cosine, but for four standard deviations (Charikar 2002)."""
+    share = float(np.arccos(np.clip(least_cosine, -1, 1)) / np.pi)
+    return 64 * share + 4 * float(np.sqrt(64 * share * (1 - share))) + 1
+
+
 def near_words(words: npt.NDArray[np.void], rows: Rows) -> Pairs:
     """Pairs of rows whose texts, by their records of `prints.WORDS` (n,), have most pieces in common.
 

@@ -122,8 +122,8 @@ Score = Callable[[Sequence[Content]], Sequence[Values]]
 class Scorer:
     """A scorer: its name, the columns it fills with their types, and how an actor makes it.
 
-    `version` is all that its values depend on beside the sample. One that runs `on_devices` takes GPUs, where there are
-    any.
+    `version` is all that its values depend on beside the sample; `about` is for people to read. One that runs
+    `on_devices` takes GPUs, where there are any.
     """
 
     name: str
@@ -131,6 +131,7 @@ class Scorer:
     version: str
     make: Callable[[], Score]
     on_devices: bool = False
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

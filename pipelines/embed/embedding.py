@@ -34,9 +34,11 @@ from pipelines.embed.units import cosine_to_float32, shard_items
 from pipelines.progress import track
 from pipelines.ray_steps import RowStep, count, flow_rows, map_rows
 from pipelines.storage.files import remove_tree
+from pipelines.storage.new_captions import NewCaptions, find_new_captions
 from pipelines.storage.precision import Loss
 from pipelines.storage.shards import MANIFEST, Manifest, index_path, remove_others
-from pipelines.storage.sidecars import SidecarManifest, needs, sidecar_folder
+from pipelines.storage.sidecars import SidecarManifest, needs, sidecar_folder, takes_media
+from pipelines.views import CaptionChoice
 
 # Units that wait for each actor, or for being kept: enough that it never waits, and all that memory holds.
 READY_PER_ACTOR = 4
@@ -100,9 +102,17 @@ class Embedded:
 class Sidecar:
     """A dataset's sidecar in the making: which shards are there, and which are to do."""
 
-    def __init__(self, directory: Path, dataset: Manifest, kind: str, dtype: str, encoder: EncoderIdentity) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        dataset: Manifest,
+        kind: str,
+        dtype: str,
+        encoder: EncoderIdentity,
+        captions: NewCaptions | None = None,
+    ) -> None:
         self.dataset, self._encoder = dataset.dataset, encoder
-        self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id)
+        self.work = sidecar_work(directory, dataset, kind, dtype, encoder.id, captions)
         written = _written(self.work.folder)
         self.precision_cosine = written.precision_cosine if written else None
         self._states = finished_shards(self.work)
@@ -130,14 +140,15 @@ class Sidecar:
             loss = loss.worse(state.loss)
         manifest = SidecarManifest(
             kind=self.work.kind,
-            encoder_id=self._encoder.id,
+            encoder_id=self.work.folder.name,
             encoder_name=self._encoder.name,
             untrained=self._encoder.untrained,
             shape=next((state.shape for state in states if state.shape), []),
             dtype=self.work.dtype,
             items=sum(state.items for state in states),
             shards=shards,
-            of_shards=[shard.sha256 for shard in self.work.shards],
+            of_shards=[self.work.of(number) for number in range(len(self.work.shards))],
+            captions=self.work.captions.choice if self.work.captions else "original",
             max_error=loss.max_error,
             min_cosine=loss.min_cosine,
             precision=self._encoder.precision,
@@ -153,11 +164,15 @@ class Sidecar:
         return Embedded(dataset=self.dataset, manifest=manifest, made=len(self.todo))
 
 
-def sidecar_work(directory: Path, dataset: Manifest, kind: str, dtype: str, encoder_id: str) -> SidecarWork:
-    """A sidecar of a dataset as its workers know it."""
+def sidecar_work(
+    directory: Path, dataset: Manifest, kind: str, dtype: str, encoder_id: str, captions: NewCaptions | None = None
+) -> SidecarWork:
+    """A sidecar of a dataset as its workers know it; that of new captions lies beside that of its own."""
+    name = f"{encoder_id}-{captions.choice}" if captions else encoder_id
     return SidecarWork(
         directory=directory,
-        folder=sidecar_folder(directory, encoder_id),
+        folder=sidecar_folder(directory, name),
+        captions=captions,
         kind=kind,
         dtype=dtype,
         views=tuple(dataset.views.values()),
@@ -173,14 +188,23 @@ def _written(folder: Path) -> SidecarManifest | None:
         return None
 
 
-def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -> list[Embedded]:
-    """Writes what is missing of the datasets' sidecars; one pool of actors does all of it, kind by kind."""
-    encoders = identify(tasks, pool)
+def embed(
+    directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool, captions: CaptionChoice = "original"
+) -> list[Embedded]:
+    """Writes what is missing of the datasets' sidecars; one pool of actors does all of it, kind by kind.
+
+    Raises:
+        ValueError: new captions are chosen, and a dataset has none; one line.
+    """
     datasets = [(directory, Manifest.read(directory)) for directory in directories]
+    worded = [
+        find_new_captions(directory, one, captions if _has_pairs(one) else "original") for directory, one in datasets
+    ]
+    encoders = identify(tasks, pool)
     sidecars = [
-        Sidecar(directory, dataset, task.kind, task.dtype, encoders[task.kind])
+        Sidecar(directory, dataset, task.kind, task.dtype, encoders[task.kind], None if takes_media(task.kind) else new)
         for task in tasks
-        for directory, dataset in datasets
+        for (directory, dataset), new in zip(datasets, worded, strict=True)
         if needs(dataset, task.kind)
     ]
     encodings = [found for task in tasks if (found := plan_kind(sidecars, task.kind))]
@@ -188,6 +212,10 @@ def embed(directories: Sequence[Path], tasks: Sequence[EmbedTask], pool: Pool) -
     _assemble(encodings, sidecars)
     _compare_precision(sidecars, tasks, pool)
     return [sidecar.finish() for sidecar in sidecars]
+
+
+def _has_pairs(dataset: Manifest) -> bool:
+    return any(kind != "dialogue" for kind in dataset.views.values())
 
 
 def _compare_precision(sidecars: Sequence[Sidecar], tasks: Sequence[EmbedTask], pool: Pool) -> None:

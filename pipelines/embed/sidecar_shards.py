@@ -27,6 +27,7 @@ from pipelines.storage.files import (
     stamp,
     write_rows,
 )
+from pipelines.storage.new_captions import NewCaptions
 from pipelines.storage.precision import Loss, record_type, shape_of
 from pipelines.storage.shards import STATE, Shard, TarShardWriter, hash_file, index_path
 from pipelines.storage.sidecars import (
@@ -66,6 +67,21 @@ class SidecarWork:
     dtype: str
     views: tuple[Kind, ...]
     shards: tuple[Shard, ...]
+    captions: NewCaptions | None = None
+
+    @property
+    def encoder_id(self) -> str:
+        """The encoder's id; the folder's name says of which captions, too, where these are new."""
+        return self.folder.name.removesuffix(f"-{self.captions.choice}") if self.captions else self.folder.name
+
+    def of(self, shard: int) -> str:
+        """What the sidecar of a shard is of."""
+        sha256 = self.shards[shard].sha256
+        return sha256 if self.captions is None else self.captions.of(shard, sha256)
+
+    def worded(self, shard: int, place: int, sample: Sample) -> Sample:
+        """A sample of a shard with the captions that are embedded."""
+        return sample if self.captions is None else self.captions.worded(shard, place, sample)
 
     def items(self, sample: Sample) -> list[Item]:
         """The items of a sample that it holds an embedding for."""
@@ -204,7 +220,7 @@ def write_shard(
                 rows.append(row | _told(data, items.identities[own], slots[own], spool))
         written = Shard(name=tar.name, samples=len(keys), bytes=temporary.stat().st_size, sha256=hash_file(temporary))
     state = ShardState(
-        of=work.shards[shard].sha256,
+        of=work.of(shard),
         dtype=work.dtype,
         shape=list(spool.shape),
         items=len(slots),
@@ -258,7 +274,7 @@ def written_shard(work: SidecarWork, shard: int) -> ShardState | None:
     """What a shard's index says, if it is of this dataset's shard and of this type; the tar is not looked at."""
     tar = work.target(shard)
     state = _read_state(index_path(tar)) if tar.is_file() else None
-    if state is None or (state.of, state.dtype) != (work.shards[shard].sha256, work.dtype):
+    if state is None or (state.of, state.dtype) != (work.of(shard), work.dtype):
         return None
     return _on_this_machine(tar, state)
 
@@ -271,7 +287,7 @@ def finished_shards(work: SidecarWork) -> dict[int, ShardState]:
     remembered, found = recall(work.folder), {}
     for number, shard in enumerate(work.shards):
         tar, before = work.target(number), remembered.get(shard.name)
-        if before and (before.of, before.dtype) == (shard.sha256, work.dtype):
+        if before and (before.of, before.dtype) == (work.of(number), work.dtype):
             if before.stamps == (stamp(tar), stamp(index_path(tar))):
                 found[number] = before
                 continue

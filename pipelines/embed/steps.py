@@ -76,7 +76,7 @@ class EncodeRow:
             return said | nothing
         failed = _failed(row)
         numbers = [number for number in range(_size(row)) if number not in failed]
-        made, more = self._encode(work.kind, work.folder.name, Modality(row["modality"]), inputs)
+        made, more = self._encode(work.kind, work.encoder_id, Modality(row["modality"]), inputs)
         failed |= {numbers[place]: reason for place, reason in more.items()}
         if made is None:
             return said | nothing | _failures(failed)

@@ -65,7 +65,8 @@ def find_items(
     documents = Ranges().read([Range(tar, rows[place]["json_offset"], rows[place]["json_length"]) for place in chosen])
     for number, document in zip(chosen, documents, strict=True):
         sample = Range(tar, rows[number]["offset"], rows[number]["length"])
-        items, start = work.items(from_members({"json": document})), ends[number] - counts[number]
+        worded = work.worded(shard, number, from_members({"json": document}))
+        items, start = work.items(worded), ends[number] - counts[number]
         for place in places[firsts[number] : stops[number]].tolist():
             found.append(Found(place=place, sample=sample, item=items[place - start]))
     return found
@@ -97,7 +98,7 @@ def cut(found: Sequence[Found], task: EmbedTask) -> list[Unit]:
 def unit_name(work: SidecarWork, shard: int, unit: Unit) -> str:
     """A hash of what a unit's embeddings depend on beside the encoder: the shard, which of its items, the type."""
     places = np.array([one.place for one in unit], "<i4")
-    facts = json.dumps([VERSION, work.shards[shard].sha256, work.dtype]).encode()
+    facts = json.dumps([VERSION, work.of(shard), work.dtype]).encode()
     return hashlib.sha256(facts + b"\0" + places.tobytes()).hexdigest()[:16]
 
 
@@ -130,8 +131,8 @@ def cosine_to_float32(work: SidecarWork, task: EmbedTask) -> float:
 
 def _items(work: SidecarWork) -> Iterator[Found]:
     for shard in range(len(work.shards)):
-        for where, sample in _documents(work.source(shard)):
-            for item in work.items(sample):
+        for place, (where, sample) in enumerate(_documents(work.source(shard))):
+            for item in work.items(work.worded(shard, place, sample)):
                 yield Found(place=0, sample=where, item=item)
 
 
@@ -144,7 +145,9 @@ def _preprocess(factory: Any) -> Preprocess:
 def read_samples(work: SidecarWork, shard: int) -> Iterator[Sample]:
     """The samples of a dataset's shard, without their media where captions are all that is wanted."""
     tar = work.source(shard)
-    return iterate_samples(tar) if takes_media(work.kind) else (sample for _, sample in _documents(tar))
+    if takes_media(work.kind):
+        return iterate_samples(tar)
+    return (work.worded(shard, place, sample) for place, (_, sample) in enumerate(_documents(tar)))
 
 
 def _documents(tar: Path) -> Iterator[tuple[Range, Sample]]:

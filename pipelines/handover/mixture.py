@@ -17,13 +17,18 @@ import numpy.typing as npt
 Pair = tuple[int, int]  # the number of a view, and of a sample in it
 # Rows are places among the candidates of all views, one view after the other; int32 halves what a plan takes.
 _Rows = npt.NDArray[np.int32]
+# A weight of one as a whole number: sums of these do not depend on the order, as those of floats do.
+_ONE = 1 << 20
+# Groups, some of them several times; which time it is of each; and how often each comes in every epoch.
+_Taken = tuple[_Rows, npt.NDArray[np.int64], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidates:
     """The samples of a view that may be taken: their numbers (n,), their lengths in tokens (n,), and their weight.
 
-    A weight of 1 takes every sample once an epoch, 2.5 takes every sample twice and half of them once more.
+    A weight of 1 takes every sample once an epoch, 2.5 takes every sample twice and half of them once more. With
+    `weights` (n,), each has one of its own, times `weight`: one of 2.5 comes twice or three times.
 
     With `key_hashes` (n,), those next to each other with one hash stand for one another, as captions of one medium do:
     of them, an epoch takes one (or by the weight: two or three), and the next epoch the next.
@@ -33,6 +38,7 @@ class Candidates:
     lengths: npt.NDArray[np.int32]
     weight: float = 1.0
     key_hashes: npt.NDArray[np.uint64] | None = None
+    weights: npt.NDArray[np.float64] | None = None
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -42,17 +48,49 @@ class Candidates:
     @property
     def taken(self) -> int:
         """The number of samples in an epoch."""
-        return round(len(self.starts) * self.weight)
+        shares = self.shares
+        return round(len(self.starts) * self.weight) if shares is None else _rounded(int(shares.sum()))
+
+    @property
+    def shares(self) -> npt.NDArray[np.int64] | None:
+        """The weight of each group, in parts of which `_ONE` make an occurrence; None where all have `weight`."""
+        if self.weights is None:
+            return None
+        return np.rint(self.weights[self.starts] * self.weight * _ONE).astype(np.int64)
+
+    @property
+    def mean_weight(self) -> float:
+        """How often an epoch takes a group, on average."""
+        shares = self.shares
+        return self.weight if shares is None or not len(shares) else int(shares.sum()) / _ONE / len(shares)
 
     def first(self) -> "Candidates":
         """The same candidates with only the first of each group."""
         starts = self.starts
-        return Candidates(samples=self.samples[starts], lengths=self.lengths[starts], weight=self.weight)
+        weights = None if self.weights is None else self.weights[starts]
+        return Candidates(
+            samples=self.samples[starts], lengths=self.lengths[starts], weight=self.weight, weights=weights
+        )
 
 
 def run_starts(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """The start indices of runs of equal values."""
     return np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]]))
+
+
+def _rounded(share: Any) -> Any:
+    return (share + _ONE // 2) // _ONE
+
+
+def _occurrences(shares: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """How often each comes: its share, rounded up or down so that the sum of all is rounded to the nearest.
+
+    Those that are rounded up are found by systematic sampling in a random order (Madow 1949).
+    """
+    order = generator.permutation(len(shares))
+    counts = np.empty_like(shares)
+    counts[order] = np.diff(_rounded(np.cumsum(shares[order])), prepend=0)
+    return counts
 
 
 class _Turns:
@@ -72,7 +110,10 @@ class _Turns:
 
 
 class Plan(ABC):
-    """Global batches of the samples of several views, cut into micro-batches; pickled, 8 bytes a sample."""
+    """Global batches of the samples of several views, cut into micro-batches; pickled, 8 bytes a sample.
+
+    Where samples have weights of their own, these take 8 more.
+    """
 
     def __init__(self, candidates: Sequence[Candidates], batch_size: int, micro_batch_size: int) -> None:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
@@ -145,6 +186,7 @@ class Mixture(Plan):
             raise ValueError("datasets: no sample is left to train on; name other datasets or hold fewer out")
         self.window, self.seed, self.epochs, self.max_steps = window, seed, epochs, max_steps
         self._taken = [view.taken for view in candidates]
+        self._shares = [view.shares for view in candidates]
         self._turns = [None if view.key_hashes is None else _Turns(view, view.key_hashes, seed) for view in candidates]
         self._kept: tuple[int, _Rows, _Rows] | None = None
 
@@ -180,16 +222,27 @@ class Mixture(Plan):
         return self._kept[1:]
 
     def _take(self, view: int, epoch: int, generator: np.random.Generator) -> _Rows:
-        turns = self._turns[view]
+        turns, shares = self._turns[view], self._shares[view]
         count = self._starts[view + 1] - self._starts[view] if turns is None else len(turns.sizes)
         groups = np.arange(count, dtype=np.int32)
+        found = self._alike(view, groups, generator) if shares is None else _by_share(shares, groups, generator)
+        taken, times, each = found
+        if turns is not None:
+            taken = turns.rows(taken, epoch * each + times)
+        return taken + self._starts[view].astype(np.int32)
+
+    def _alike(self, view: int, groups: _Rows, generator: np.random.Generator) -> _Taken:
         repeats, rest = divmod(self._taken[view], max(len(groups), 1))
         again = generator.permutation(groups)[:rest] if rest else groups[:0]
-        taken = np.concatenate([np.tile(groups, repeats), again])
-        if turns is not None:
-            times = np.repeat(np.arange(repeats + 1), [len(groups)] * repeats + [rest])
-            taken = turns.rows(taken, epoch * max(repeats, 1) + times)
-        return taken + self._starts[view].astype(np.int32)
+        times = np.repeat(np.arange(repeats + 1), [len(groups)] * repeats + [rest])
+        return np.concatenate([np.tile(groups, repeats), again]), times, max(repeats, 1)
+
+
+def _by_share(shares: npt.NDArray[np.int64], groups: _Rows, generator: np.random.Generator) -> _Taken:
+    counts = _occurrences(shares, generator)
+    taken = np.repeat(groups, counts)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    return taken, np.arange(len(taken)) - before, np.maximum(shares // _ONE, 1)[taken]
 
 
 class HeldOutPlan(Plan):
@@ -199,7 +252,7 @@ class HeldOutPlan(Plan):
         candidates = [view.first() for view in candidates]
         super().__init__(candidates, batch_size, micro_batch_size)
         # The n-th sample of a view comes at n / (what training takes of it); so every view has its first.
-        places = [np.arange(len(view.samples)) / (len(view.samples) * view.weight) for view in candidates]
+        places = [np.arange(len(view.samples)) / (len(view.samples) * view.mean_weight) for view in candidates]
         views = np.repeat(np.arange(len(candidates)), np.diff(self._starts))
         chosen = views[np.argsort(np.concatenate([np.empty(0), *places]), kind="stable")[:limit]]
         shares = np.bincount(chosen, minlength=len(candidates)).tolist()

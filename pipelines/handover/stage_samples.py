@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.handover.mixture import Plan
-from pipelines.sample import Modality, turns_to_json
+from pipelines.sample import Modality, Sample, turns_to_json
+from pipelines.storage.new_captions import NewCaptions, find_new_captions, shard_identities
 from pipelines.storage.precision import record_type
 from pipelines.storage.random_access import IndexEntry, Indexes, Ranges
 from pipelines.storage.shards import Manifest, from_members
@@ -31,7 +32,7 @@ from pipelines.storage.sidecars import (
     to_npy,
     with_zeros,
 )
-from pipelines.views import Kind, apply_view, example, num_examples
+from pipelines.views import CaptionChoice, Kind, apply_view, example, num_examples
 
 # Which sidecars of captions a kind of view reads, and which views take features of input items in.
 _CAPTIONS = tuple(modality.value for modality in Modality)
@@ -54,7 +55,7 @@ class PlannedView:
     """A prepared dataset as a training stage sees it, and the sidecar folders its items' embeddings come from.
 
     Where media have several captions, a medium with one of them is an example, and example c of sample s is called by
-    the number s * most_captions + c; elsewhere an example is a sample.
+    the number s * most_captions + c; elsewhere an example is a sample. With new `captions`, `manifest` counts these.
     """
 
     name: str
@@ -63,10 +64,15 @@ class PlannedView:
     manifest: Manifest
     sidecars: dict[str, Path]
     weight: float = 1.0
+    captions: NewCaptions | None = None
 
     def number(self, sample: int, caption: int = 0) -> int:
         """The number of an example."""
         return sample * self.manifest.most_captions + caption
+
+    def worded(self, shard: int, place: int, sample: Sample) -> Sample:
+        """A sample of a shard with the captions that it is seen with."""
+        return sample if self.captions is None else self.captions.worded(shard, place, sample)
 
 
 def plan_view(
@@ -77,29 +83,42 @@ def plan_view(
     wanted: Mapping[str, str],
     denoised: Collection[Modality] = (),
     features: Sequence[str] = (ENCODER,),
+    captions: CaptionChoice = "original",
 ) -> PlannedView:
     """Finds the sidecars that a view needs.
 
     `wanted` names the encoder id to use by sidecar kind, where it is not the only one. Of the `denoised` modalities,
     the latents are read as well. `features` are the kinds that hold what the model's encoders make of input items.
+    `captions` are those that a pair is seen with; a dialogue has its own.
 
     Raises:
-        ValueError: a sidecar is missing, out of date, or there are several and none is named.
+        ValueError: a sidecar is missing, out of date, or there are several and none is named; or there are no new
+            captions.
     """
     manifest = Manifest.read(directory)
+    new = find_new_captions(directory, manifest, "original" if kind == "dialogue" else captions)
     latents = [k for k in LATENTS if output_modality(k) in denoised and output_modality(k) in READS[kind]]
     taken = features if kind in TAKES_FEATURES else ()
     reads = [k for k in (*READS[kind], *taken, *latents) if needs(manifest, k)]
-    sidecars = {k: _choose(directory, manifest, k, wanted.get(k)) for k in reads}
-    return PlannedView(name=name, kind=kind, directory=directory, manifest=manifest, sidecars=sidecars, weight=weight)
+    sidecars = {k: _choose(directory, manifest, k, wanted.get(k), None if takes_media(k) else new) for k in reads}
+    return PlannedView(
+        name=name,
+        kind=kind,
+        directory=directory,
+        manifest=new.counted(manifest) if new else manifest,
+        sidecars=sidecars,
+        weight=weight,
+        captions=new,
+    )
 
 
-def _choose(directory: Path, manifest: Manifest, kind: str, wanted: str | None) -> Path:
-    found = find_sidecars(directory, kind)
+def _choose(directory: Path, manifest: Manifest, kind: str, wanted: str | None, new: NewCaptions | None) -> Path:
+    choice = new.choice if new else "original"
+    found = {name: one for name, one in find_sidecars(directory, kind).items() if one.captions == choice}
     usable = {name: sidecar for name, sidecar in found.items() if wanted is None or name == wanted}
-    command = embed_command(directory.parent, kind)
+    command = embed_command(directory.parent, kind) + (f" --which-captions {choice}" if new else "")
     if not usable:
-        what = f"by {wanted}" if wanted else "at all"
+        what = f"by {wanted}" if wanted else f"of captions: {choice}" if new else "at all"
         raise ValueError(f"{directory}: has no {kind} embeddings {what}; run {command}")
     if len(usable) > 1:
         raise ValueError(
@@ -107,8 +126,9 @@ def _choose(directory: Path, manifest: Manifest, kind: str, wanted: str | None) 
             f"name one with sidecars.{kind}=ID"
         )
     (name, sidecar), *_ = usable.items()
-    if sidecar.of_shards != [shard.sha256 for shard in manifest.shards]:
-        raise ValueError(f"{directory}: the {kind} embeddings {name} are of other shards than these; run {command}")
+    if sidecar.of_shards != shard_identities(manifest, new):
+        what = "shards or new captions" if new else "shards"
+        raise ValueError(f"{directory}: the {kind} embeddings {name} are of other {what} than these; run {command}")
     return sidecar_folder(directory, name)
 
 
@@ -144,8 +164,8 @@ class SampleReader:
         entries = [self._entries(view, sample) for (view, _), (sample, _) in zip(pairs, places, strict=True)]
         data = iter(self._ranges.read([entry.range for found in entries for entry in found.values()]))
         return [
-            _row(self._views[view], found, self._filled(view, found, {name: next(data) for name in found}), caption)
-            for (view, _), (_, caption), found in zip(pairs, places, entries, strict=True)
+            _row(self._views[view], found, self._filled(view, found, {name: next(data) for name in found}), *place)
+            for (view, _), place, found in zip(pairs, places, entries, strict=True)
         ]
 
     def _filled(self, view: int, entries: Mapping[str, IndexEntry], data: dict[str, bytes]) -> dict[str, bytes]:
@@ -179,9 +199,9 @@ def _whole(view: PlannedView, kind: str) -> tuple[int, int]:
 
 
 def _row(
-    view: PlannedView, entries: Mapping[str, IndexEntry], data: Mapping[str, bytes], caption: int
+    view: PlannedView, entries: Mapping[str, IndexEntry], data: Mapping[str, bytes], number: int, caption: int
 ) -> dict[str, Any]:
-    document = from_members({"json": data["json"]})
+    document = view.worded(*divmod(number, view.manifest.samples_per_shard), from_members({"json": data["json"]}))
     sample = apply_view(view.kind, example(document, caption))
     row: dict[str, Any] = {
         "key": f"{view.name}/{entries['json'].key}",

@@ -69,22 +69,31 @@ class Survey:
     one_caption: bool = False
 
     def split(
-        self, weight: float, fraction: float, selected: npt.NDArray[np.bool_] | None = None
+        self,
+        weight: float,
+        fraction: float,
+        selected: npt.NDArray[np.bool_] | None = None,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> tuple[Candidates, Candidates]:
         """The samples to train on, and about `fraction` of all that is held out of training; none that was left out.
 
-        Of both only those `selected` (n,), where that is given: what is held out is told by the key, as ever.
+        Of both only those `selected` (n,), and of `weights` (n,) above 0, where these are given: what is held out is
+        told by the key, as ever.
         """
         apart, usable = held_out(self.key_hashes, fraction), self.lengths > 0
         usable = usable if selected is None else usable & selected
-        return self._candidates(usable & ~apart, weight), self._candidates(usable & apart, weight)
+        usable = usable if weights is None else usable & (weights > 0)
+        return self._candidates(usable & ~apart, weight, weights), self._candidates(usable & apart, weight, weights)
 
-    def _candidates(self, mask: npt.NDArray[np.bool_], weight: float) -> Candidates:
+    def _candidates(
+        self, mask: npt.NDArray[np.bool_], weight: float, weights: npt.NDArray[np.float64] | None
+    ) -> Candidates:
         return Candidates(
             samples=self.numbers[mask],
             lengths=self.lengths[mask],
             weight=weight,
             key_hashes=self.key_hashes[mask] if self.one_caption else None,
+            weights=None if weights is None else weights[mask],
         )
 
 
@@ -127,7 +136,8 @@ def not_encoded(view: PlannedView) -> dict[int, tuple[str, str]]:
 def measure_shard(view: PlannedView, shard: int, measure: Measure) -> pa.Table:
     """The rows of a shard's examples, in order."""
     tar = view.directory / view.manifest.shards[shard].name
-    examples = (example(found, number) for found in _documents(tar) for number in range(num_examples(found)))
+    documents = (view.worded(shard, place, found) for place, found in enumerate(_documents(tar)))
+    examples = (example(found, number) for found in documents for number in range(num_examples(found)))
     return pa.Table.from_pylist([_row(view, found, measure) for found in examples], schema=SCHEMA)
 
 
@@ -191,7 +201,8 @@ def _measurements(
 
 
 def _cache(view: PlannedView, measure_id: str) -> Path:
-    known = hash_strings([view.name, view.kind, view.manifest.content, measure_id])
+    worded = [view.captions.identity] if view.captions else []
+    known = hash_strings([view.name, view.kind, view.manifest.content, measure_id, *worded])
     return view.directory / LENGTHS / f"{view.name}-{known[:12]}.parquet"
 
 

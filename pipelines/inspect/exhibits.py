@@ -104,10 +104,15 @@ class Playable:
 
 @dataclass(kw_only=True)
 class Showcase:
-    """Makes exhibits of a dataset's samples, until all `data:` URIs together are `budget` bytes."""
+    """Makes exhibits of a dataset's samples, until all `data:` URIs together are `budget` bytes.
+
+    `side` is of the longer side of pictures in pixels, `seconds` of a sound are kept.
+    """
 
     dataset: Path
     budget: int
+    side: int = THUMBNAIL
+    seconds: float = SECONDS
     _made: dict[tuple[str, str], Exhibit] = field(default_factory=dict)
     _index: tuple[Path, list[dict[str, Any]]] = (Path(), [])
 
@@ -177,23 +182,22 @@ class Showcase:
             facts=_described(facts),
         )
         medium = sample.media.get(item.name)
-        return _shown(exhibit, medium, float(facts.get("seconds", 0))) if medium and self.budget > 0 else exhibit
+        return self._shown(exhibit, medium, float(facts.get("seconds", 0))) if medium and self.budget > 0 else exhibit
 
-
-def _shown(exhibit: Exhibit, medium: Media, seconds: float) -> Exhibit:
-    """The exhibit with pictures or sound; as it is where its medium cannot be decoded."""
-    try:
-        decoded = decode(medium, fps=FRAMES / seconds if seconds else 1.0)
-    except ValueError:
-        return exhibit
-    match decoded:
-        case Image(pixels=pixels):
-            return replace(exhibit, pictures=(_picture(pixels, THUMBNAIL),))
-        case Video(frames=frames):
-            chosen = _spread(frames, min(FRAMES, len(frames)))
-            return replace(exhibit, pictures=tuple(_picture(frame, FRAME) for frame in chosen))
-        case Audio():
-            return _with_sound(exhibit, decoded)
+    def _shown(self, exhibit: Exhibit, medium: Media, seconds: float) -> Exhibit:
+        """The exhibit with pictures or sound; as it is where its medium cannot be decoded."""
+        try:
+            decoded = decode(medium, fps=FRAMES / seconds if seconds else 1.0)
+        except ValueError:
+            return exhibit
+        match decoded:
+            case Image(pixels=pixels):
+                return replace(exhibit, pictures=(_picture(pixels, self.side),))
+            case Video(frames=frames):
+                chosen = _spread(frames, min(FRAMES, len(frames)))
+                return replace(exhibit, pictures=tuple(_picture(frame, min(FRAME, self.side)) for frame in chosen))
+            case Audio():
+                return _with_sound(exhibit, decoded, self.seconds)
 
 
 def shortened(text: str) -> str:
@@ -218,11 +222,11 @@ def _picture(pixels: Pixels, side: int) -> Picture:
     return Picture(uri=data_uri("image/jpeg", buffer.getvalue()), width=picture.width, height=picture.height)
 
 
-def _with_sound(exhibit: Exhibit, audio: Audio) -> Exhibit:
+def _with_sound(exhibit: Exhibit, audio: Audio, seconds: float) -> Exhibit:
     """The exhibit with the first seconds in mono, as FLAC, which every browser plays, and how loud they are."""
     samples = audio.waveform.mean(axis=0)
-    cut = len(samples) > SECONDS * audio.sample_rate
-    samples = samples[: int(SECONDS * audio.sample_rate)]
+    cut = len(samples) > seconds * audio.sample_rate
+    samples = samples[: int(seconds * audio.sample_rate)]
     rate = min(audio.sample_rate, SAMPLE_RATE)
     if rate != audio.sample_rate:
         samples = np.clip(soxr.resample(samples, audio.sample_rate, rate), -1, 1)

@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.inspect.curves import Panel, panels
 from pipelines.inspect.exhibits import playable
-from pipelines.inspect.report import duration, number
+from pipelines.inspect.histogram import number
+from pipelines.inspect.report import duration
 from pipelines.inspect.run_examples import RunExample, choose, read_examples
 from pipelines.inspect.verdicts import verdict
 from pipelines.storage.files import read_json, read_json_lines, write_text

@@ -1,9 +1,10 @@
-"""Histograms and evenly spaced selections of any number of values, in one pass and bounded memory."""
+"""Histograms and evenly spaced selections of any number of values, in one pass and bounded memory; their charts."""
 
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -102,3 +103,65 @@ def _round_width(least: float) -> int:
             if digit * scale >= least:
                 return digit * scale
         scale *= 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A histogram to draw: `bars` are heights (0 to 1) with labels; empty if all values are equal.
+
+    `marks` are thresholds: at which bar each stands, as a fraction too, and its label.
+    """
+
+    title: str
+    note: str
+    bars: list[tuple[float, str]]
+    low: str
+    high: str
+    summary: str
+    marks: list[tuple[float, str]] = field(default_factory=list)
+
+
+def number(value: float) -> str:
+    """A number such as 1,234 or 0.5, with at most three decimals."""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
+
+
+def draw_chart(
+    title: str, unit: str, histogram: Histogram, note: str, thresholds: Sequence[float] = (), digits: int = 2
+) -> Chart:
+    """The chart of a histogram that holds values; values are told to so many decimals."""
+
+    def words(value: float) -> str:
+        return f"{number(round(value, digits))}\u00a0{unit}".rstrip("\u00a0")
+
+    least, most = histogram.quantile(0), histogram.quantile(1)
+    if least == most:
+        return Chart(title=title, note=note, bars=[], low="", high="", summary=f"{words(least)} each")
+    bars = histogram.bars()
+    highest = max(bar.count for bar in bars)
+    whole = histogram.step == 1
+
+    def label(low: float, high: float, count: int) -> str:
+        if math.isinf(high):
+            return f"{words(low)} or more: {number(count)}"
+        last = high - histogram.step if whole else high
+        return f"{words(low) if low == last else f'{words(low)} to {words(last)}'}: {number(count)}"
+
+    return Chart(
+        title=title,
+        note=note,
+        bars=[(bar.count / highest, label(bar.low, bar.high, bar.count)) for bar in bars],
+        low=words(bars[0].low),
+        high=f"{words(bars[-1].low)} or more" if math.isinf(bars[-1].high) else words(bars[-1].high - whole),
+        summary=f"{words(least)} to {words(most)}, median {words(histogram.quantile(0.5))}, "
+        f"mean {words(round(histogram.sum / len(histogram), max(1, digits - 1)))}",
+        marks=[(place, words(value)) for value in thresholds if (place := _place(bars, value)) is not None],
+    )
+
+
+def _place(bars: Sequence[Bar], value: float) -> float | None:
+    """Where a value stands among bars: 1.5 is the middle of the second; None where it is outside."""
+    for place, bar in enumerate(bars):
+        if bar.low <= value <= bar.high:
+            return place + (0.5 if math.isinf(bar.high) else (value - bar.low) / (bar.high - bar.low))
+    return None

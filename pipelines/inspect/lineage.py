@@ -74,22 +74,27 @@ def find(shards: Path, questions: Sequence[str]) -> dict[str, list[Origin]]:
 def print_origins(shards: Path, questions: Sequence[str], where: str | None = None) -> int:
     """Prints the answer to each question; returns the number of questions without one.
 
-    With a condition on columns, each sample says whether that selects it, or which clauses do not hold and why.
+    Each sample says whether a condition on columns selects it, or which clauses do not hold and why: `where`, and that
+    of each view that has one in the catalog.
     """
     answers = find(shards, questions)
     for question, origins in answers.items():
         for origin in origins:
             print(origin)
-            if where and origin.shard:
-                print(f"  {_selected(shards / origin.dataset, origin, where)}")
+            for line in _selected(shards / origin.dataset, origin, where) if origin.shard else ():
+                print(f"  {line}")
         if not origins:
             print(f"{question}: no sample has this key and no row this source; give KEY, DATASET/KEY or FILE#ROW")
     return sum(not origins for origins in answers.values())
 
 
-def _selected(directory: Path, origin: Origin, where: str) -> str:
-    reasons = list(not_holding(directory, Manifest.read(directory), [where], origin.shard, origin.place))
-    return f"not selected: {'; '.join(reasons)}" if reasons else "selected"
+def _selected(directory: Path, origin: Origin, where: str | None) -> Iterator[str]:
+    """What each condition says of a sample."""
+    manifest = Manifest.read(directory)
+    conditions = {f" by {view}": text for view, text in manifest.where.items()} | ({"": where} if where else {})
+    for by, text in conditions.items():
+        reasons = list(not_holding(directory, manifest, [text], origin.shard, origin.place))
+        yield f"not selected{by}: {'; '.join(reasons)}" if reasons else f"selected{by}"
 
 
 def _wordings(question: str, names: set[str]) -> list[str]:

@@ -8,11 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from pipelines.inspect.census import SHOWN, Census, count_rejects, take_census
+from pipelines.inspect.curation import show_curation
 from pipelines.inspect.exhibits import Showcase, shortened
-from pipelines.inspect.histogram import Histogram, Spread
+from pipelines.inspect.histogram import Chart, Histogram, Spread, draw_chart, number
 from pipelines.prepare.ledger import accounts, advice
 from pipelines.sample import Modality
 from pipelines.storage.files import write_text
@@ -35,18 +36,6 @@ class RunFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A histogram to draw: `bars` are heights (0 to 1) with labels; empty if all values are equal."""
-
-    title: str
-    note: str
-    bars: list[tuple[float, str]]
-    low: str
-    high: str
-    summary: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Talks:
     """The dialogues that were read: how many, their turns, and how often each (role, modality) of item occurs."""
 
@@ -55,17 +44,20 @@ class Talks:
     items: dict[str, int]
 
 
-def write_report(dataset: Path, out: Path, run: RunFigures | None = None) -> None:
+def write_report(dataset: Path, out: Path, run: RunFigures | None = None, where: str | None = None) -> None:
     """Writes the report on a finished dataset; its size does not grow with the dataset, its choice of samples is even.
+
+    With a condition on columns, it shows what that would drop.
 
     Raises:
         FileNotFoundError: the dataset is not finished.
+        ValueError: the condition does not fit the columns.
     """
     manifest = Manifest.read(dataset)
-    write_text(out, render(dataset, manifest, run))
+    write_text(out, render(dataset, manifest, run, where))
 
 
-def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
+def render(dataset: Path, manifest: Manifest, run: RunFigures | None, where: str | None = None) -> str:
     """The report as HTML."""
     census = take_census(dataset, manifest)
     showcase = Showcase(dataset=dataset, budget=BUDGET)
@@ -92,6 +84,7 @@ def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
         dialogues=_dialogues(showcase, census) if is_dialogue else [],
         talks=talks,
         charts=_charts(census, talks),
+        curation=show_curation(dataset, manifest, where),
         sidecars=_sidecars(dataset),
         shards=_some(manifest.shards, SHOWN_SHARDS),
         bytes=sum(shard.bytes for shard in manifest.shards),
@@ -101,14 +94,12 @@ def render(dataset: Path, manifest: Manifest, run: RunFigures | None) -> str:
 
 
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader
+    )
     environment.filters |= {"number": number, "size": size, "duration": duration, "share": share}
-    return environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-
-
-def number(value: float) -> str:
-    """A number such as 1,234 or 0.5, with at most three decimals."""
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
+    return environment.get_template("report.html.j2")
 
 
 def size(value: float) -> str:
@@ -172,42 +163,14 @@ def _charts(census: Census, talks: Talks | None) -> list[Chart]:
         titles[f"{modality} aspect ratio"] = (f"{noun}: width / height", "")
     titles |= {"video seconds": ("Video: length", "s"), "audio seconds": ("Sound: length", "s")}
     charts = [
-        _chart(title, unit, census.histograms[name], "")
+        draw_chart(title, unit, census.histograms[name], "")
         for name, (title, unit) in titles.items()
         if name in census.histograms
     ]
     if talks and len(talks.turns):
         note = f"of {talks.read} dialogues, evenly spread" if census.samples.seen > talks.read else ""
-        charts.insert(0, _chart("Turns of a dialogue", "", talks.turns, note))
+        charts.insert(0, draw_chart("Turns of a dialogue", "", talks.turns, note))
     return charts
-
-
-def _chart(title: str, unit: str, histogram: Histogram, note: str) -> Chart:
-    def words(value: float) -> str:
-        return f"{number(round(value, 2))}\u00a0{unit}".rstrip("\u00a0")
-
-    least, most = histogram.quantile(0), histogram.quantile(1)
-    if least == most:
-        return Chart(title=title, note=note, bars=[], low="", high="", summary=f"{words(least)} each")
-    bars = histogram.bars()
-    highest = max(bar.count for bar in bars)
-    whole = histogram.step == 1
-
-    def label(low: float, high: float, count: int) -> str:
-        if math.isinf(high):
-            return f"{words(low)} or more: {number(count)}"
-        last = high - histogram.step if whole else high
-        return f"{words(low) if low == last else f'{words(low)} to {words(last)}'}: {number(count)}"
-
-    return Chart(
-        title=title,
-        note=note,
-        bars=[(bar.count / highest, label(bar.low, bar.high, bar.count)) for bar in bars],
-        low=words(bars[0].low),
-        high=f"{words(bars[-1].low)} or more" if math.isinf(bars[-1].high) else words(bars[-1].high - whole),
-        summary=f"{words(least)} to {words(most)}, median {words(histogram.quantile(0.5))}, "
-        f"mean {words(round(histogram.sum / len(histogram), 1))}",
-    )
 
 
 def _sidecars(dataset: Path) -> list[SidecarManifest]:

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.curate.columns import COLUMNS
 from pipelines.handover.stage_samples import LENGTHS
 from pipelines.inspect.damage import Extent, Problem, Row, check_tar, read_checked, read_index, repeated_keys, strays
 from pipelines.progress import track
 from pipelines.storage.files import is_sound, read_rows
+from pipelines.storage.new_captions import COLUMNS, find_new_captions, shard_identities
 from pipelines.storage.shards import (
     INDEX_SCHEMA,
     MANIFEST,
@@ -159,14 +159,17 @@ def _check_sidecar(dataset: Path, manifest: Manifest, folder: Path) -> Iterator[
         yield Problem(file=folder / MANIFEST, what=f"is of the encoder {sidecar.encoder_id}, not of its folder's name")
     items = failed = 0
     with track(f"verify {dataset.name}/{folder.name}", manifest.samples, "samples") as bar:
-        for shard, owner, of in itertools.zip_longest(sidecar.shards, manifest.shards, sidecar.of_shards):
+        owners = zip(manifest.shards, _identities(dataset, manifest, sidecar), strict=True)
+        for shard, owned, of in itertools.zip_longest(sidecar.shards, owners, sidecar.of_shards):
+            owner, identity = owned or (None, "")
             if shard is None or owner is None:
                 name = (shard or owner or Shard(name=MANIFEST, samples=0, bytes=0, sha256="")).name
                 what = "orphaned: the dataset has no such shard" if owner is None else "missing: the dataset has it"
                 yield Problem(file=folder / name, what=what)
                 continue
-            if of != owner.sha256 or shard.name != owner.name:
-                what = f"orphaned: made for another shard than {dataset / owner.name} is"
+            if of != identity or shard.name != owner.name:
+                which = "shard or new captions" if sidecar.captions != "original" else "shard"
+                what = f"orphaned: made for another {which} than {dataset / owner.name} is"
                 yield Problem(file=folder / shard.name, what=what)
             found, rows = _check_embeddings(folder / shard.name, shard, dataset / owner.name)
             yield from found
@@ -180,6 +183,14 @@ def _check_sidecar(dataset: Path, manifest: Manifest, folder: Path) -> Iterator[
         what = f"the counts do not add up: {len(sidecar.failed)} failed, but {failed} in its indexes"
         yield Problem(file=folder / MANIFEST, what=what)
     yield from strays(folder, sidecar.shards, {MANIFEST, STATE})
+
+
+def _identities(dataset: Path, manifest: Manifest, sidecar: SidecarManifest) -> list[str]:
+    """What a sidecar has to be of, shard by shard; nothing fits where new captions are gone."""
+    try:
+        return shard_identities(manifest, find_new_captions(dataset, manifest, sidecar.captions))
+    except (ValueError, OSError):
+        return [""] * len(manifest.shards)
 
 
 def _check_embeddings(tar: Path, shard: Shard, owner: Path) -> tuple[list[Problem], list[Row]]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.sample import Modality
 from pipelines.storage.precision import record_type, restore
 from pipelines.storage.shards import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from pipelines.views import CaptionChoice
 
 # What a sidecar holds: caption embeddings for one output modality, or features of the input items, of all of them or,
 # where each modality has an encoder of its own, of those of one; or, for the denoising loss alone, latents of the media
@@ -69,6 +70,7 @@ class SidecarManifest:
     `max_error` and `min_cosine` are what storing as `dtype` costs against float32: see `storage.Loss`. Where the
     encoder's matrix products are of another `precision` than float32, `precision_cosine` is the lowest cosine of a
     vector to that of float32, in a sample of the items. `failed` are those of the `items` that could not be encoded.
+    `captions` says which are embedded: a dataset's own, the new ones beside it, or both.
     """
 
     kind: str
@@ -85,10 +87,15 @@ class SidecarManifest:
     precision: str = "float32"
     precision_cosine: float | None = None
     failed: list[Failure] = field(default_factory=list)
+    captions: CaptionChoice = "original"
 
     def write(self, directory: Path) -> None:
         """Writes the manifest, the mark of a finished sidecar."""
-        write_manifest(directory, asdict(self))
+        # So that manifests of a dataset's own captions are the bytes that they were.
+        fields = asdict(self)
+        if self.captions == "original":
+            del fields["captions"]
+        write_manifest(directory, fields)
 
     @classmethod
     def read(cls, directory: Path) -> "SidecarManifest":

@@ -67,7 +67,10 @@ def test_a_dataset_that_is_not_there_is_told_before_anything_starts(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--columns", "sharpness"], "--columns: sharpness not known; there are measures, duplicates, similarity"),
+        (
+            ["--columns", "sharpness"],
+            "--columns: sharpness not known; there are measures, duplicates, similarity, neighbours",
+        ),
         (["--held-out", "2"], "--held-out 2.0: must be 0 to 1"),
         (
             ["--catalog", "{folder}/mine.yaml"],

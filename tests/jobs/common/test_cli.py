@@ -17,7 +17,18 @@ from jobs.common import cli
 from jobs.common.cli import Option, UsageError, describe, root_cause
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ("prepare", "embed", "train_stage", "generate", "convert", "quickstart", "score", "gallery", "bootstrap")
+COMMANDS = (
+    "prepare",
+    "embed",
+    "train_stage",
+    "generate",
+    "convert",
+    "quickstart",
+    "score",
+    "gallery",
+    "bootstrap",
+    "recaption",
+)
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,14 +8,23 @@ import pytest
 from dataset_cases import pair, task, write_dataset, write_sidecar
 from transformers import LlamaConfig
 
+from jobs import train_stage
 from jobs.common.cli import UsageError
 from jobs.common.settings import load_settings
+from jobs.training import preflight
 from jobs.training.stage import StagePlan, plan_stage
 from pipelines.curate import measures
 from pipelines.curate.columns import begin, finish
 from pipelines.curate.curating import columns_work, score_row
+from pipelines.curate.scorers import Content, EachSample, Scorer, Values
 from pipelines.storage.shards import Manifest
 from pipelines.storage.sidecars import ENCODER, SidecarManifest, sidecar_folder
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine may remember the preset's own encoder, which did not make the embeddings of these tests."""
+    monkeypatch.setattr(preflight, "known_ids", lambda *_: [])
 
 
 def plan(folder: Path, shape: list[int], view: str = "cc3m_dec", kind: str = "image") -> StagePlan:
@@ -132,9 +141,76 @@ def test_without_a_condition_nothing_is_selected_and_settings_say_nothing(tmp_pa
     assert plan.selected(plan.views[0], np.arange(6)) is None
 
 
+def caption_of(content: Content) -> Values:
+    return {"new_caption": None if content.sample.key == "k20" else f"anew {content.sample.key}"}
+
+
+def make_captions() -> EachSample:
+    return EachSample(caption_of)
+
+
+def test_new_captions_are_taken_by_those_that_have_one_and_are_part_of_what_the_run_is(tmp_path: Path) -> None:
+    shards = curated(tmp_path)
+    with pytest.raises(UsageError, match=r"cc3m: captions: new, but there are no new captions; jobs/recaption\.py "):
+        selected(shards, "captions=new")
+    scorer = Scorer(name="recaption", columns={"new_caption": "str"}, version="1", make=make_captions)
+    work = columns_work(shards / "cc3m", scorer)
+    for shard in begin(work):
+        score_row({"shard": shard, "works": "[0]", "samples": 0}, [work], {"recaption": scorer})
+    finish(work)
+    new, both = (selected(shards, f"captions={choice}", "where=luminance < 40") for choice in ("new", "both"))
+    told = "cc3m_enc: 6 samples = 3 selected, 2 dropped by luminance < 40, 1 dropped by new_caption is not null"
+    assert new.selections["cc3m_enc"].describe("cc3m_enc") == told
+    assert both.selections["cc3m_enc"].kept == 4
+    assert (new.views[0].manifest.num_examples, both.views[0].manifest.num_examples) == (6, 11)
+    assert new.identities["worded"] != both.identities["worded"]
+    assert "worded" not in selected(shards).identities
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["datasets={cc3m_enc: {weight: luminance, where: luminance < 45}}"],
+        ["datasets={cc3m_enc: luminance}", "where=luminance < 45"],
+        ["weight_columns={cc3m_enc: luminance}", "where=luminance < 45"],
+    ],
+)
+def test_a_column_weighs_what_is_selected(tmp_path: Path, overrides: list[str]) -> None:
+    plan = selected(curated(tmp_path), *overrides)
+    assert plan.settings.weight_columns == {"cc3m_enc": "luminance"}
+    assert plan.views[0].weight == 1
+    assert plan.weights["cc3m_enc"].values.tolist() == [0, 10, 20, 30, 40, 0]
+    told = "cc3m_enc: 4 samples of 10 to 40 by luminance, 100 in all; 2 never come"
+    assert plan.weights["cc3m_enc"].describe("cc3m_enc") == told
+    assert plan.weighed(plan.views[0], np.array([1, 5, 4])).tolist() == [10, 0, 40]
+    assert plan.accounts["cc3m_enc"]["selected"] == 5
+    assert plan.accounts["cc3m_enc"]["weight"]["column"] == "luminance"
+    assert plan.identities.keys() == {"selected", "weighed"}
+
+
+def test_a_dry_run_says_how_many_samples_remain_by_dataset_and_by_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--dry-run", "--stage", "1", "--shards", str(curated(tmp_path)), "--out", str(tmp_path / "run")]
+    command += ["model.encoder.dim=4", "where=luminance >= 20 and luminance < 50"]
+    train_stage.main([*command, "datasets={cc3m_enc: {weight: luminance}}", "use_gpu=false"])
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "selected: cc3m_enc: 6 samples = 3 selected, 2 dropped by luminance >= 20, 1 dropped by luminance < 50",
+        "weighed: cc3m_enc: 3 samples of 20 to 40 by luminance, 90 in all; 3 never come",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("datasets={cc3m_enc: brightness}", "cc3m: weight brightness: no such column; there are aspect, caption_chars"),
+        ("datasets={cc3m_enc: {weight: key}}", "cc3m: weight key: the column is a text; a weight must be a number"),
+        (
+            "datasets={cc3m_enc: seconds}",
+            "cc3m: weight seconds: null of k0; a weight must be 0 to 1000; leave such samples out by where",
+        ),
+        ("weight_columns={cc3m_dec: luminance}", "weight_columns: cc3m_dec is not among the datasets of this run"),
         ("where=brightness > 3", "cc3m: where 'brightness > 3': no column brightness; there are aspect, "),
         ("where=luminance > 'x'", "cc3m: where \"luminance > 'x'\": luminance is a number, 'x' is a text"),
         ("where={cc3m_dec: luminance > 3}", "where: cc3m_dec is not among the datasets of this run"),

@@ -332,6 +332,66 @@ def test_a_view_with_single_captions_has_the_same_plan_whether_one_or_all_are_ta
     assert [plans[0].micro_batches(s) for s in steps] == [plans[1].micro_batches(s) for s in steps]
 
 
+weights_of_samples = st.lists(st.sampled_from([0.1, 0.25, 1 / 3, 1.0, 2.0, 2.5]), min_size=1, max_size=30)
+
+
+def weighed(weights: Sequence[float], weight: float = 1.0) -> Candidates:
+    return replace(candidates([1 + n % 5 for n in range(len(weights))], weight), weights=np.array(weights))
+
+
+@given(weights_of_samples, st.sampled_from([1.0, 2.0]), st.integers(0, 99))
+def test_each_sample_comes_as_often_as_its_own_weight_says(weights: list[float], weight: float, seed: int) -> None:
+    taken = weighed(weights, weight)
+    mixture = one_caption([candidates([7, 7]), taken], 3, seed)
+    for epoch in range(3):
+        seen = Counter(epoch_of(mixture, epoch))
+        assert [seen.pop((0, sample)) for sample in (2, 4)] == [1, 1]
+        times = [seen.pop((1, int(sample)), 0) for sample in taken.samples]
+        assert not seen
+        assert abs(sum(times) - weight * sum(weights)) <= 0.5 + 1e-4
+        assert all(
+            int(weight * own) <= count <= -int(-weight * own // 1) for own, count in zip(weights, times, strict=True)
+        )
+
+
+def test_parts_of_a_weight_are_paid_over_the_epochs() -> None:
+    mixture = one_caption([weighed([0.25, 0.5, 1.75, 3.5] * 50)], 40)
+    seen = Counter(pair for epoch in range(40) for pair in epoch_of(mixture, epoch))
+    by_weight = [sum(seen[0, 2 + 2 * number] for number in range(place, 200, 4)) / (50 * 40) for place in range(4)]
+    assert by_weight == pytest.approx([0.25, 0.5, 1.75, 3.5], abs=0.05)
+
+
+@given(weights_of_samples, st.integers(0, 9), st.sampled_from(WORLDS), st.data())
+def test_a_weighed_run_that_goes_on_with_other_workers_takes_what_it_would_have_taken(
+    weights: list[float], seed: int, world_size: int, data: st.DataObject
+) -> None:
+    taken = [candidates([3, 4, 5]), weighed(weights)]
+    mixture, fresh = one_caption(taken, 3, seed), pickle.loads(pickle.dumps(one_caption(taken, 3, seed)))
+    first = data.draw(st.integers(0, mixture.num_steps - 1))
+    for step in range(first, mixture.num_steps):
+        shares = [fresh.rank_batch(step, rank, world_size) for rank in range(world_size)]
+        assert sorted(pair for share in shares for _, *pair in share) == sorted(map(list, batch(mixture, step)))
+
+
+def test_captions_of_a_medium_with_a_weight_of_its_own_take_turns() -> None:
+    taken = replace(worded(range(3), [4] * 3), weights=np.repeat([0.0, 1.0, 2.0], 4))
+    mixture = one_caption([taken], 4)
+    epochs = [[sample for _, sample in epoch_of(mixture, epoch)] for epoch in range(4)]
+    assert [sorted(sample // MOST for sample in epoch) for epoch in epochs] == [[1, 2, 2]] * 4
+    said = [Counter(sample % MOST for epoch in epochs for sample in epoch if sample // MOST == key) for key in (1, 2)]
+    assert said == [Counter({0: 1, 1: 1, 2: 1, 3: 1}), Counter({0: 2, 1: 2, 2: 2, 3: 2})]
+
+
+def test_weights_of_zero_leave_nothing_to_train_on() -> None:
+    with pytest.raises(ValueError, match="no sample is left to train on"):
+        one_caption([weighed([0.0, 0.0])], 1)
+
+
+def test_a_view_of_heavy_samples_has_its_share_of_what_is_held_out() -> None:
+    plan = HeldOutPlan([weighed([3.0] * 100), weighed([1.0] * 100)], limit=20, batch_size=4, micro_batch_size=2)
+    assert Counter(view for step in range(plan.num_steps) for view, _ in batch(plan, step)) == {0: 15, 1: 5}
+
+
 def test_batches_are_by_the_length_of_the_caption_that_is_taken() -> None:
     mixture = one_caption([worded(range(40), [MOST] * 40)], 2)
     for step in range(mixture.num_steps):

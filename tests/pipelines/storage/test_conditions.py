@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.storage.conditions import FLAG, MOST_CHARACTERS, NUMBER, TEXT, parse_condition
+from pipelines.storage.conditions import MOST_CHARACTERS, parse_condition
+from pipelines.storage.expressions import FLAG, NUMBER, TEXT
 
 KINDS = {"a": NUMBER, "b": NUMBER, "name": TEXT, "blank": FLAG}
 ROWS: list[dict[str, Any]] = [
