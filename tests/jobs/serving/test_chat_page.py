@@ -129,7 +129,7 @@ def test_words_are_written_while_they_come_and_a_later_turn_knows_the_earlier(pa
     send(page, "Draw a small red circle at the left.")
     answered(page, 1)
     assert "red" in said(page, "bot")
-    send(page, "Now the same in blue.")
+    send(page, "Make it blue.")
     media = answered(page, 2)
     assert "small blue circle" in said(page, "bot")
     assert sum(medium["tag"] == "img" for medium in media) >= 2
