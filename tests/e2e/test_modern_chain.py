@@ -214,7 +214,7 @@ def test_the_chat_answers_a_request_with_a_picture_in_and_a_picture_and_a_sound_
     body = {
         "messages": [{"role": "user", "content": content}],
         "modalities": ["text", "image", "audio"],
-        "max_tokens": 8,
+        "max_tokens": 16,
         "decoders": {"image": {"steps": 2}, "audio": {"steps": 2}},
     }
     with TestClient(app, base_url="http://127.0.0.1") as client:
