@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common import cli
+from jobs.common.settings import load_model
 from pipelines.world.dataset import write_world
 from tests.conftest import ROOT, Cluster
 
@@ -17,6 +18,7 @@ TUTORIAL = ROOT / "jobs" / "tutorial"
 PAGES = ("README.md", "README.zh.md")
 LAB = "out/lab"  # where commands on the small world write; the others are for data and weights of one's own
 OURS = ("jobs/", "model/", "pipelines/", "cluster/", "tests/")
+TELL_MISTAKES = ("jobs/embed.py", "jobs/generate.py", "jobs/convert.py")  # by the options alone
 SMALLER = {"count=100": "count=16", "--samples-per-shard 50": "--samples-per-shard 8", "--n 50": "--n 2"}
 
 
@@ -39,18 +41,17 @@ class Parsed(Exception):
 
 
 def parsed(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """The options of a command, parsed by its own parser and held to their bounds; nothing runs."""
-    parse, found = cli.parse, list[object]()
+    """The options of a command, parsed by its own parser, of which none is out of bounds or at odds; nothing runs."""
+    parse, found, job = cli.parse, list[object](), importlib.import_module(f"jobs.{Path(words[1]).stem}")
 
     def stop(kind: type[object], argv: Sequence[str] | None) -> object:
         found.append(parse(kind, argv))
-        cli.check(found[0])
+        cli.check(found[0], job._mistakes(found[0]) if words[1] in TELL_MISTAKES else ())
         raise Parsed
 
-    monkeypatch.setattr(cli, "parse", stop)
-    with pytest.raises(Parsed):
-        importlib.import_module(f"jobs.{Path(words[1]).stem}").main(list(words[2:]))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(Parsed):
+        patch.setattr(cli, "parse", stop)
+        job.main(list(words[2:]))
     return found[0]
 
 
@@ -67,13 +68,17 @@ def test_each_command_is_one_that_its_job_understands(words: list[str], monkeypa
         return
     assert (ROOT / words[1]).is_file()
     assert words[1].startswith("jobs/")
-    assert parsed(words, monkeypatch)
+    options = parsed(words, monkeypatch)
+    if preset := getattr(options, "preset", None):
+        assert load_model(preset, getattr(options, "overrides", ()), []).preset == preset
 
 
-def test_a_command_with_an_option_that_its_job_has_not_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_its_job_would_refuse_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         parsed(["python", "jobs/embed.py", "--shard-folder", "SHARDS"], monkeypatch)
-    with pytest.raises(cli.UsageError):
+    with pytest.raises(cli.UsageError, match="--captions and --out belong together"):
+        parsed(["python", "jobs/embed.py", "--captions", "cc3m.json", "--modality", "image"], monkeypatch)
+    with pytest.raises(cli.UsageError, match="--n 0: must be at least 1"):
         parsed(["python", "jobs/score.py", "--checkpoint", "RUN", "--n", "0"], monkeypatch)
 
 
