@@ -49,9 +49,10 @@ def parsed(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
         cli.check(found[0], job._mistakes(found[0]) if words[1] in TELL_MISTAKES else ())
         raise Parsed
 
-    with monkeypatch.context() as patch, pytest.raises(Parsed):
+    with monkeypatch.context() as patch:
         patch.setattr(cli, "parse", stop)
-        job.main(list(words[2:]))
+        with pytest.raises(Parsed):
+            job.main(list(words[2:]))
     return found[0]
 
 
