@@ -35,7 +35,7 @@ class Size:
     control: tuple[str, ...] = ()
 
 
-USUAL = Size(world=400, samples_per_shard=200, n=50, last=("epochs=3",))
+USUAL = Size(world=400, samples_per_shard=200, n=32, last=("epochs=3",))
 FULL = Size(world=600, samples_per_shard=200, n=200, controls_n=32, control=("max_steps=300",))
 SMALL = Size(
     world=200,
