@@ -8,8 +8,6 @@ from jobs.common import cli
 from jobs.common.cli import Option
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from model.parts.config import ModelConfig
     from pipelines.curate.curating import Curated
     from pipelines.curate.scorers import Scorer
@@ -62,7 +60,7 @@ def run(options: CurateOptions) -> None:
     from pipelines.embed.embedding import plan_pool
 
     cli.check(options)
-    directories, scorers = _datasets(options), _scorers(options)
+    directories, scorers = cli.prepared_datasets(options.shards, options.datasets), _scorers(options)
     model = _model(options) if SIMILARITY in (options.columns or GROUPS) else None
     cli.start_ray()
     pool = plan_pool(options.gpus)
@@ -74,17 +72,6 @@ def run(options: CurateOptions) -> None:
     if NEIGHBOURS in (options.columns or ()):
         results += write_neighbours(directories, options.least_cosine)
     _report(results)
-
-
-def _datasets(options: CurateOptions) -> "list[Path]":
-    from pipelines.storage.shards import list_datasets
-
-    shards = cli.existing_folder(options.shards)
-    datasets = list_datasets(shards)
-    unknown = sorted(set(options.datasets or ()) - set(datasets))
-    if unknown:
-        raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
-    return [shards / name for name in options.datasets or datasets]
 
 
 def _scorers(options: CurateOptions) -> "list[Scorer]":
@@ -130,13 +117,11 @@ def _similarity(options: CurateOptions, model: "ModelConfig", pool: "Pool") -> "
     Raises:
         ValueError: it was asked for, and cannot be.
     """
+    from jobs.common.encoders import chosen_precision
     from jobs.common.similarity import similarity_scorer
 
-    precision = options.precision
-    if precision == "auto":
-        precision = "bfloat16" if pool.num_gpus else "float32"
     try:
-        return [similarity_scorer(model, precision, pool)]
+        return [similarity_scorer(model, chosen_precision(options.precision, pool), pool)]
     except ValueError as error:
         if options.columns:
             raise

@@ -122,7 +122,7 @@ def _model(options: EmbedOptions) -> "ModelConfig":
 def _embed_shards(options: EmbedOptions, config: "ModelConfig") -> None:
     from pipelines.embed.embedding import embed, plan_pool
 
-    directories = _datasets(options)
+    directories = cli.prepared_datasets(options.shards or "", options.datasets)
     kinds = _sidecar_kinds(options, config)
     cli.start_ray()
     pool = plan_pool(options.gpus)
@@ -158,22 +158,11 @@ def _note_unencoded(directories: "Sequence[Path]", results: "Sequence[Embedded]"
 def _import(options: EmbedOptions, folder: str) -> None:
     from pipelines.embed.legacy_embeddings import import_embeddings
 
-    directories, source = _datasets(options), cli.existing_folder(folder)
+    directories, source = cli.prepared_datasets(options.shards or "", options.datasets), cli.existing_folder(folder)
     (kind,) = options.kinds
     cli.start_ray()
     results = import_embeddings(directories, source, kind, options.dtype, options.model or "imported")
     _report(results, [kind], "imported")
-
-
-def _datasets(options: EmbedOptions) -> "list[Path]":
-    from pipelines.storage.shards import list_datasets
-
-    shards = cli.existing_folder(options.shards or "")
-    datasets = list_datasets(shards)
-    unknown = sorted(set(options.datasets or ()) - set(datasets))
-    if unknown:
-        raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
-    return [shards / name for name in options.datasets or datasets]
 
 
 def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> None:
@@ -212,16 +201,13 @@ def _failure(result: "Embedded", shards: "Path") -> str:
 
 
 def _task(options: EmbedOptions, config: "ModelConfig", kind: str, pool: "Pool") -> "EmbedTask":
-    from jobs.common.encoders import clips, encoder_factory, is_pooled, preprocess_factory
+    from jobs.common.encoders import chosen_precision, clips, encoder_factory, is_pooled, preprocess_factory
     from pipelines.embed.encoding import EmbedTask
     from pipelines.storage.sidecars import takes_media
 
     on_gpu = bool(pool.num_gpus)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bfloat16" if on_gpu else "float32"
     captions = options.batch_size or (GPU_CAPTIONS if on_gpu else CPU_CAPTIONS)
-    factory = encoder_factory(config, kind, precision)
+    factory = encoder_factory(config, kind, chosen_precision(options.precision, pool))
     return EmbedTask(
         kind=kind,
         factory=factory,

@@ -217,16 +217,12 @@ def _write_reports(options: ReportOptions) -> None:
         Failures: a condition does not fit, one line for each dataset.
     """
     from pipelines.inspect.report import write_report
-    from pipelines.storage.shards import list_datasets
 
-    shards, faults = cli.existing_folder(options.shards), list[str]()
-    datasets = list_datasets(shards)
-    if unknown := sorted(set(options.datasets or ()) - set(datasets)):
-        raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
-    for name in options.datasets or datasets:
+    faults = list[str]()
+    for directory in cli.prepared_datasets(options.shards, options.datasets):
         try:
-            write_report(shards / name, _page(shards / name), where=options.where)
-            print(f"report: {_page(shards / name)}")
+            write_report(directory, _page(directory), where=options.where)
+            print(f"report: {_page(directory)}")
         except ValueError as error:
             faults.append(str(error))
     if faults:

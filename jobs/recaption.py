@@ -43,16 +43,11 @@ def run(options: RecaptionOptions) -> None:
     from jobs.recaptioning.recaptions import recaption_scorer
     from pipelines.curate.curating import curate
     from pipelines.embed.embedding import plan_pool
-    from pipelines.storage.shards import list_datasets
 
     cli.check(options, _mistakes(options))
-    shards = cli.existing_folder(options.shards)
-    datasets = list_datasets(shards)
-    if unknown := sorted(set(options.datasets or ()) - set(datasets)):
-        raise cli.UsageError(f"--datasets: {', '.join(unknown)} not in {shards}; it holds {', '.join(datasets)}")
+    directories = cli.prepared_datasets(options.shards, options.datasets)
     source = _source(options)
     cli.start_ray()
-    directories = [shards / name for name in options.datasets or datasets]
     _report(curate(directories, [recaption_scorer(source)], plan_pool(options.gpus)), source)
 
 

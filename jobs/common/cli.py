@@ -304,6 +304,22 @@ def existing_folder(value: str) -> Path:
     return path
 
 
+def prepared_datasets(shards: str, names: Collection[str] | None) -> list[Path]:
+    """The folders of the prepared datasets of these names, or of all.
+
+    Raises:
+        UsageError: there is no such folder, or one of the names is not there; one line.
+        FileNotFoundError: it holds no finished dataset.
+    """
+    from pipelines.storage.shards import list_datasets
+
+    folder = existing_folder(shards)
+    there = list_datasets(folder)
+    if unknown := sorted(set(names or ()) - set(there)):
+        raise UsageError(f"--datasets: {', '.join(unknown)} not in {folder}; it holds {', '.join(there)}")
+    return [folder / name for name in names or there]
+
+
 def existing_file(value: str) -> Path:
     """The path or URL of an existing file."""
     path = _to_path(value)

@@ -7,9 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from pipelines.storage.sidecars import LATENTS, features_kind, input_modality, i
 
 if TYPE_CHECKING:
     from model.parts.mixed_precision import Precision
+    from pipelines.embed.embedding import Pool
 
 _ROOT = Path(__file__).parents[2]
 # What an encoder's id depends on besides its own files and settings.
@@ -58,6 +60,13 @@ _PROGRAM = (
 )
 POOLED = "pooled"  # instead of a number of patches
 _LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
+
+
+def chosen_precision(asked: "Precision | Literal['auto']", pool: "Pool") -> "Precision":
+    """The precision of products that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    if asked == "auto":
+        return "bfloat16" if pool.num_gpus else "float32"
+    return asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +203,7 @@ def _snapshot(repo_id: str) -> Path | None:
     return None
 
 
+@cache
 def _version(library: str) -> str:
     try:
         return version(library)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import ray
 
 from jobs.common.encoders import EncoderFactory, PreprocessFactory, encoder_factory, preprocess_factory
+from model.inference.query import side_by_side
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
 from model.parts.families import components, locate
@@ -167,21 +168,17 @@ class Similarity:
 
     def _encode(self, inputs: Sequence[Any]) -> Iterator[Vectors | str]:
         usable = [one for one in inputs if not isinstance(one, Refused)]
-        made = iter(self._embed(usable))
+        made = iter(side_by_side(self._embed, usable) if usable else ())
         for one in inputs:
-            yield str(one) if isinstance(one, Refused) else next(made)
+            found = one if isinstance(one, Refused) else next(made)
+            yield str(found) if isinstance(found, ValueError) else found
 
-    def _embed(self, inputs: Sequence[Any]) -> list[Vectors | str]:
-        """Features of inputs; where some fail together, each is tried alone."""
-        if not inputs:
-            return []
+    def _embed(self, inputs: Sequence[Any]) -> list[Vectors]:
         try:
             features, _ = self._encoder(self._encoder.send(inputs))
             return list(features)
         except Exception as error:
-            if len(inputs) == 1:
-                return [f"not encoded: {reason_of(error)}"]
-        return [self._embed([one])[0] for one in inputs]
+            raise ValueError(f"not encoded: {reason_of(error)}") from error
 
 
 def captioned(content: Content) -> list[Item]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.recaptioning.recaptions import CaptionSource
 from jobs.replies.respond import ReplySettings
-from model.inference.query import Query, Sampling
+from model.inference.query import Query, Sampling, side_by_side
 from model.parts.config import ModelConfig
 from pipelines.curate.scorers import Content, reason_of
 from pipelines.embed.encoding import VIDEO_FPS
@@ -77,12 +77,10 @@ class CheckpointCaptions:
 
     def _answers(self, queries: Sequence[Query]) -> Iterator[str | Exception]:
         for start in range(0, len(queries), BATCH):
-            yield from self._answer(queries[start : start + BATCH])
+            yield from side_by_side(self._answer, queries[start : start + BATCH])
 
-    def _answer(self, queries: Sequence[Query]) -> list[str | Exception]:
+    def _answer(self, queries: Sequence[Query]) -> list[str]:
         try:
             return [response.text for response in self._responder.respond_batch(queries)]
         except Exception as error:
-            if len(queries) == 1:
-                return [ValueError(f"not captioned: {reason_of(error)}")]
-        return [self._answer([query])[0] for query in queries]
+            raise ValueError(f"not captioned: {reason_of(error)}") from error

@@ -139,7 +139,7 @@ def _decoders(settings: TrainSettings) -> Iterator[str]:
     """Compares the preset's widths with the decoders' own, where these are on this machine or described."""
     for modality, output in settings.model.outputs.items():
         decoder = described(output.decoder)
-        if not (decoder.startswith(BUILTIN) or Path(decoder).is_dir()):
+        if not _can_be_read(decoder):
             continue
         try:
             shape = caption_shape(modality, decoder)
@@ -163,12 +163,16 @@ def _denoising(settings: TrainSettings, views: Sequence[PlannedView]) -> Iterato
             )
         name = settings.model.outputs[modality].decoder
         decoder = described(name)
-        if decoder.startswith(BUILTIN) or Path(decoder).is_dir():
+        if _can_be_read(decoder):
             try:
                 noise_kind(modality, decoder)
             except (ValueError, OSError) as error:
                 if _is_known(modality, decoder):  # of another family, `_decoders` tells
                     yield f"loss.denoising_weights: {modality}: {str(error).replace(decoder, name)}"
+
+
+def _can_be_read(decoder: str) -> bool:
+    return decoder.startswith(BUILTIN) or Path(decoder).is_dir()
 
 
 def _is_known(modality: Modality, decoder: str) -> bool:

@@ -12,6 +12,7 @@ from model.parts.features import Array, ItemFeatures
 from pipelines.sample import Decoded, Modality, Part, Turn
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 Condition = tuple[Modality, npt.NDArray[np.float32]]
 AT_ONCE = 32  # answers that a model on a server generates side by side
 
@@ -134,8 +135,8 @@ def text_of(parts: Sequence[Part]) -> str:
     return " ".join(part for part in parts if isinstance(part, str))
 
 
-def side_by_side(answer: Callable[[Sequence[Query]], Sequence[T]], queries: Sequence[Query]) -> list[T | ValueError]:
-    """Answers queries as a batch; if that fails, one by one, with a ValueError in place of each failed answer."""
+def side_by_side(answer: Callable[[Sequence[Q]], Sequence[T]], queries: Sequence[Q]) -> list[T | ValueError]:
+    """Answers queries, or anything else, as a batch; if that fails, one by one, a failure by its ValueError."""
     try:
         return list(answer(queries))
     except ValueError as error:
