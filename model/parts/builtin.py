@@ -3,17 +3,20 @@
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 
 from model.architectures.marker import is_marked
+from model.parts import small_llm
 from model.parts.library_logs import quiet_libraries
 
 BUILTIN = "builtin:"
 PREFIX = "builtin:tiny/"
 SHIPPED = "builtin:world/"
+SMALL_LLM = "builtin:small/llm"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
 
 # A build seeds torch's random state, which all threads of a process share.
@@ -38,8 +41,10 @@ def resolve(name: str) -> str:
 
     `builtin:world/<part>` was trained by jobs/bootstrap.py and ships with this package. `builtin:tiny/<part>` has
     random weights and is built under `$NEXTGPT_CACHE` (default `~/.cache/nextgpt-ray`) if absent; every build gives the
-    same bytes. Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an absolute path that does not
-    exist on this machine.
+    same bytes. `builtin:small/llm` is converted there from an installed wheel.
+
+    Raises ValueError for an unknown `builtin:` name, FileNotFoundError for an absolute path that does not exist on
+    this machine, or if the wheel is not installed.
     """
     if not name.startswith(BUILTIN):
         if Path(name).is_absolute() and not Path(name).exists():
@@ -47,22 +52,24 @@ def resolve(name: str) -> str:
             raise FileNotFoundError(f"{name}: not on this machine ({platform.node()}); put it on shared storage")
         return name
     if not is_builtin(name):
-        known = ", ".join(family + known for family in (SHIPPED, PREFIX) for known in PARTS)
+        known = ", ".join([*(family + known for family in (SHIPPED, PREFIX) for known in PARTS), SMALL_LLM])
         raise ValueError(f"{name}: no such built-in part; use one of {known}, a directory or a hub id")
+    if name == SMALL_LLM:
+        return str(_small_llm())
     prefix, part = _split(name)
     if prefix == SHIPPED:
         return str(FOUNDATIONS / part)
     directory = _tiny_root() / part
     with _BUILD_LOCK:
         if not directory.is_dir():
-            _build(part, directory)
+            _build_tiny(part, directory)
     return str(directory)
 
 
 def is_builtin(name: str) -> bool:
     """Whether a name refers to a built-in part."""
     prefix, part = _split(name)
-    return prefix in (PREFIX, SHIPPED) and part in PARTS
+    return name == SMALL_LLM or (prefix in (PREFIX, SHIPPED) and part in PARTS)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -95,15 +102,29 @@ def _builder_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def _build(part: str, directory: Path) -> None:
-    """Builds in a scratch folder and renames it, so that an existing folder is always complete."""
+def _small_llm() -> Path:
+    if lacking := small_llm.missing():
+        raise FileNotFoundError(f"{SMALL_LLM}: {lacking}")
+    directory = cache_root() / f"small-{small_llm.source_version()}" / "llm"
+    with _BUILD_LOCK:
+        if not directory.is_dir():
+            _build(directory, small_llm.convert)
+    return directory
+
+
+def _build_tiny(part: str, directory: Path) -> None:
     from model.architectures.tiny import build  # torch and diffusers load only where something is built
 
+    _build(directory, lambda staged: build(part, staged))
+
+
+def _build(directory: Path, write: Callable[[Path], None]) -> None:
+    """Builds in a scratch folder and renames it, so that an existing folder is always complete."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{part}-", dir=directory.parent) as scratch:
-        staged = Path(scratch) / part
+    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        staged = Path(scratch) / directory.name
         with quiet_libraries():
-            build(part, staged)
+            write(staged)
         try:
             staged.rename(directory)
         except OSError:

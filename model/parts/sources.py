@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from model.parts.builtin import BUILTIN, is_builtin
+from model.parts import small_llm
+from model.parts.builtin import BUILTIN, SMALL_LLM, is_builtin
 from model.parts.config import ModelConfig
 from model.parts.encoder_kinds import encoder_mistakes
 from model.parts.families import MODELS, TOKENIZERS, wanted
@@ -141,6 +142,8 @@ def _mistakes(part: Part, hub: _Hub) -> Iterator[str]:
     if part.name.startswith(BUILTIN):
         if not is_builtin(part.name):
             yield f"{part.name}: no such built-in part"
+        elif part.name == SMALL_LLM and (lacking := small_llm.missing()):
+            yield f"{part.name}: {lacking}"
         return
     path = Path(_absolute(part.name))
     if path.exists():
