@@ -179,7 +179,7 @@ def measurer(config: ModelConfig) -> Callable[[Sample], tuple[int, int]]:
     from model.core.tokenizer import load_tokenizer, load_vocabulary
 
     tokenizer, vocabulary = load_tokenizer(config), load_vocabulary(config)
-    template = chat_template(config.llm.template, tokenizer)
+    template = chat_template(config.llm.template, tokenizer, config.llm.system)
 
     def measure(sample: Sample) -> tuple[int, int]:
         tokens = config.input_projection.num_input_tokens

@@ -6,7 +6,7 @@ or takes thoughts out of them) is left undone, and a dialogue is written alike i
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -77,12 +77,18 @@ def _begins(text: str, words: str) -> bool:
 
 
 @lru_cache(maxsize=4)
-def chat_template(kind: Literal["auto", "vicuna_v0"], tokenizer: Any) -> ChatTemplate:
-    """The template of a setting `llm.template`; cached, since a large tokenizer is copied.
+def chat_template(kind: Literal["auto", "vicuna_v0"], tokenizer: Any, system: str | None = None) -> ChatTemplate:
+    """The template of settings `llm.template` and `llm.system`; cached, since a large tokenizer is copied.
 
-    Raises ValueError if the tokenizer has none, or one that cannot be used.
+    Raises ValueError if the tokenizer has none, one that cannot be used, or one that has no place for the system.
     """
-    return _vicuna_v0(tokenizer) if kind == "vicuna_v0" else _own(tokenizer)
+    template = _vicuna_v0(tokenizer) if kind == "vicuna_v0" else _own(tokenizer)
+    if system is None:
+        return template
+    if template.system is None:
+        raise ValueError(f"{tokenizer.name_or_path}: its template has no turn of the system; leave llm.system out")
+    before, after = template.system
+    return replace(template, head=(*before, *filter(None, (system.strip(),)), *after))
 
 
 def _vicuna_v0(tokenizer: Any) -> ChatTemplate:

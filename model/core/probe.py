@@ -54,8 +54,8 @@ def probe_llm(config: ModelConfig, *, adapter: bool) -> list[str]:
         if not is_builtin(name):
             _check_alone(name, llm)
             _try(name, llm, described)
-    if config.llm.template == "auto":
-        chat_template("auto", load_tokenizer(config))
+    if config.llm.template == "auto" or config.llm.system is not None:
+        chat_template(config.llm.template, load_tokenizer(config), config.llm.system)
     return lora_targets(llm, config.lora, name)[1] if adapter else []
 
 

@@ -89,7 +89,7 @@ class Generator:
 
     def __init__(self, model: NextGPT, tokenizer: Any, *, at_once: int | None = None) -> None:
         self._model, self._tokenizer, self._at_once = model, tokenizer, at_once
-        template = chat_template(model.config.llm.template, tokenizer)
+        template = chat_template(model.config.llm.template, tokenizer, model.config.llm.system)
         self._ends = eos_ids(tokenizer, model.llm) | template.ends
         self._detokenizer = Detokenizer(tokenizer, template.stop)
         self._decoding = Decoding(model, set(special_ids(tokenizer)) - self._ends)

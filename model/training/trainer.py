@@ -90,7 +90,7 @@ class Trainer:
         self._asked_to_stop = asked_to_stop
         self.job, self.rank = job, rank
         self.tokenizer = load_tokenizer(settings.model)
-        self._template = chat_template(settings.model.llm.template, self.tokenizer)
+        self._template = chat_template(settings.model.llm.template, self.tokenizer, settings.model.llm.system)
         checkpoint = resumable(job.run)
         state = TrainState.read(checkpoint) if checkpoint is not None else None
         self.model = self._build(checkpoint or job.init)

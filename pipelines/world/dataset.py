@@ -1,18 +1,24 @@
 """Writes the synthetic world as a NExT-GPT data folder, for those who have no data yet."""
 
+import hashlib
+import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from pipelines.media.codecs import encode
-from pipelines.sample import Modality
+from pipelines.sample import Modality, Turn
 from pipelines.storage.files import read_json, write_json
 from pipelines.world import wording
 from pipelines.world.captions import NOUNS, caption, choose
-from pipelines.world.instructions import INSTRUCTION_SETS, InstructionSet
+from pipelines.world.conversations import Conversation
+from pipelines.world.instructions import INSTRUCTION_SETS, InstructionSet, Row
 from pipelines.world.render import render
 from pipelines.world.scenes import Subject, draw, modality_of
+from pipelines.world.small_talk import BEYOND_WORDS
 
 _MARKER = "world.json"
 _SCHEMA = 5  # Raise it with any change to the bytes written.
@@ -43,10 +49,12 @@ _PAIRS = {
 }
 
 
-def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
+def write_world(root: Path, *, seed: int = 0, count: int = 16, answers: Sequence[Row] = ()) -> None:
     """Writes `count` pairs of each modality and as many rows of each instruction set (of some, several times as many).
 
     Nothing in it is a held-out combination. Equal arguments give equal trees, and a larger one begins as a smaller one.
+    `answers`, rows in the layout of Alpaca such as jobs/replay.py writes, take by turns the place of what is asked and
+    answered that the world does not know.
 
     The folder appears whole or not at all. Nothing is done where it already holds this world. Raises ValueError where
     `root` holds anything else, `seed` is negative or `count` is below 1.
@@ -55,6 +63,8 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
         raise ValueError(f"synthetic world of seed {seed} and count {count}: seed must be >= 0 and count >= 1")
     root = root.resolve()
     world = {"schema": _SCHEMA, "seed": seed, "count": count}
+    if answers:
+        world["answers"] = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
     if (root / _MARKER).is_file() and read_json(root / _MARKER) == world:
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -65,7 +75,7 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16) -> None:
         for modality in Modality:
             _write_pairs(folder / "T-X_pair_data", modality, seed, count)
         for instructions in INSTRUCTION_SETS.values():
-            _write_instructions(folder / "IT_data", instructions, seed, count)
+            _write_instructions(folder / "IT_data", instructions, seed, count, answers)
         write_json(folder / _MARKER, world)
         folder.replace(root)
 
@@ -106,17 +116,32 @@ def _conversation(human: str, gpt: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
 
 
-def _write_instructions(folder: Path, instructions: InstructionSet, seed: int, count: int) -> None:
+def _write_instructions(
+    folder: Path, instructions: InstructionSet, seed: int, count: int, answers: Sequence[Row]
+) -> None:
     """Writes the rows of one instruction set, and the media of its users."""
-    path, rows = folder / instructions.path, []
+    path, rows, answered = folder / instructions.path, list[Row](), cycle(answers)
     for index in range(instructions.share * count):
         conversation, stem = instructions.draw(seed, index), f"{index:06}"
+        if answers:
+            conversation = _with_answers(conversation, answered)
         files = {
             name: _write_medium(path.parent / f"{modality_of(subject)}s", f"{stem}-{name}", subject, index)
             for name, subject in conversation.media.items()
         }
         rows.append(instructions.row(conversation, stem, files))
     write_json(path, rows)
+
+
+def _with_answers(conversation: Conversation, rows: Iterator[Row]) -> Conversation:
+    """A conversation in which each question that the world has no answer to is another one, with its answer."""
+    turns = list(conversation.turns)
+    for number, expected in enumerate(conversation.answers):
+        if expected.replies == BEYOND_WORDS:
+            row = next(rows)
+            turns[2 * number] = Turn(role="user", parts=(row["instruction"],))
+            turns[2 * number + 1] = Turn(role="assistant", parts=(row["output"],))
+    return replace(conversation, turns=tuple(turns))
 
 
 def _write_medium(folder: Path, stem: str, subject: Subject, variant: int) -> str:

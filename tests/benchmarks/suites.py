@@ -37,6 +37,7 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "tokens": "tokens per second of the LLM, against transformers' generate on the same weights",
         "media_batches": "each decoder in batches, against one medium at a time",
         "people": "conversations worded by hand, answered right, of all",
+        "english": "general questions, answered as the LLM does that was trained",
         "load": "50 visitors for 5 minutes: p50, p95, failures, memory, and the gain from batching",
     },
 }

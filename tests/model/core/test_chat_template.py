@@ -102,6 +102,31 @@ def test_the_system_has_a_turn_where_the_template_takes_one_else_it_stays_with_t
     assert prompt.input_ids == speaking.own(turns[:1], system, generation=True)
 
 
+@pytest.mark.parametrize("words", ["Be brief.", ""])
+def test_what_the_system_always_says_begins_a_dialogue_as_the_tokenizer_writes_it(speaking, words):
+    if speaking.template.system is None:
+        with pytest.raises(ValueError, match=r"has no turn of the system; leave llm\.system out"):
+            chat_template("auto", speaking.tokenizer, words)
+        return
+    template = chat_template("auto", speaking.tokenizer, words)
+
+    def prompted(system):
+        prompt = encode_dialogue(
+            *(TALK[:1], speaking.tokenizer, speaking.vocabulary, 2, 99),
+            template=template,
+            system=system,
+            for_generation=True,
+        )
+        return prompt.input_ids
+
+    said = [{"role": "system", "content": words}, {"role": "user", "content": "hi there"}]
+    if words:  # of an empty one some templates write nothing, others a turn that says nothing
+        own = speaking.bare.apply_chat_template(said, return_dict=False, add_generation_prompt=True, **OPTIONS)
+        assert prompted("") == list(own)
+    # A dialogue's own words of the system come instead.
+    assert prompted("Be kind.") == speaking.own(TALK[:1], "Be kind.", generation=True)
+
+
 def test_only_answers_and_what_ends_them_are_learned(speaking):
     assert speaking.learned(TALK[:2]).replace(" ", "") == f"Yes,gladly.{speaking.family.end}"
     encoded = speaking.encode(TALK)

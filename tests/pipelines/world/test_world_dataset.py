@@ -18,6 +18,7 @@ from pipelines.world.dataset import write_world
 from pipelines.world.instructions import INSTRUCTION_SETS
 from pipelines.world.oracles import read
 from pipelines.world.scenes import ATTRIBUTES, SPEEDS, Motion, Scene, Sound, Subject, draw, is_held_out
+from pipelines.world.small_talk import BEYOND_WORDS
 
 COUNT = 12
 PAIRS = ("cc3m", "webvid", "audiocap")
@@ -51,6 +52,28 @@ def test_equal_arguments_write_equal_trees_and_others_do_not(world: Path, tmp_pa
     write_world(tmp_path / "other", count=COUNT, seed=1)
     assert tree(tmp_path / "again") == tree(world)
     assert tree(tmp_path / "other") != tree(world)
+
+
+def test_what_the_world_does_not_know_may_be_answered_by_others(world: Path, tmp_path: Path) -> None:
+    answers = [{"instruction": f"Question {n}?\nAnd why?", "input": "", "output": f"Answer {n}."} for n in range(3)]
+    write_world(tmp_path / "world", count=COUNT, answers=answers)
+    before, after = (talk_of(root) for root in (world, tmp_path / "world"))
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == sum(old[1] in BEYOND_WORDS for old in before) > 3
+    assert all(old[1] in BEYOND_WORDS for old, _ in changed)
+    assert {new for _, new in changed} == {(f"Question {n}?\nAnd why?", f"Answer {n}.") for n in range(3)}
+    with pytest.raises(ValueError, match="holds other files than the synthetic world"):
+        write_world(tmp_path / "world", count=COUNT)
+
+
+def talk_of(root: Path) -> list[tuple[str, str]]:
+    """What is asked and answered in text alone."""
+    exchanges = list[tuple[str, str]]()
+    for name in ("alpaca_instruction", "mosit_instruction"):
+        for sample in samples(root, name):
+            said = [" ".join(part for part in turn.parts if isinstance(part, str)) for turn in sample.turns]
+            exchanges += zip(said[::2], said[1::2], strict=True)
+    return exchanges
 
 
 def test_a_larger_world_begins_with_the_smaller_one(world: Path, tmp_path: Path) -> None:
