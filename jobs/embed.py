@@ -168,6 +168,9 @@ def _import(options: EmbedOptions, folder: str) -> None:
 def _report(results: "Sequence[Embedded]", kinds: Sequence[str], verb: str) -> None:
     for result in results:
         manifest = result.manifest
+        if not manifest.items:
+            print(f"{result.dataset}: holds nothing for {manifest.kind}")
+            continue
         what = f"{manifest.items} {manifest.kind} embeddings of {'x'.join(map(str, manifest.shape))}"
         loss = f"error at most {manifest.max_error:.2g}, cosine at least {manifest.min_cosine:.8f}"
         state = f"{result.made} of {len(manifest.shards)} shards {verb} now"

@@ -1,4 +1,4 @@
-"""An LLM's own answers to questions of its own, so that training keeps its English: `jobs/replay.py --out DATA`.
+"""An LLM's own answers to prompts, so that training keeps its English: `jobs/replay.py --out DATA`.
 
 A chat model that is given its template up to the user's words writes a user's words (Magpie, arXiv:2406.08464).
 """
@@ -21,13 +21,14 @@ _MOST_TRIES = 4  # of as many prompts as rows are wanted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    """Write an instruction set of an LLM's own prompts and answers, for stage 3 to keep what the LLM can do."""
+    """Write an instruction set of an LLM's own answers, for stage 3 to keep what the LLM can do."""
 
     out: Annotated[str, Option("a new data folder, which jobs/prepare.py --data reads", "DATA")]
     preset: Annotated[str, Option("preset of the LLM, or your own .yaml file")] = "small"
-    count: Annotated[int, Option("how many prompts with their answers", least=1)] = 1000
-    prompt_tokens: Annotated[int, Option("leave out longer prompts", least=1)] = 40
-    answer_tokens: Annotated[int, Option("leave out longer answers", least=1)] = 96
+    prompts: Annotated[str | None, Option("prompts, one a line; the LLM writes them itself if omitted", "FILE")] = None
+    count: Annotated[int, Option("at most so many prompts with their answers", least=1)] = 1000
+    prompt_tokens: Annotated[int, Option("leave out longer prompts of the LLM", least=1)] = 64
+    answer_tokens: Annotated[int, Option("leave out longer answers", least=1)] = 160
     batch_size: Annotated[int, Option("how many are written at once", least=1)] = 32
     seed: Annotated[int, Option("of the prompts; answers are the most likely ones", least=0)] = 0
     overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=FOLDER")] = ()
@@ -41,20 +42,40 @@ def run(options: ReplayOptions) -> None:
 
     config = load_model(options.preset, options.overrides, needed={"llm"})
     folder = cli.new_folder(options.out)
+    asked = _read(options.prompts)[: options.count] if options.prompts else None
     author = _Author(config, options.seed)
     rows, left_out = list[dict[str, str]](), Counter[str]()
-    with track("replay", options.count, "rows") as progress:
-        for prompts in author.prompts(options.batch_size, options.prompt_tokens, left_out):
+    with track("replay", len(asked) if asked else options.count, "prompts", announce=True) as progress:
+        for prompts in (
+            author.prompts(options.batch_size, options.prompt_tokens, left_out)
+            if asked is None
+            else _batches(asked, options.batch_size)
+        ):
             answers = author.answers(prompts, options.answer_tokens)
             whole = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
             left_out["no whole answer"] += len(prompts) - len(whole)
             rows += ({"instruction": prompt, "input": "", "output": answer} for prompt, answer in whole)
-            progress.advance(len(whole))
+            progress.advance(len(prompts))
             if len(rows) >= options.count or sum(left_out.values()) > _MOST_TRIES * options.count:
                 break
     write_json(folder / FILE, rows[: options.count])
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
     print(f"{min(len(rows), options.count)} rows in {folder / FILE}; left out: {reasons or 'none'}")
+
+
+def _read(file: str) -> list[str]:
+    """The different lines of a text file, in order."""
+    lines = cli.existing_file(file).read_text(encoding="utf-8").splitlines()
+    prompts = list(dict.fromkeys(filter(None, map(str.strip, lines))))
+    if not prompts:
+        raise ValueError(f"{file}: holds no prompt; write one a line")
+    return prompts
+
+
+def _batches(prompts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The prompts in order, so many at a time."""
+    for start in range(0, len(prompts), size):
+        yield prompts[start : start + size]
 
 
 class _Author:

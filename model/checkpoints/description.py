@@ -12,17 +12,17 @@ FORMAT = 2
 CONFIG = "config.json"
 ADAPTER = "adapter"
 BASE_ROWS = "base_rows.safetensors"
-SHIPPED = "builtin:world"
+SHIPPED, SMALL = "builtin:world", "builtin:small"
 
 
 def as_path(value: Path | str) -> Path:
     """The path of a local folder, or for a URL (`s3://` ...) a `upath.UPath`, typed as a `Path`.
 
-    `builtin:world` is the folder of the trained model that ships with this package.
+    `builtin:world` and `builtin:small` are the folders of the trained models that ship with this package.
     """
     if not isinstance(value, str):
         return value
-    if value == SHIPPED:
+    if value in (SHIPPED, SMALL):
         return Path(__file__).parents[1] / "trained" / value.partition(":")[2]
     return to_path(value) if "://" in value else Path(value)
 

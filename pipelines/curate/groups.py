@@ -22,6 +22,8 @@ WINDOW = 32
 MOST_BITS = 12
 _MOST_CHANGE = np.array([0.12 if modality is Modality.AUDIO else 0.25 for modality in Modality], np.float32)
 _LEAST_SPREAD = 4.0
+# Of the greys of a picture, relative to their spread: how much they change (root mean square), and any of them.
+_MOST_GREY, _MOST_ONE = 0.4, 1.5
 _MOST_SECONDS = 0.05  # of the longer one
 _ROTATIONS = range(0, 64, 8)
 # The share of lowest hashes that agree, which estimates the share of pieces that two texts have in common.
@@ -75,12 +77,19 @@ def near_prints(prints: npt.NDArray[np.void], rows: Rows) -> Pairs:
 def _are_near(left: npt.NDArray[np.void], right: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     """Whether all prints (n, k) of each row are near: in bits, in values, and in seconds."""
     bits = np.bitwise_count(left["hash"] ^ right["hash"])
-    a, b = left["thumb"].astype(np.float32), right["thumb"].astype(np.float32)
-    spread = np.maximum(_LEAST_SPREAD, np.minimum(a.std(axis=-1), b.std(axis=-1)))
-    change = np.abs(a - b).mean(axis=-1) / spread
+    change = _changes(left, right, "thumb").mean(axis=-1)
+    greys = _changes(left, right, "greys")
+    alike = (np.sqrt((greys**2).mean(axis=-1)) <= _MOST_GREY) & (greys.max(axis=-1) <= _MOST_ONE)
     longer = np.maximum(left["seconds"], right["seconds"])
     lasts = np.abs(left["seconds"] - right["seconds"]) <= _MOST_SECONDS * longer
-    return ((bits <= MOST_BITS) & (change <= _MOST_CHANGE[left["kind"]]) & lasts).all(axis=1)
+    return ((bits <= MOST_BITS) & (change <= _MOST_CHANGE[left["kind"]]) & alike & lasts).all(axis=1)
+
+
+def _changes(left: npt.NDArray[np.void], right: npt.NDArray[np.void], field: str) -> npt.NDArray[np.float32]:
+    """How much each value differs, relative to how much these differ among themselves."""
+    a, b = left[field].astype(np.float32), right[field].astype(np.float32)
+    spread = np.maximum(_LEAST_SPREAD, np.minimum(a.std(axis=-1), b.std(axis=-1)))
+    return np.asarray(np.abs(a - b) / spread[..., None], np.float32)
 
 
 def near_vectors(vectors: npt.NDArray[np.void], rows: Rows, least_cosine: float) -> Pairs:

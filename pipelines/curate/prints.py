@@ -1,8 +1,8 @@
 """Fingerprints of samples: hashes of what is equal, and short prints of what is nearly equal.
 
 Pictures, frames and sounds are printed in one way, for a sound's spectrogram is a picture: 64 bits of its coarsest
-cosine components (a "pHash"), by which near ones are found, and 48 values by which they are compared: 4 x 4 colours, or
-the spectrum.
+cosine components (a "pHash"), by which near ones are found, and values by which they are compared: 4 x 4 colours, or the
+spectrum, and of a picture 8 x 8 greys, which tell apart what is alike but for its shape.
 """
 
 import hashlib
@@ -22,12 +22,14 @@ from pipelines.curate.columns import REASON
 from pipelines.curate.scorers import Content, EachSample, Scorer, Values, reason_of
 from pipelines.sample import Audio, Image, Modality
 
-VERSION = "1"
+VERSION = "2"
 HASH_BYTES = 16
 SIDE, LOW = 32, 8  # a picture's side before, and of the components that are kept
-THUMB = 48
+THUMB, GREYS = 48, 8
 # One of a picture, three of a video, one of a sound; `kind` is of the modality. A sample has those of all its media.
-PRINT = np.dtype([("kind", "u1"), ("seconds", "<f4"), ("hash", "<u8"), ("thumb", "u1", (THUMB,))])
+PRINT = np.dtype(
+    [("kind", "u1"), ("seconds", "<f4"), ("hash", "<u8"), ("thumb", "u1", (THUMB,)), ("greys", "u1", (GREYS**2,))]
+)
 COLUMNS = {"bytes_hash": "bytes", "pixels_hash": "bytes", "text_hash": "bytes", "prints": "bytes", "words": "bytes"}
 
 # MinHash of words: so many rows to a band, of which one that is equal makes two texts candidates.
@@ -107,18 +109,24 @@ def print_sound(sound: Audio) -> npt.NDArray[Any]:
     """The print of a sound: one record of `PRINT`."""
     power = _power(sound)
     seconds, picture = sound.waveform.shape[1] / sound.sample_rate, PIL.Image.fromarray(spectrogram(power))
-    return _record(picture, Modality.AUDIO, seconds, spectrum(power))
+    return _record(picture, Modality.AUDIO, seconds, spectrum(power), np.zeros(GREYS**2, np.uint8))
 
 
 def _print(picture: PIL.Image.Image, modality: Modality, seconds: float) -> npt.NDArray[Any]:
-    return _record(picture, modality, seconds, np.asarray(picture.resize((4, 4), _REDUCE)).reshape(THUMB))
+    colours = np.asarray(picture.resize((4, 4), _REDUCE)).reshape(THUMB)
+    greys = np.asarray(picture.convert("L").resize((GREYS, GREYS), _REDUCE)).reshape(GREYS**2)
+    return _record(picture, modality, seconds, colours, greys)
 
 
 def _record(
-    picture: PIL.Image.Image, modality: Modality, seconds: float, thumb: npt.NDArray[np.uint8]
+    picture: PIL.Image.Image,
+    modality: Modality,
+    seconds: float,
+    thumb: npt.NDArray[np.uint8],
+    greys: npt.NDArray[np.uint8],
 ) -> npt.NDArray[Any]:
     grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), _REDUCE), np.float64)
-    return np.array([(list(Modality).index(modality), seconds, cosine_hash(grey), thumb)], PRINT)
+    return np.array([(list(Modality).index(modality), seconds, cosine_hash(grey), thumb, greys)], PRINT)
 
 
 def cosine_hash(grey: npt.NDArray[np.float64]) -> int:
