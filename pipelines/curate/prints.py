@@ -1,8 +1,8 @@
 """Fingerprints of samples: hashes of what is equal, and short prints of what is nearly equal.
 
 Pictures, frames and sounds are printed in one way, for a sound's spectrogram is a picture: 64 bits of its coarsest
-cosine components (a "pHash"), by which near ones are found, and values by which they are compared: 4 x 4 colours, or the
-spectrum, and of a picture 8 x 8 greys, which tell apart what is alike but for its shape.
+cosine components (a "pHash"), by which near ones are found, and values by which they are compared: 4 x 4 colours, or
+the spectrum, and of a picture 8 x 8 greys, which tell apart what is alike but for its shape.
 """
 
 import hashlib

@@ -11,7 +11,8 @@ from typing import Annotated
 from jobs.common import cli
 from jobs.common.cli import Option
 from model.checkpoints.description import SHIPPED
-from tests.benchmarks import Row, cores, not_measured, real, recipe, say
+from tests.benchmarks import Row, cores, curation, not_measured, real, recipe, say
+from tests.benchmarks.curation import CurationOptions
 from tests.benchmarks.real import RealOptions
 from tests.benchmarks.recipe import RecipeOptions
 
@@ -111,7 +112,7 @@ def _listed(sections: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in sections.items())
 
 
-_Kind = type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions | RecipeOptions]
+_Kind = type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions | RecipeOptions | CurationOptions]
 COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
     "pipelines": (SuiteOptions, *_ratios("pipelines")),
     "training": (TrainingSuite, *_ratios("training")),
@@ -131,6 +132,11 @@ COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
         "how stage 2 is best done: losses, signal tokens, joints",
         "Train stage 2 of preset world in several ways, for as many steps; a Markdown table of what the oracles read.",
     ),
+    "curation": (
+        CurationOptions,
+        "what curation is worth: stage 1 on spoiled, curated and clean pairs",
+        "Train stage 1 on a small world spoiled on purpose, on what curation leaves of it, and clean; Markdown tables.",
+    ),
     "real": (RealOptions, real.DESCRIPTION, f"Run {real.DESCRIPTION}."),
 }
 
@@ -146,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = real.run(options, machine())
     elif isinstance(options, RecipeOptions):
         lines = recipe.run(options)
+    elif isinstance(options, CurationOptions):
+        lines = curation.run(options)
     elif isinstance(options, ScaleOptions):
         from tests.benchmarks import scale
 

@@ -3,16 +3,12 @@
 Of 36 media of each kind 30 % have the captions of others, and 10 % are blank or silent; 20 % more are nearly copies.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
-import PIL.Image
 import pytest
-import soundfile
 from dataset_cases import write_dataset
 
 from jobs.common.encoders import encoder_factory, preprocess_factory
@@ -26,12 +22,13 @@ from pipelines.curate.duplicates import write_duplicates
 from pipelines.curate.scorers import Scorer
 from pipelines.curate.selection import select
 from pipelines.media.codecs import encode
-from pipelines.sample import Audio, Decoded, Image, Item, Media, Modality, Sample, Turn, Video
+from pipelines.sample import Item, Media, Modality, Sample, Turn
 from pipelines.storage.shards import Manifest
 from pipelines.storage.sidecars import ENCODER
 from pipelines.world.captions import caption
 from pipelines.world.render import render
 from pipelines.world.scenes import Subject, attributes, draw
+from tests.benchmarks.spoiling import blank, copied
 
 COUNT = 36  # as many as there are notes of all instruments
 SHUFFLED, COPIES, BLANK = range(11), range(12, 19), range(22, 26)
@@ -51,59 +48,6 @@ def subjects(modality: Modality) -> list[Subject]:
         found.setdefault(str(told), subject)
     assert len(found) >= COUNT
     return list(found.values())[:COUNT]
-
-
-def jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="JPEG", quality=60)
-    return buffer.getvalue()
-
-
-def larger(pixels: np.ndarray) -> np.ndarray:
-    return np.array(PIL.Image.fromarray(pixels).resize((48, 48), PIL.Image.Resampling.LANCZOS))
-
-
-def mp4(frames: np.ndarray, fps: int, crf: int) -> Media:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return Media(modality=Modality.VIDEO, data=buffer.getvalue(), format="mp4")
-
-
-def wav(waveform: np.ndarray, rate: int) -> Media:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform.T, rate, format="WAV", subtype="FLOAT")
-    return Media(modality=Modality.AUDIO, data=buffer.getvalue(), format="wav")
-
-
-def copied(medium: Decoded, number: int) -> Media:
-    """Nearly the same medium: encoded anew, resized, softer, or with noise 40 dB below it."""
-    match medium:
-        case Image(pixels=pixels):
-            if number % 2:
-                return encode(Image(pixels=larger(pixels)))
-            return Media(modality=Modality.IMAGE, data=jpeg(pixels), format="jpg")
-        case Video(frames=frames, fps=fps):
-            if number % 2:
-                return encode(Video(frames=np.stack([larger(frame) for frame in frames]), fps=fps))
-            return mp4(frames, round(fps), crf=30)
-        case Audio(waveform=waveform, sample_rate=rate):
-            noise = np.random.default_rng(number).normal(size=waveform.shape) * waveform.std() / 100
-            return wav(waveform + noise if number % 2 else waveform * 0.3, rate)
-
-
-def blank(medium: Decoded, number: int) -> Media:
-    match medium:
-        case Image(pixels=pixels):
-            return encode(Image(pixels=np.full_like(pixels, 20 * number)))
-        case Video(frames=frames, fps=fps):
-            return encode(Video(frames=np.full_like(frames, 20 * number), fps=fps))
-        case Audio(waveform=waveform, sample_rate=rate):
-            return wav(np.zeros((1, waveform.shape[1] + 4000 * number), np.float32), rate)
 
 
 def pair(key: str, medium: Media, text: str) -> Sample:

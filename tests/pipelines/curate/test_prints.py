@@ -1,7 +1,9 @@
 """Fingerprints: equal for what is equal, near for what a person would call the same, far for all else."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -24,6 +26,8 @@ from pipelines.curate.prints import (
 )
 from pipelines.curate.scorers import Content
 from pipelines.sample import Audio, Image, Media, Modality
+from pipelines.world.render import render
+from pipelines.world.scenes import attributes, draw
 
 
 def photo(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
@@ -64,6 +68,41 @@ def test_a_picture_is_near_to_itself_encoded_resized_and_cropped_a_little(seed: 
     assert near_pictures(pixels, resized(pixels, 2))
     assert near_pictures(pixels, pixels[2:-2, 3:-3])
     assert near_pictures(pixels, np.clip(pixels * 0.95 + 5, 0, 255).astype(np.uint8))
+
+
+def cropped(pixels: np.ndarray, share: float) -> np.ndarray:
+    """Without so much of its height and width, from both sides."""
+    top, left = (round(size * share / 2) for size in pixels.shape[:2])
+    return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
+
+
+def test_photographs_are_found_again_and_none_is_taken_for_another(shared: Path) -> None:
+    files = sorted((shared / "data" / "nextgpt-sample").rglob("*.jpg"))
+    photos = [np.array(PIL.Image.open(file).convert("RGB")) for file in files]
+    for photograph in photos:
+        assert near_pictures(photograph, jpeg(photograph, 30))
+        assert near_pictures(photograph, resized(photograph, 0.5))
+        assert near_pictures(photograph, resized(photograph, 2))
+        assert near_pictures(photograph, cropped(photograph, 0.03))
+    found = [near_pictures(photograph, cropped(photograph, 0.05)) for photograph in photos]
+    print(f"cropped by 5 %: {sum(found)} of {len(photos)}")
+    assert np.mean(found) > 0.7
+    assert not near_pairs(photos)
+
+
+def near_pairs(pictures: Sequence[np.ndarray]) -> set[tuple[int, int]]:
+    prints = np.stack([print_picture(Image(pixels=pixels)) for pixels in pictures])
+    left, right = near_prints(prints, np.arange(len(pictures)))
+    return set(zip(left.tolist(), right.tolist(), strict=True))
+
+
+def test_a_small_shape_is_seldom_taken_for_another() -> None:
+    """With 16 colours alone a circle was taken for a square: 20 of 43 were wrong."""
+    scenes = [draw(0, number)[Modality.IMAGE] for number in range(400)]
+    pairs = near_pairs([render(scene, number).pixels for number, scene in enumerate(scenes)])
+    wrong = sum(attributes(scenes[left]) != attributes(scenes[right]) for left, right in pairs)
+    print(f"{len(pairs)} pairs, {wrong} wrong")
+    assert wrong / len(pairs) < 0.4
 
 
 def test_a_picture_is_far_from_others_mirrored_turned_and_in_other_colours() -> None:

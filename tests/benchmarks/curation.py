@@ -1,0 +1,178 @@
+"""What curation is worth: stage 1 on a small world spoiled on purpose, on what curation leaves of it, and clean.
+
+Of the pairs of each modality 30 % have the captions of others, and 10 % are blank or silent; 20 % more are nearly
+copies. The three trainings take as many steps; each is then examined on held-out combinations.
+"""
+
+import importlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from jobs.common import cli
+from jobs.common.cli import Option
+from pipelines.curate.columns import find_columns, read_columns
+from pipelines.media.codecs import decode, load
+from pipelines.sample import Media, Modality
+from pipelines.storage.files import read_json, write_json
+from pipelines.storage.shards import Manifest
+from pipelines.storage.sidecars import ENCODER
+from pipelines.world.dataset import write_world
+from pipelines.world.exam import ROWS
+from tests.benchmarks import say, table_head, table_row
+from tests.benchmarks.spoiling import blank, copied
+
+SHUFFLED, BLANK, COPIED = 0.3, 0.1, 0.2
+WHERE = (
+    "similarity > 0.6 and near_duplicate_of is null"
+    " and (contrast is null or contrast > 1) and (silence is null or silence < 0.9)"
+)
+_EXAM = tuple(f"understand_{modality}" for modality in Modality)
+_FPS = 8.0
+_LAYOUT = {  # of a modality: its dataset, the folder of its media, and the names of a row's id and file
+    Modality.IMAGE: ("cc3m", "images", "id", "image_name"),
+    Modality.VIDEO: ("webvid", "videos", "id", "video_name"),
+    Modality.AUDIO: ("audiocap", "audios", "audio_id", "audio_name"),
+}
+Spoiled = Mapping[str, set[str]]  # the keys of samples, by what was done to them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurationOptions:
+    """The options of `jobs/bench.py curation`."""
+
+    out: Annotated[str, Option("a folder for data, runs and scores", "DIR")] = "out/curation"
+    count: Annotated[int, Option("pairs of each modality", "N", least=20)] = 400
+    n: Annotated[int, Option("conversations per row of the exam", "N", least=1)] = 100
+    steps: Annotated[int, Option("training steps of each", "N", least=1)] = 375
+
+
+def run(options: CurationOptions) -> Iterator[str]:
+    """Two tables in Markdown: what each detector finds, and the exam of the three trainings."""
+    cli.check(options)
+    out = cli.new_folder(options.out)
+    shutil.rmtree(out, ignore_errors=True)
+    write_world(out / "clean", count=options.count)
+    spoiled = {modality: _spoil(out / "clean", out / "spoiled", modality) for modality in Modality}
+    shards = {name: _prepared(out, name) for name in ("clean", "spoiled")}
+    _job("curate", "--shards", shards["spoiled"])
+    yield from table_head(["detector", *(f"{modality}s: precision / recall" for modality in Modality)])
+    yield from _detected(Path(shards["spoiled"]), spoiled)
+    yield ""
+    scores, rows = dict[str, Mapping[str, float]](), dict[str, int]()
+    for name, source, where in (("spoiled", "spoiled", ""), ("curated", "spoiled", WHERE), ("clean", "clean", "")):
+        scores[name], rows[name] = _trained(out / name, shards[source], where, options)
+    yield from table_head(["trained on", "pairs", *(ROWS[row].title for row in _EXAM)], numbers=True)
+    for name, found in scores.items():
+        yield table_row([name, f"{rows[name]:,}", *(f"{100 * found[row]:.1f} %" for row in _EXAM)])
+
+
+def _spoil(clean: Path, folder: Path, modality: Modality) -> Spoiled:
+    """Writes the pairs of a modality, spoiled, into a data folder of the same layout."""
+    dataset, media, id_key, name_key = _LAYOUT[modality]
+    source, target = (root / "T-X_pair_data" / dataset for root in (clean, folder))
+    rows = read_json(source / f"{dataset}.json")
+    (target / media).mkdir(parents=True)
+    shuffled, blanks, copies = (round(share * len(rows)) for share in (SHUFFLED, BLANK, COPIED))
+    captions = [row["caption"] for row in rows]
+    for number, row in enumerate(rows[:shuffled]):
+        row["caption"] = captions[(number + 1) % shuffled]
+    for number, row in enumerate(rows):
+        if shuffled <= number < shuffled + blanks:
+            medium = _decoded(source / media / row[name_key], modality)
+            row[name_key] = _write(target / media, Path(row[name_key]).stem, blank(medium, number))
+        else:
+            shutil.copyfile(source / media / row[name_key], target / media / row[name_key])
+    for number, row in enumerate(rows[-copies:]):
+        stem = str(len(rows)) if isinstance(row[id_key], int) else f"{len(rows):0{len(row[id_key])}}"
+        medium = _decoded(source / media / row[name_key], modality)
+        name = _write(target / media, stem, copied(medium, number))
+        rows.append({**row, id_key: type(row[id_key])(stem), name_key: name})
+    write_json(target / f"{dataset}.json", rows)
+    keys = [str(row[id_key]) for row in rows]
+    return {
+        "shuffled": set(keys[:shuffled]),
+        "blank": set(keys[shuffled : shuffled + blanks]),
+        "copied": set(keys[-copies:]),
+    }
+
+
+def _decoded(path: Path, modality: Modality) -> Any:
+    return decode(load(path, modality), fps=_FPS)
+
+
+def _write(folder: Path, stem: str, medium: Media) -> str:
+    name = f"{stem}.{medium.format}"
+    (folder / name).write_bytes(medium.data)
+    return name
+
+
+def _prepared(out: Path, name: str) -> str:
+    shards = str(out / f"{name}-shards")
+    datasets = [dataset for dataset, *_ in _LAYOUT.values()]
+    _job("prepare", "--data", str(out / name), "--out", shards, "--datasets", *datasets, "--samples-per-shard", "200")
+    _job("embed", "--shards", shards, "--modality", ENCODER)
+    return shards
+
+
+def _job(name: str, *arguments: str) -> None:
+    say(f"python jobs/{name}.py {' '.join(arguments)}")
+    with redirect_stdout(None):
+        importlib.import_module(f"jobs.{name}").main(list(arguments))
+
+
+def _trained(run: Path, shards: str, where: str, options: CurationOptions) -> tuple[Mapping[str, float], int]:
+    """The scores of stage 1 on some pairs, by row, and how many pairs these are."""
+    chosen = [f"max_steps={options.steps}", *([f"where={where}"] if where else [])]
+    folder = str(run.with_name(f"stage-1-{run.name}"))
+    _job("train_stage", "--stage", "1", "--shards", shards, "--out", folder, *chosen)
+    _job("score", "--checkpoint", folder, "--n", str(options.n), "--controls-n", "0", "--rows", *_EXAM)
+    found = {row["row"]: row["value"] for row in read_json(Path(folder) / "scores.json")["rows"]}
+    if not where:
+        return found, sum(Manifest.read(Path(shards) / dataset).samples for dataset, *_ in _LAYOUT.values())
+    accounts = read_json(Path(folder) / "selection.json")
+    return found, sum(account["selected"] for account in accounts.values())
+
+
+def _detected(shards: Path, spoiled: Mapping[Modality, Spoiled]) -> Iterator[str]:
+    """A row a detector: of what it finds, and of what there is to find, the share that is both."""
+    cells: dict[str, list[str]] = {}
+    for modality, (dataset, *_) in _LAYOUT.items():
+        rows = _columns(shards / dataset)
+        wrong, empty, copies = (spoiled[modality][kind] for kind in ("shuffled", "blank", "copied"))
+        found = {
+            "captions of others, `similarity < 0.6`": (
+                {key for key, row in rows.items() if row["similarity"] < 0.6} - empty - copies,
+                wrong,
+            ),
+            "near copies, `near_duplicate_of is not null`": (
+                {key for key, row in rows.items() if row["near_duplicate_of"] is not None} - empty,
+                copies,
+            ),
+            "blank or silent, `contrast < 1`, `silence > 0.99`": (
+                {key for key, row in rows.items() if _is_blank(row)},
+                empty,
+            ),
+        }
+        for name, (said, true) in found.items():
+            right = len(said & true)
+            cells.setdefault(name, []).append(f"{right / max(1, len(said)):.2f} / {right / len(true):.2f}")
+    for name, figures in cells.items():
+        yield table_row([name, *figures])
+
+
+def _is_blank(row: Mapping[str, Any]) -> bool:
+    return (row["silence"] or 0) > 0.99 if row["contrast"] is None else row["contrast"] < 1
+
+
+def _columns(directory: Path) -> Mapping[str, dict[str, Any]]:
+    """All columns of a dataset's samples, by key."""
+    rows = dict[str, dict[str, Any]]()
+    for found in find_columns(directory).values():
+        for shard in Manifest.read(directory).shards:
+            for row in read_columns(directory, found.id, shard.name, ["key", *found.columns]).to_pylist():
+                rows.setdefault(row["key"], {}).update(row)
+    return rows
