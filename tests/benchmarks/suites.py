@@ -24,6 +24,7 @@ SUITES: Mapping[str, Mapping[str, str]] = {
         "captions": "caption embeddings, against float32 in arrival order and padding to 512",
         "reading": "reading an epoch, against the webdataset library",
         "embedding": "devices and cores at work while embedding, with stand-ins of given speeds",
+        "duplicates": "fingerprints and near duplicates, against imagehash and datasketch; memory of 10 million rows",
         "rerun": "a rerun with nothing to do, for 1,000 shards",
         "sources": "reading text rows on two cores, against one; the driver's memory; a rerun of many rows",
     },
