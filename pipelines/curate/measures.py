@@ -5,16 +5,18 @@ first of both.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from pipelines.curate.columns import REASON
 from pipelines.curate.scorers import Content, EachSample, Scorer, Value, Values, reason_of
 from pipelines.sample import Audio, Modality
 
-VERSION = "1"
+VERSION = "2"
 _BLOCK_SECONDS = 0.02
 _SILENT_DB, _LEAST_DB = -60.0, -120.0
 _FULL_SCALE = 0.999
@@ -30,7 +32,13 @@ _VISUAL = {
 }
 _VIDEO = {"frames": "int", "motion": "float"}
 _AUDIO = {"silence": "float", "clipping": "float", "loudness": "float"}
-_TEXT = {"caption_chars": "int", "caption_words": "int", "repeated_words": "float"}
+_TEXT = {
+    "caption_chars": "int",
+    "caption_words": "int",
+    "repeated_words": "float",
+    "language": "str",
+    "language_certainty": "float",
+}
 COLUMNS = {"media": "int", **_VISUAL, **_VIDEO, "seconds": "float", **_AUDIO, **_TEXT}
 
 
@@ -126,10 +134,23 @@ def _decibels(power: Any) -> Any:
 
 
 def text_measures(text: str) -> dict[str, Value]:
-    """Characters and words of a text, and the share of words that it has said before, in any case."""
+    """Characters and words of a text, the share of words that it has said before, in any case, and its language.
+
+    That is an ISO 639 code and the probability that py3langid gives it, which is low for a word or two; null of a text
+    without letters.
+    """
     words = text.casefold().split()
     repeated = _rounded(1 - len(set(words)) / len(words)) if words else None
-    return {"caption_chars": len(text), "caption_words": len(words), "repeated_words": repeated}
+    found: dict[str, Value] = {"caption_chars": len(text), "caption_words": len(words), "repeated_words": repeated}
+    if any(map(str.isalpha, text)):
+        language, certainty = _linguist().classify(text)
+        found |= {"language": language, "language_certainty": _rounded(certainty)}
+    return found
+
+
+@cache
+def _linguist() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _rounded(value: Any) -> float:

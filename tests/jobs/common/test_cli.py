@@ -28,6 +28,7 @@ COMMANDS = (
     "gallery",
     "bootstrap",
     "recaption",
+    "replay",
 )
 
 

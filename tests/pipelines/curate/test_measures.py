@@ -1,6 +1,7 @@
 """Plain measures: numbers that a person could work out, on files of other people's writers."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,8 +103,37 @@ def test_silence_is_the_least_loud() -> None:
 
 
 def test_words_that_are_said_again() -> None:
-    assert text_measures("A dog a DOG a") == {"caption_chars": 13, "caption_words": 5, "repeated_words": 0.6}
+    found = text_measures("A dog a DOG a")
+    assert (found["caption_chars"], found["caption_words"], found["repeated_words"]) == (13, 5, 0.6)
     assert text_measures("") == {"caption_chars": 0, "caption_words": 0, "repeated_words": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("a man rides his bicycle down the street", "en"),
+        ("Ein roter Kreis ist oben im Bild", "de"),
+        ("un cercle rouge en haut de l'image", "fr"),
+        ("\u4e00\u53ea\u732b\u5750\u5728\u6c99\u53d1\u4e0a", "zh"),  # a cat sits on the sofa
+        ("\u732b\u304c\u30bd\u30d5\u30a1\u306b\u5ea7\u3063\u3066\u3044\u308b", "ja"),
+        ("Un perro corre por la playa", "es"),
+    ],
+)
+def test_a_caption_has_a_language(text: str, language: str) -> None:
+    found = text_measures(text)
+    assert found["language"] == language
+    assert float(found["language_certainty"] or 0) > 0.6
+
+
+def test_what_has_no_letters_has_no_language_and_a_word_alone_a_doubtful_one() -> None:
+    assert "language" not in text_measures("12345 !!!")
+    assert float(text_measures("a dog")["language_certainty"] or 0) < 0.5
+
+
+def test_real_captions_are_english(sample_root: Path) -> None:
+    rows = json.loads((sample_root / "T-X_pair_data" / "cc3m" / "cc3m.json").read_text())
+    languages = [text_measures(row["caption"])["language"] for row in rows]
+    assert np.mean([language == "en" for language in languages]) > 0.8
 
 
 def test_all_captions_count_and_of_a_dialogue_what_is_said() -> None:
@@ -111,7 +141,13 @@ def test_all_captions_count_and_of_a_dialogue_what_is_said() -> None:
     silent = Sample(
         key="k", source="s", turns=(Turn(role="user", parts=("a b",)), Turn(role="assistant", parts=("c",)))
     )
-    assert measure(Content(silent)) == {"media": 0, "caption_chars": 5, "caption_words": 3, "repeated_words": 0}
+    found = measure(Content(silent))
+    assert {name: found[name] for name in ("media", "caption_chars", "caption_words", "repeated_words")} == {
+        "media": 0,
+        "caption_chars": 5,
+        "caption_words": 3,
+        "repeated_words": 0,
+    }
     assert measure(Content(talk("k", ["x y"])))["caption_words"] == 2
 
 
