@@ -62,7 +62,7 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16, answers: Sequence
     if seed < 0 or count < 1:
         raise ValueError(f"synthetic world of seed {seed} and count {count}: seed must be >= 0 and count >= 1")
     root = root.resolve()
-    world = {"schema": _SCHEMA, "seed": seed, "count": count}
+    world: dict[str, int | str] = {"schema": _SCHEMA, "seed": seed, "count": count}
     if answers:
         world["answers"] = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
     if (root / _MARKER).is_file() and read_json(root / _MARKER) == world:
