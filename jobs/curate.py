@@ -39,7 +39,7 @@ class CurateOptions:
         ),
     ] = None
     catalog: Annotated[str | None, Option("your own catalog, for its scorers", "YAML")] = None
-    preset: Annotated[str, Option("preset whose encoder tells similarity, or your own .yaml file")] = "world"
+    preset: Annotated[str, Option("preset whose encoders tell similarity, or your own .yaml file")] = "world"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Option("precision of its matrix products; auto is bfloat16 on a GPU, float32 on a CPU, as jobs/embed.py"),

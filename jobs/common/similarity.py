@@ -1,5 +1,6 @@
-"""Scores how well media and their captions fit, by the towers of one ImageBind: the cosine of their embeddings.
+"""Scores how well media and their captions fit: the cosine of their embeddings by the two towers of an encoder.
 
+Those of an ImageBind for all modalities, or of each modality's own: SigLIP of pictures and videos, CLAP of sounds.
 Features that jobs/embed.py has stored are read; what has none is encoded here.
 """
 
@@ -19,6 +20,7 @@ from jobs.common.encoders import EncoderFactory, PreprocessFactory, encoder_fact
 from model.inference.query import side_by_side
 from model.parts.builtin import resolve
 from model.parts.config import ModelConfig
+from model.parts.encoder_kinds import IMAGEBIND, read_encoder
 from model.parts.families import components, locate
 from pipelines.curate.columns import REASON
 from pipelines.curate.scorers import Content, Scorer, Values, reason_of
@@ -29,11 +31,10 @@ from pipelines.sample import Item, Modality
 from pipelines.storage.files import read_rows
 from pipelines.storage.random_access import Range, Ranges
 from pipelines.storage.shards import MANIFEST, Manifest, index_path
-from pipelines.storage.sidecars import ENCODER, NOT_ENCODED, SidecarManifest, from_npy, sidecar_folder
+from pipelines.storage.sidecars import NOT_ENCODED, SidecarManifest, features_kind, from_npy, sidecar_folder
 from pipelines.views import sidecar_items
 
 if TYPE_CHECKING:
-    from model.architectures.imagebind_text import ImageBindTextEncoder
     from model.parts.mixed_precision import Precision
 
 VERSION = "1"
@@ -45,29 +46,30 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Towers:
-    """Folders or files with the towers of one ImageBind, and with the CLIP tokenizer that its text tower reads."""
+    """An encoder by name, and for an ImageBind the folder with the CLIP tokenizer that its text tower reads."""
 
     encoder: str
-    tokenizer: str
+    tokenizer: str | None = None
 
 
-def towers_of(config: ModelConfig) -> Towers:
-    """The towers of a model's encoder, and its own tokenizer, else that of the decoder of images.
+def towers_of(config: ModelConfig, key: Modality | None = None) -> Towers:
+    """The towers of a model's encoder under a key of `EncoderConfig.inputs`.
 
-    ImageBind reads CLIP's tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own.
+    ImageBind reads CLIP's tokens, as Stable Diffusion does; the ImageBinds that we train have a tokenizer of their own,
+    others take that of the decoder of images.
 
     Raises:
-        ValueError: the model takes no ImageBind for all modalities, or there is no tokenizer; one line.
+        ValueError: there is no such encoder, or no tokenizer; one line.
     """
-    one, output = config.encoder.inputs.get(None), config.outputs.get(Modality.IMAGE)
-    if one is None:
-        raise ValueError("they take one ImageBind for all modalities (model.encoder.name)")
+    one, output = config.encoder.inputs[key], config.outputs.get(Modality.IMAGE)
+    if read_encoder(one.name)[0] is not IMAGEBIND:
+        return Towers(encoder=one.name)
     path = resolve(one.name)
     if (Path(path) / "tokenizer").is_dir():
-        return Towers(encoder=path, tokenizer=path)
+        return Towers(encoder=one.name, tokenizer=path)
     if output is None or not _has_clip_tokenizer(output.decoder):
         raise ValueError(f"{one.name}: no tokenizer for the encoder's text tower")
-    return Towers(encoder=path, tokenizer=locate(Modality.IMAGE, output.decoder))
+    return Towers(encoder=one.name, tokenizer=locate(Modality.IMAGE, output.decoder))
 
 
 def _has_clip_tokenizer(decoder: str) -> bool:
@@ -75,51 +77,70 @@ def _has_clip_tokenizer(decoder: str) -> bool:
 
 
 def similarity_scorer(config: ModelConfig, precision: "Precision", pool: Pool) -> Scorer:
-    """The scorer by a model's encoder; workers are asked which it is.
+    """The scorer by a model's encoders; workers are asked which these are.
 
     Raises:
-        ValueError: the encoder has no text tower, or no tokenizer; one line.
+        ValueError: an encoder has no text tower, or no tokenizer; one line.
     """
     try:
-        towers = towers_of(config)
+        towers = {keys[0]: towers_of(config, keys[0]) for keys in config.encoder.shared.values()}
     except ValueError as error:
         raise ValueError(f"similarities to captions: {error}") from None
+    shared = {keys[0]: keys for keys in config.encoder.shared.values()}
     config = config.model_copy(update={"encoder": config.encoder.pooled})
-    factory = encoder_factory(config, ENCODER, precision)
-    make = MakeSimilarity(encoder=factory, preprocess=preprocess_factory(config, ENCODER), towers=towers)
-    task = EmbedTask(kind=ENCODER, factory=factory, dtype="float32", memory=factory.memory)
-    identity = identify([task], pool)[ENCODER]
-    options = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
-    text = ray.get(ray.remote(**options)(_text_identity).remote(make))
-    return Scorer(name=NAME, columns=COLUMNS, version=f"{VERSION} {identity.id} {text}", make=make, on_devices=True)
+    made, version = list[MakeTower](), VERSION
+    for key, keys in shared.items():
+        kind = features_kind(key)
+        factory = encoder_factory(config, kind, precision)
+        make = MakeTower(
+            encoder=factory,
+            preprocess=preprocess_factory(config, kind),
+            towers=towers[key],
+            modalities=tuple(Modality) if key is None else tuple(filter(None, keys)),
+        )
+        task = EmbedTask(kind=kind, factory=factory, dtype="float32", memory=factory.memory)
+        options = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+        text = ray.get(ray.remote(**options)(_text_identity).remote(make))
+        version += f" {identify([task], pool)[kind].id} {text}"
+        made.append(make)
+    return Scorer(name=NAME, columns=COLUMNS, version=version, make=MakeSimilarity(towers=tuple(made)), on_devices=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeTower:
+    """Loads both towers of the encoder of some modalities."""
+
+    encoder: EncoderFactory
+    preprocess: PreprocessFactory
+    towers: Towers
+    modalities: tuple[Modality, ...] = tuple(Modality)
+
+    def __call__(self) -> "Tower":
+        """Loads the towers."""
+        return Tower(self.encoder(), self.preprocess(), self.text_encoder(), self.modalities)
+
+    def text_encoder(self) -> Any:
+        """Loads the text tower alone."""
+        from model.parts.devices import best_device
+
+        device = best_device()  # before transformers is imported
+        from model.encoders.text_towers import load_text_tower
+
+        return load_text_tower(self.towers.encoder, tokenizer=self.towers.tokenizer, device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeSimilarity:
     """Makes the scorer in an actor."""
 
-    encoder: EncoderFactory
-    preprocess: PreprocessFactory
-    towers: Towers
+    towers: tuple[MakeTower, ...]
 
     def __call__(self) -> "Similarity":
         """Loads the towers."""
-        return Similarity(self.encoder(), self.preprocess(), self.text_encoder())
-
-    def text_encoder(self) -> "ImageBindTextEncoder":
-        """Loads the text tower alone."""
-        from model.parts.devices import best_device
-
-        device = best_device()  # before transformers is imported
-        from transformers import CLIPTokenizer
-
-        from model.architectures.imagebind_text import ImageBindTextEncoder
-
-        tokenizer = CLIPTokenizer.from_pretrained(self.towers.tokenizer, subfolder="tokenizer")
-        return ImageBindTextEncoder(self.towers.encoder, tokenizer, device=device)
+        return Similarity([make() for make in self.towers])
 
 
-def _text_identity(make: MakeSimilarity) -> str:
+def _text_identity(make: MakeTower) -> str:
     """A hash of the text tower and of the vocabulary of its tokens."""
     from model.parts.weights import weights_hash
 
@@ -128,30 +149,34 @@ def _text_identity(make: MakeSimilarity) -> str:
     return weights_hash(encoder.tower.state_dict()) + hashlib.sha256(vocabulary).hexdigest()[:16]
 
 
-class Similarity:
-    """The mean cosine of each medium and its captions, over the media of a sample that have captions.
+class Tower:
+    """The cosines of media of some modalities and their captions.
 
     `encoder` embeds media that `preprocess` prepared; `encode_texts` embeds texts as vectors of norm 1.
     """
 
-    def __init__(self, encoder: Any, preprocess: Any, encode_texts: Any) -> None:
+    def __init__(
+        self, encoder: Any, preprocess: Any, encode_texts: Any, modalities: Sequence[Modality] = tuple(Modality)
+    ) -> None:
         self._encoder, self._preprocess, self._encode_texts = encoder, preprocess, encode_texts
+        self._modalities = modalities
 
-    def __call__(self, contents: Sequence[Content]) -> list[Values]:
-        """The similarity of each sample; null where none of its media has a caption."""
-        pairs = [(place, item) for place, content in enumerate(contents) for item in captioned(content)]
+    def cosines(self, contents: Sequence[Content]) -> Iterator[tuple[int, float | str]]:
+        """The place of each captioned medium of its modalities, and its mean cosine, or why there is none."""
+        pairs = [
+            (place, item)
+            for place, content in enumerate(contents)
+            for item in captioned(content)
+            if item.modality in self._modalities
+        ]
         captions = list(dict.fromkeys(caption for _, item in pairs for caption in item.captions))
         texts = dict(zip(captions, np.asarray(self._encode_texts(captions)), strict=True)) if captions else {}
-        features = self._features(contents, pairs)
-        cosines: list[list[float]] = [[] for _ in contents]
-        reasons: list[list[str]] = [[] for _ in contents]
-        for (place, item), feature in zip(pairs, features, strict=True):
+        for (place, item), feature in zip(pairs, self._features(contents, pairs), strict=True):
             if isinstance(feature, str):
-                reasons[place].append(feature)
+                yield place, feature
                 continue
             unit = feature / max(float(np.linalg.norm(feature)), 1e-12)
-            cosines[place].append(float(np.mean([unit @ texts[caption] for caption in item.captions])))
-        return [_told(found, why) for found, why in zip(cosines, reasons, strict=True)]
+            yield place, float(np.mean([unit @ texts[caption] for caption in item.captions]))
 
     def _features(self, contents: Sequence[Content], pairs: Sequence[tuple[int, Item]]) -> list[Vectors | str]:
         """The features of the media of pairs, or why there are none: those that are stored, and all others encoded."""
@@ -179,6 +204,25 @@ class Similarity:
             return list(features)
         except Exception as error:
             raise ValueError(f"not encoded: {reason_of(error)}") from error
+
+
+class Similarity:
+    """The mean cosine of each medium and its captions, over the media of a sample that have captions and an encoder."""
+
+    def __init__(self, towers: Sequence[Tower]) -> None:
+        self._towers = towers
+
+    def __call__(self, contents: Sequence[Content]) -> list[Values]:
+        """The similarity of each sample; null where none of its media has a caption."""
+        cosines: list[list[float]] = [[] for _ in contents]
+        reasons: list[list[str]] = [[] for _ in contents]
+        for tower in self._towers:
+            for place, found in tower.cosines(contents):
+                if isinstance(found, str):
+                    reasons[place].append(found)
+                else:
+                    cosines[place].append(found)
+        return [_told(found, why) for found, why in zip(cosines, reasons, strict=True)]
 
 
 def captioned(content: Content) -> list[Item]:

@@ -25,7 +25,7 @@ from pipelines.sample import Decoded, Modality
 PREPROCESSING_VERSION = 1
 
 # What a checkpoint of both towers holds beside the one that is loaded.
-_OTHER_TOWER = [r"^text_(model|projection)\.", r"^logit_"]
+_OTHER_TOWER = [r"^(text|vision|audio)_(model|projection)\.", r"^logit_"]
 
 Arrays = Sequence[npt.NDArray[Any]]
 

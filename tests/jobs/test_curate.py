@@ -1,15 +1,21 @@
 """The command that curates: on Ray, whatever was done before, with an account of every sample."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from dataset_cases import pair, talk, write_dataset
+from dataset_cases import pair, picture, talk, write_dataset
+from encoder_folders import write_clap, write_siglip, write_tokenizer
 
 from jobs import curate
+from model.encoders.media_encoders import load_encoder
+from model.encoders.text_towers import load_text_tower
 from pipelines.curate.columns import find_columns
-from pipelines.sample import Media, Modality
+from pipelines.media.codecs import decode, encode
+from pipelines.sample import Audio, Item, Media, Modality, Sample, Turn
 from tests.conftest import Here
 
 
@@ -52,6 +58,46 @@ def test_columns_of_all_datasets_and_a_rerun_that_does_what_is_missing(here: Her
         {"key": "k2", "luminance": 80.0},
         {"key": "k3", "luminance": 120.0},
     ]
+
+
+@pytest.mark.ray
+def test_each_modality_is_compared_with_captions_by_an_encoder_of_its_own(here: Here, tmp_path: Path) -> None:
+    write_siglip(tmp_path / "siglip")
+    write_clap(tmp_path / "clap")
+    seen, heard = {"name": str(tmp_path / "siglip"), "dim": 32}, {"name": str(tmp_path / "clap"), "dim": 64}
+    encoder = {"image": seen | {"patches": 4}, "video": seen | {"patches": 4}, "audio": heard | {"patches": 4}}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"base": "nextgpt_modern", "encoder": encoder}))
+    shards = tmp_path / "shards"
+    note = Sample(
+        key="k9",
+        source="rows.json#9",
+        turns=(
+            Turn(role="user", parts=(Item(modality=Modality.AUDIO, name="flac", caption="a low do"),)),
+            Turn(role="assistant", parts=("a low do",)),
+        ),
+        media={"flac": encode(Audio(waveform=np.linspace(-1, 1, 48000, dtype=np.float32)[None], sample_rate=48000))},
+    )
+    write_dataset(shards / "pictures", [pair("k0", "a red circle"), pair("k1", "a blue square", 200)], 2)
+    write_dataset(shards / "notes", [note], 2)
+    command = ("--shards", str(shards), "--columns", "similarity", "--preset", str(tmp_path / "mine.yaml"))
+    refused = here(curate.main, *command)
+    assert refused.stderr.splitlines()[-1].endswith("siglip: no tokenizer for the encoder's text tower")
+    for folder in ("siglip", "clap"):
+        write_tokenizer(tmp_path / folder)
+    done = here(curate.main, *command)
+    assert done.returncode == 0, done.stderr
+    assert "all: 3 in = 3 scored + 0 failed" in done.stdout
+    expected = {"pictures": ["a red circle", "a blue square"], "notes": ["a low do"]}
+    for name, captions in expected.items():
+        folder = shards / name / "columns" / find_columns(shards / name)["similarity"].id
+        file = folder / "00000.parquet"
+        found = pq.read_table(file)["similarity"].to_pylist()
+        tower = str(tmp_path / ("clap" if name == "notes" else "siglip"))
+        media = [decode(note.media["flac"])] if name == "notes" else [decode(picture(shade)) for shade in (0, 200)]
+        features = load_encoder(tower)(media)
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        cosines = (units * np.asarray(load_text_tower(tower)(captions))).sum(axis=1)
+        assert found == pytest.approx(cosines.tolist(), abs=2e-5)
 
 
 def test_a_dataset_that_is_not_there_is_told_before_anything_starts(

@@ -13,7 +13,7 @@ from dataset_cases import write_dataset
 
 from jobs.common.encoders import encoder_factory, preprocess_factory
 from jobs.common.settings import load_model
-from jobs.common.similarity import COLUMNS, MakeSimilarity, towers_of
+from jobs.common.similarity import COLUMNS, MakeSimilarity, MakeTower, towers_of
 from model.parts.sources import ENCODER as ENCODER_KEY
 from pipelines.curate import measures, prints
 from pipelines.curate.columns import begin, find_columns, finish, read_columns
@@ -92,7 +92,7 @@ def similarity() -> Scorer:
     """The scorer by the built-in ImageBind, which is loaded once."""
     config = load_model("world", [], [ENCODER_KEY])
     factory, preprocess = encoder_factory(config, ENCODER), preprocess_factory(config, ENCODER)
-    made = MakeSimilarity(encoder=factory, preprocess=preprocess, towers=towers_of(config))()
+    made = MakeSimilarity(towers=(MakeTower(encoder=factory, preprocess=preprocess, towers=towers_of(config)),))()
     return Scorer(name="similarity", columns=COLUMNS, version="1", make=lambda: made)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_cases import NotingEncoder, drawing, embedding_of, pair, task, write_dataset, write_sidecar
 
-from jobs.common.similarity import Similarity, captioned, stored_features
+from jobs.common.similarity import Similarity, Tower, captioned, stored_features
 from pipelines.curate.columns import REASON
 from pipelines.curate.curating import columns_work, contents_of
 from pipelines.curate.measures import scorer
@@ -30,7 +30,7 @@ def cosine(shade: int, text: str) -> float:
 
 
 def similarity(log: Path | None = None) -> Similarity:
-    return Similarity(NotingEncoder(log=log, encoder_id="e"), None, encode_texts)
+    return Similarity([Tower(NotingEncoder(log=log, encoder_id="e"), None, encode_texts)])
 
 
 def test_it_is_the_mean_cosine_of_a_medium_and_its_captions() -> None:
@@ -63,7 +63,7 @@ class Picky(NotingEncoder):
 
 def test_a_medium_that_fails_costs_its_own_sample_alone() -> None:
     contents = [Content(pair(key, "dark", shade)) for key, shade in (("a", 0), ("b", 77), ("c", 0))]
-    found = Similarity(Picky(encoder_id="e"), None, encode_texts)(contents)
+    found = Similarity([Tower(Picky(encoder_id="e"), None, encode_texts)])(contents)
     assert [row.get("similarity") for row in found] == [1, None, 1]
     assert found[1][REASON] == "not encoded: RuntimeError: too grey"
 
