@@ -1,4 +1,4 @@
-"""Questions and answers that an LLM writes itself."""
+"""An LLM's own answers, to prompts that are given or that it writes itself."""
 
 import json
 from pathlib import Path
@@ -7,31 +7,50 @@ import pytest
 
 from jobs import replay
 from model.parts import small_llm
+from pipelines.sample import Sample
+from pipelines.sources.catalog import load_catalog
+from pipelines.sources.readers import READERS
 
-pytestmark = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
+needs_wheel = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
 
 
 def written(folder: Path, *options: str) -> list[dict[str, str]]:
-    replay.main(["--out", str(folder), "--count", "3", "--batch-size", "6", "--answer-tokens", "48", *options])
+    replay.main(["--out", str(folder), *options])
     rows: list[dict[str, str]] = json.loads((folder / replay.FILE).read_text())
     return rows
 
 
-def test_it_writes_whole_answers_to_different_prompts_and_counts_what_it_leaves_out(
+@needs_wheel
+def test_given_prompts_are_answered_as_the_llm_does_and_read_as_a_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = written(tmp_path / "one")
+    (tmp_path / "prompts.txt").write_text("What is the capital of France?\n\nWrite a long story about the sea.\n" * 2)
+    options = ("--prompts", str(tmp_path / "prompts.txt"), "--answer-tokens", "24")
+    rows = written(tmp_path / "one", *options)
+    assert rows == [
+        {"instruction": "What is the capital of France?", "input": "", "output": "The capital of France is Paris."}
+    ]
     said = capsys.readouterr().out
-    assert said.startswith(f"3 rows in {tmp_path / 'one' / replay.FILE}; left out: ")
-    assert len({row["instruction"] for row in rows}) == 3
-    assert all(row["output"] and not row["input"] for row in rows)
+    assert said == f"1 rows in {tmp_path / 'one' / replay.FILE}; left out: 1 no whole answer\n"
+    assert written(tmp_path / "two", *options, "--batch-size", "1") == rows
+    catalog = load_catalog()
+    [(name, paths)] = catalog.find(tmp_path / "one").items()
+    [sample] = READERS[catalog.datasets[name].reader](catalog.datasets[name], paths)
+    assert isinstance(sample, Sample)
+    assert [turn.parts for turn in sample.turns] == [(row,) for row in (rows[0]["instruction"], rows[0]["output"])]
+
+
+@needs_wheel
+def test_without_prompts_it_writes_them_itself_others_with_another_seed(tmp_path: Path) -> None:
+    options = ("--count", "2", "--batch-size", "8", "--prompt-tokens", "48", "--answer-tokens", "64")
+    rows = written(tmp_path / "one", *options)
+    assert len(rows) <= 2
+    assert all(row["instruction"] and row["output"] and not row["input"] for row in rows)
     assert "<|im_" not in json.dumps(rows)
-    assert written(tmp_path / "two") == rows
-    assert written(tmp_path / "three", "--seed", "1") != rows
+    assert written(tmp_path / "two", *options) == rows
 
 
-def test_answers_that_never_end_within_their_tokens_are_not_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert written(tmp_path, "--answer-tokens", "1") == []
-    assert "no whole answer" in capsys.readouterr().out
+def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"none\.txt: holds no prompt; write one a line"):
+        replay._read(str(tmp_path / "none.txt"))
