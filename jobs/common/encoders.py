@@ -35,6 +35,7 @@ _PROGRAM = (
     "model/decoders/decoder.py",
     "model/decoders/latents.py",
     "model/decoders/prompts.py",
+    "model/decoders/spectrograms.py",
     "model/decoders/text_encoders.py",
     "model/decoders/tokens.py",
     *(

@@ -13,7 +13,8 @@ from model.bootstrap import blank
 from model.bootstrap.contrastive import Pairs, train_imagebind, train_text_encoder
 from model.bootstrap.diffusion import from_latents, to_latents, train_autoencoder, train_pipeline
 from model.bootstrap.language import train_llm
-from model.bootstrap.vocoder import spectrogram, train_vocoder
+from model.bootstrap.vocoder import train_vocoder
+from model.decoders.spectrograms import small_spectrogram
 from model.encoders.imagebind_encoder import image_inputs, video_inputs
 from model.encoders.mel import audio_inputs
 from model.parts.family_table import FAMILIES
@@ -113,7 +114,7 @@ def audio_decoder(out: Path, scale: float) -> None:
     pipe = blank.audio_pipeline(_corpus(Modality.AUDIO))
     sounds = bank(Modality.AUDIO, 3000)
     waveforms = torch.from_numpy(sounds.media).float()
-    spectrograms, state = spectrogram(waveforms), out / "state"
+    spectrograms, state = small_spectrogram(waveforms), out / "state"
     train_autoencoder(
         pipe.vae, spectrograms[:, None], steps=_steps(600, scale), batch_size=32, state=state / "audio-autoencoder.pt"
     )
@@ -122,7 +123,7 @@ def audio_decoder(out: Path, scale: float) -> None:
     steps = _steps(900, scale)
     train_vocoder(pipe.vocoder, waveforms.repeat(2, 1), heard, steps=steps, batch_size=32, state=state / "vocoder.pt")
     more = _sounds(3000)
-    spectrograms = spectrogram(torch.from_numpy(more.media).float())
+    spectrograms = small_spectrogram(torch.from_numpy(more.media).float())
     _text_encoder(Modality.AUDIO, pipe, _pairs(more, spectrograms), out, _steps(600, scale))
     latents = to_latents(pipe.vae, spectrograms[:, None])
     _train(pipe, latents, more.captions, _steps(2600, scale), state / "audio.pt")

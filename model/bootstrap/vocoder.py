@@ -1,9 +1,8 @@
-"""The spectrograms of the small AudioLDM, and the training of its vocoder.
+"""Trains the vocoder of the small AudioLDM.
 
 Shape suffixes: N sounds, S samples, F frames, B bands.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.bootstrap.loop import train
+from model.decoders.spectrograms import SMALL_HOP as HOP
 
-SAMPLE_RATE = 16_000
-HOP = 640  # samples per frame
-BANDS = 64
-_WINDOW = 1280
-_LOWEST_HZ, _HIGHEST_HZ = 540.0, 7600.0
-_FLOOR = 1e-3  # of amplitude
 _STRETCH = 8  # frames
 _NOISE = 0.03  # on the vocoder's training spectrograms: a decoder's are not clean either
-
-
-def spectrogram(waveform_NS: Tensor) -> Tensor:
-    """Log amplitudes in bands of equal width on a logarithmic frequency scale, (N, F, B), from about -1 to 1.
-
-    The bands are 71 cents apart. A tone with a whole number of periods per frame has the same spectrum in every frame,
-    which is how a vocoder can infer its phase.
-    """
-    padded_NS = F.pad(waveform_NS, ((_WINDOW - HOP) // 2, (_WINDOW - HOP) // 2))
-    frames_NFS = padded_NS.unfold(-1, _WINDOW, HOP) * torch.hann_window(_WINDOW)
-    amplitude = torch.fft.rfft(frames_NFS).abs() / (_WINDOW / 4)
-    return ((amplitude @ _bands()).clamp_min(_FLOOR).log10() + 1.5) / 1.5
-
-
-@cache
-def _bands() -> Tensor:
-    """Triangular filters of equal width in octaves: (bins, bands)."""
-    centres = torch.linspace(0, 1, BANDS + 2) * torch.tensor(_HIGHEST_HZ / _LOWEST_HZ).log2()
-    bins = (torch.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE).clamp_min(1.0) / _LOWEST_HZ).log2()
-    return (1 - (bins[:, None] - centres[1:-1]).abs() / (centres[1] - centres[0])).clamp_min(0)
 
 
 def train_vocoder(

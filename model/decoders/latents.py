@@ -17,12 +17,11 @@ import PIL.ImageOps
 import soxr
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers.audio_utils import mel_filter_bank
 
+from model.decoders.spectrograms import SAMPLE_RATE, SMALL_HOP, spectrogram
 from model.decoders.text_encoders import loading, readable
 from model.parts.devices import Sender, Sent
-from model.parts.families import family_of, latent_grid, latent_shape, locate, sound_format
+from model.parts.families import family_of, latent_grid, latent_shape, locate, sound_format, vocoder_hop
 from model.parts.mixed_precision import Precision, use_bfloat16
 from model.parts.weights import weights_hash
 from pipelines.sample import Audio, Decoded, Image, Modality, Video
@@ -32,9 +31,6 @@ PREPROCESSING_VERSION = 1
 PIECE = 8  # frames per VAE batch
 # VAEs that encode a film or a waveform as a whole, not frame by frame.
 _WHOLE = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderOobleck")
-SAMPLE_RATE = 16_000
-HOP = 160  # samples between mel frames
-WINDOW = 1024  # samples
 
 
 class LatentInputs:
@@ -46,13 +42,15 @@ class LatentInputs:
 
     def __init__(self, modality: Modality, name: str) -> None:
         self._grid = latent_grid(modality, name)
-        self._prepare: Callable[[Any, tuple[int, ...]], npt.NDArray[Any]] = _audio
+        self._prepare: Callable[[Any, tuple[int, ...]], npt.NDArray[Any]]
         if modality is Modality.IMAGE:
             self._prepare = _image
         elif modality is Modality.VIDEO:
             self._prepare = partial(_video, fps=family_of(modality, name).fps)
         elif sound := sound_format(modality, name):
             self._prepare = partial(_waveform, rate=sound[0], channels=sound[1])
+        else:
+            self._prepare = partial(_spectrogram, hop=vocoder_hop(modality, name))
 
     def __call__(self, media: Sequence[Decoded]) -> list[npt.NDArray[Any]]:
         """One array a medium. Raises ValueError for an empty one."""
@@ -79,8 +77,10 @@ class LatentEncoder:
         with loading(path):
             vae = getattr(diffusers, self._kind).from_pretrained(path, subfolder="vae")
         self._vae = vae.requires_grad_(False).eval()
-        facts = json.dumps([weights_hash(dict(vae.named_parameters())), self.shape, PREPROCESSING_VERSION])
-        self.id = f"{readable(name)}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        facts = [weights_hash(dict(vae.named_parameters())), self.shape, PREPROCESSING_VERSION]
+        if modality is Modality.AUDIO and vocoder_hop(modality, name) == SMALL_HOP:
+            facts.append(SMALL_HOP)  # which was taken for a released model once
+        self.id = f"{readable(name)}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
         self._dtype = torch.float32
         if precision == "bfloat16":
             self._dtype = _halve(self._vae, self._kind)
@@ -192,26 +192,8 @@ def _check_samples(audio: Audio) -> None:
         raise ValueError("audio: it has no samples; leave it out")
 
 
-def _audio(audio: Audio, grid: tuple[int, ...]) -> npt.NDArray[Any]:
+def _spectrogram(audio: Audio, grid: tuple[int, ...], hop: int | None) -> npt.NDArray[Any]:
     _check_samples(audio)
     mono = soxr.resample(audio.waveform.mean(axis=0, dtype=np.float32), audio.sample_rate, SAMPLE_RATE)
     _, frames, bands = grid
-    return log_mel(torch.from_numpy(np.ascontiguousarray(mono, np.float32)), frames, bands).numpy()
-
-
-def log_mel(waveform_T: Tensor, num_frames: int, num_bands: int) -> Tensor:
-    """AudioLDM's log-mel spectrogram of a 16 kHz sound, cut or padded with silence: float32 (num_frames, num_bands).
-
-    The mean is removed and the peak scaled to 0.5; STFT magnitudes with a centred Hann window of 1024 samples and a hop
-    of 160; Slaney mel filters from 0 to 8000 Hz; log, clamped at 1e-5 (Liu et al. 2023, arXiv:2301.12503, and its
-    code). Released models have 64 bands.
-    """
-    waveform_T = waveform_T - waveform_T.mean()
-    waveform_T = 0.5 * waveform_T / (waveform_T.abs().max() + 1e-8)
-    waveform_T = functional.pad(waveform_T, (0, max(0, num_frames * HOP - len(waveform_T))))[: num_frames * HOP]
-    window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(waveform_T, WINDOW, HOP, window=window, pad_mode="reflect", return_complex=True).abs()
-    filters = mel_filter_bank(
-        WINDOW // 2 + 1, num_bands, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-    )
-    return (spectrum.T @ torch.from_numpy(filters).float()).clamp_min(1e-5).log()[:num_frames]
+    return spectrogram(torch.from_numpy(np.ascontiguousarray(mono, np.float32)), frames, bands, hop).numpy()

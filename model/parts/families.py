@@ -142,6 +142,12 @@ def sound_format(modality: Modality, name: str) -> tuple[int, int] | None:
     return (vae["sampling_rate"], vae["audio_channels"]) if "downsampling_ratios" in vae else None
 
 
+def vocoder_hop(modality: Modality, name: str) -> int | None:
+    """Samples of a sound a frame of the spectrogram, as a decoder's vocoder makes them; None if it has none."""
+    read = _reader(modality, name)
+    return prod(read("vocoder")["upsample_rates"]) if "vocoder" in read("model_index.json") else None
+
+
 def denoising_sizes(modality: Modality, name: str) -> Settings:
     """What a denoiser is told of its latents' size: the default settings, and what makes of pixels a latent.
 

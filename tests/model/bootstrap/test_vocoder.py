@@ -1,7 +1,9 @@
 import numpy as np
 import torch
 
-from model.bootstrap.vocoder import BANDS, HOP, SAMPLE_RATE, spectrogram
+from model.decoders.spectrograms import BANDS, SAMPLE_RATE
+from model.decoders.spectrograms import SMALL_HOP as HOP
+from model.decoders.spectrograms import small_spectrogram as spectrogram
 
 
 def _tone(frequency: float, seconds: float = 1.28) -> torch.Tensor:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from model.decoders.denoising import Denoiser
-from model.decoders.latents import LatentEncoder, log_mel
+from model.decoders.latents import LatentEncoder
+from model.decoders.spectrograms import log_mel
 from model.parts import families
 from model.parts.builtin import resolve
 from model.parts.families import latent_shape
