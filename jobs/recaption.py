@@ -1,6 +1,10 @@
-"""Has a model write new captions, a column beside the shards: `jobs/recaption.py --shards SHARDS --checkpoint RUN`."""
+"""Has a model write new captions, a column beside the shards: `jobs/recaption.py --shards SHARDS --checkpoint RUN`.
+
+`jobs/recaption.py replay --out DATA` has an LLM answer prompts, as data that keep its English.
+"""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +24,8 @@ TRAINED_PROMPT, PLAIN_PROMPT = "generate a caption", "Describe this in one sente
 class RecaptionOptions:
     """Have a checkpoint, or a server that speaks OpenAI's format, caption the media of pairs anew. Nothing is
     rewritten; `captions: original | new | both` of a stage chooses, and --which-captions of jobs/embed.py embeds these.
+
+    `recaption.py replay --out DATA` writes an LLM's own answers to prompts.
     """
 
     shards: Annotated[str, Option("the --out of jobs/prepare.py", "SHARDS")]
@@ -102,7 +108,16 @@ def _account(rows: int, written: int, failed: int) -> str:
     return f"{rows} in = {written} captioned + {failed} rejected + {rows - written - failed} that are no pairs"
 
 
-main = cli.command(RecaptionOptions, run)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes captions, or with `replay` an LLM's own answers."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["replay"]:
+        from jobs.recaptioning import replays
+
+        replays.run(cli.parse(replays.ReplayOptions, argv[1:]))
+    else:
+        run(cli.parse(RecaptionOptions, argv))
+
 
 if __name__ == "__main__":
     cli.run(main)

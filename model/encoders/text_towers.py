@@ -21,7 +21,7 @@ _AT_ONCE = 256
 _SIGLIP_TOKENS = 64
 
 
-class TextTower:
+class CaptionTower:
     """A frozen text tower and its tokenizer; `encode` makes token ids of texts, `run` embeddings (N, E) of these."""
 
     def __init__(
@@ -45,7 +45,7 @@ class TextTower:
 
 def load_text_tower(
     name: str, *, tokenizer: str | None = None, device: torch.device | str = "cpu"
-) -> TextTower | ImageBindTextEncoder:
+) -> CaptionTower | ImageBindTextEncoder:
     """Loads the text tower of a named encoder: of an ImageBind with the CLIP tokenizer in a folder, else with its own.
 
     Raises:
@@ -61,7 +61,7 @@ def load_text_tower(
     return (_clap if kind is CLAP else partial(_siglip, is_first=kind is SIGLIP))(name, device)
 
 
-def _siglip(name: str, device: torch.device | str, is_first: bool) -> TextTower:
+def _siglip(name: str, device: torch.device | str, is_first: bool) -> CaptionTower:
     """Reads texts as it was trained: in lower case, padded to its length, and looking at the padding."""
     from transformers import Siglip2TextModel, SiglipTextModel
 
@@ -73,10 +73,10 @@ def _siglip(name: str, device: torch.device | str, is_first: bool) -> TextTower:
         kept = {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": length}
         return tokens(lower, **kept, return_tensors="pt")
 
-    return TextTower(tower, tokens, encode, lambda ids: tower(input_ids=ids["input_ids"]).pooler_output, device)
+    return CaptionTower(tower, tokens, encode, lambda ids: tower(input_ids=ids["input_ids"]).pooler_output, device)
 
 
-def _clap(name: str, device: torch.device | str) -> TextTower:
+def _clap(name: str, device: torch.device | str) -> CaptionTower:
     from transformers import ClapTextModelWithProjection
 
     tower, tokens = load_frozen(ClapTextModelWithProjection, name), _tokenizer(name)
@@ -87,7 +87,7 @@ def _clap(name: str, device: torch.device | str) -> TextTower:
         found: Tensor = tower(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).text_embeds
         return found
 
-    return TextTower(
+    return CaptionTower(
         tower,
         tokens,
         partial(tokens, padding=True, truncation=True, max_length=length, return_tensors="pt"),

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 from model.architectures.imagebind import load_imagebind
 from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.decoders.decoder import Decoder
+from model.decoders.denoising import Denoiser
+from model.decoders.latents import LatentEncoder
 from model.decoders.text_encoders import CaptionEncoder
 from model.encoders.imagebind_encoder import ImageBindEncoder
 from model.parts.builtin import FOUNDATIONS, PARTS, SHIPPED, is_untrained, resolve
@@ -21,6 +23,7 @@ from model.parts.families import caption_shape
 from pipelines.sample import Audio, Image, Modality, Video
 from pipelines.world.captions import caption
 from pipelines.world.oracles import grade, read
+from pipelines.world.render import render
 from pipelines.world.scenes import Subject, draw
 
 MANIFEST = json.loads((FOUNDATIONS / "manifest.json").read_text(encoding="utf-8"))
@@ -82,6 +85,20 @@ def test_decoders_render_at_their_size(modality: Modality, kind: type) -> None:
             assert made.frames.shape == (8, 32, 32, 3)
         case Audio():
             assert (made.waveform.shape, made.sample_rate) == ((1, 20480), 16000)
+
+
+@pytest.mark.parametrize("modality", list(Modality))
+def test_a_medium_is_denoised_far_better_by_its_own_caption_than_by_anothers(modality: Modality) -> None:
+    """Of sounds it was not, while their latents were made of a released model's spectrogram."""
+    name = f"{SHIPPED}{modality}_decoder"
+    subjects = list(dict.fromkeys(_held_out(modality, number) for number in range(24)))
+    latents = torch.from_numpy(LatentEncoder(modality, name)([render(one, n) for n, one in enumerate(subjects)]))
+    told = torch.from_numpy(CaptionEncoder(modality, name)([caption(one, 0) for one in subjects]).embeddings)
+    denoiser = Denoiser(modality, name)
+    own, others = (
+        float(denoiser(conditions, latents, torch.Generator().manual_seed(0))) for conditions in (told, told.roll(5, 0))
+    )
+    assert own < others / 3
 
 
 @pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])

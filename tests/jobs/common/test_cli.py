@@ -28,7 +28,6 @@ COMMANDS = (
     "gallery",
     "bootstrap",
     "recaption",
-    "replay",
 )
 
 

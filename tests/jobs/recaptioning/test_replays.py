@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import replay
+from jobs import recaption
+from jobs.recaptioning import replays
 from model.parts import small_llm
 from pipelines.sample import Sample
 from pipelines.sources.catalog import load_catalog
@@ -15,8 +16,8 @@ needs_wheel = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.mis
 
 
 def written(folder: Path, *options: str) -> list[dict[str, str]]:
-    replay.main(["--out", str(folder), *options])
-    rows: list[dict[str, str]] = json.loads((folder / replay.FILE).read_text())
+    recaption.main(["replay", "--out", str(folder), *options])
+    rows: list[dict[str, str]] = json.loads((folder / replays.FILE).read_text())
     return rows
 
 
@@ -31,7 +32,7 @@ def test_given_prompts_are_answered_as_the_llm_does_and_read_as_a_dataset(
         {"instruction": "What is the capital of France?", "input": "", "output": "The capital of France is Paris."}
     ]
     said = capsys.readouterr().out
-    assert said == f"1 rows in {tmp_path / 'one' / replay.FILE}; left out: 1 no whole answer\n"
+    assert said == f"1 rows in {tmp_path / 'one' / replays.FILE}; left out: 1 no whole answer\n"
     assert written(tmp_path / "two", *options, "--batch-size", "1") == rows
     catalog = load_catalog()
     [(name, paths)] = catalog.find(tmp_path / "one").items()
@@ -53,4 +54,4 @@ def test_without_prompts_it_writes_them_itself_others_with_another_seed(tmp_path
 def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"none\.txt: holds no prompt; write one a line"):
-        replay._read(str(tmp_path / "none.txt"))
+        replays._read(str(tmp_path / "none.txt"))

@@ -1,4 +1,4 @@
-"""An LLM's own answers to prompts, so that training keeps its English: `jobs/replay.py --out DATA`.
+"""An LLM's own answers to prompts, so that training keeps its English: `jobs/recaption.py replay --out DATA`.
 
 A chat model that is given its template up to the user's words writes a user's words (Magpie, arXiv:2406.08464).
 """
@@ -40,6 +40,7 @@ def run(options: ReplayOptions) -> None:
     from pipelines.progress import track
     from pipelines.storage.files import write_json
 
+    cli.check(options)
     config = load_model(options.preset, options.overrides, needed={"llm"})
     folder = cli.new_folder(options.out)
     asked = _read(options.prompts)[: options.count] if options.prompts else None
@@ -142,9 +143,3 @@ class _Author:
         for written in whole[:, longest:].tolist():
             end = next((place for place, token in enumerate(written) if token in self._ends), None)
             yield None if end is None else written[:end]
-
-
-main = cli.command(ReplayOptions, run)
-
-if __name__ == "__main__":
-    cli.run(main)
