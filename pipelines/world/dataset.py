@@ -53,8 +53,8 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16, answers: Sequence
     """Writes `count` pairs of each modality and as many rows of each instruction set (of some, several times as many).
 
     Nothing in it is a held-out combination. Equal arguments give equal trees, and a larger one begins as a smaller one.
-    `answers`, rows in the layout of Alpaca as `jobs/recaption.py replay` writes, take by turns the place of what is asked
-    and answered that the world does not know.
+    `answers`, rows in the layout of Alpaca as `jobs/recaption.py replay` writes, take by turns the place of what is
+    asked and answered that the world does not know.
 
     The folder appears whole or not at all. Nothing is done where it already holds this world. Raises ValueError where
     `root` holds anything else, `seed` is negative or `count` is below 1.
