@@ -15,9 +15,9 @@ from jobs.common.similarity import towers_of
 from jobs.replies.options import decoder_settings
 from jobs.scoring.exam_report import Scored
 from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_distance
-from model.architectures.imagebind_text import ImageBindTextEncoder
 from model.core.tokenizer import encode_text
 from model.encoders.media_encoders import MediaEncoders
+from model.encoders.text_towers import TextEncoder, load_text_tower
 from model.inference.query import Query, Sampling
 from model.inference.responder import Responder
 from model.parts.config import ModelConfig
@@ -154,9 +154,7 @@ def _pair_media(pairs: _Pairs, sample: Sample, made: list[tuple[Modality, Decode
             pairs.references[item.modality].append((medium, reference))
 
 
-def _score(
-    view: str, pairs: _Pairs, encoders: MediaEncoders, text_encoder: ImageBindTextEncoder | None
-) -> Iterator[Scored]:
+def _score(view: str, pairs: _Pairs, encoders: MediaEncoders, text_encoder: TextEncoder | None) -> Iterator[Scored]:
     if pairs.texts:
         texts, references = [text for text, _ in pairs.texts], [known for _, known in pairs.texts]
         chance = caption_scores(texts, [*references[1:], references[0]])
@@ -196,14 +194,12 @@ def _items(turn: Turn) -> Iterator[Item]:
     return (part for part in turn.parts if isinstance(part, Item))
 
 
-def _text_encoder(config: ModelConfig, device: str) -> tuple[ImageBindTextEncoder | None, list[str]]:
-    """ImageBind's text tower, or a note where there is none."""
-    from transformers import CLIPTokenizer
-
+def _text_encoder(config: ModelConfig, device: str) -> tuple[TextEncoder | None, list[str]]:
+    """The text tower of the encoder of all modalities, or a note where there is none."""
+    if None not in config.encoder.inputs:
+        return None, ["similarities to captions are left out: they take one encoder for all modalities"]
     try:
         towers = towers_of(config)
-        return ImageBindTextEncoder(
-            towers.encoder, CLIPTokenizer.from_pretrained(towers.tokenizer, subfolder="tokenizer"), device=device
-        ), []
+        return load_text_tower(towers.encoder, tokenizer=towers.tokenizer, device=device), []
     except ValueError as error:
         return None, [f"similarities to captions are left out: {error}"]

@@ -43,9 +43,10 @@ class CaptionTower:
         return F.normalize(torch.cat(made), dim=-1).cpu()
 
 
-def load_text_tower(
-    name: str, *, tokenizer: str | None = None, device: torch.device | str = "cpu"
-) -> CaptionTower | ImageBindTextEncoder:
+TextEncoder = CaptionTower | ImageBindTextEncoder
+
+
+def load_text_tower(name: str, *, tokenizer: str | None = None, device: torch.device | str = "cpu") -> TextEncoder:
     """Loads the text tower of a named encoder: of an ImageBind with the CLIP tokenizer in a folder, else with its own.
 
     Raises:

@@ -135,9 +135,8 @@ def test_an_override_that_is_no_yaml_is_a_mistake_like_any_other() -> None:
 
 
 def test_an_unknown_preset_is_a_mistake_like_any_other() -> None:
-    known = (
-        "nextgpt_7b, nextgpt_7b_24gb, nextgpt_7b_query, nextgpt_modern, nextgpt_modern_24gb, tiny, tiny_query, world"
-    )
+    modern = "nextgpt_modern, nextgpt_modern_24gb"
+    known = f"nextgpt_7b, nextgpt_7b_24gb, nextgpt_7b_query, {modern}, small, tiny, tiny_query, world"
     assert mistakes(preset="absent") == [
         f"--preset: no preset 'absent'; choose one of {known}, or the path of a .yaml file"
     ]
