@@ -11,6 +11,7 @@ PRESET_NAMES = [
     "nextgpt_7b_query",
     "nextgpt_modern",
     "nextgpt_modern_24gb",
+    "small",
     "tiny",
     "tiny_query",
     "world",
