@@ -199,14 +199,18 @@ def _triangles(edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return bands
 
 
+def pieces(text: str) -> set[str]:
+    """The pieces of four characters of a text, with a space before and after it."""
+    padded = f" {text} "
+    return {padded[start : start + _SHINGLE] for start in range(max(1, len(padded) - _SHINGLE + 1))}
+
+
 def print_words(text: str) -> npt.NDArray[Any]:
     """MinHash of a text's pieces of four characters (Broder 1997): one record of `WORDS`.
 
     Of each permutation the lowest hash; of it the last 8 bits are kept (Li and König 2010), and a hash of each band.
     """
-    padded = f" {text} "
-    pieces = {padded[start : start + _SHINGLE] for start in range(max(1, len(padded) - _SHINGLE + 1))}
-    hashes = np.array(sorted(zlib.crc32(piece.encode()) for piece in pieces), np.uint64)
+    hashes = np.array(sorted(zlib.crc32(piece.encode()) for piece in pieces(text)), np.uint64)
     factors, offsets = _permutations()
     # Modulo 2**64; the upper half, on which all bits have had an effect.
     lowest = ((hashes[:, None] * factors + offsets) >> np.uint64(32)).min(axis=0)

@@ -25,7 +25,7 @@ _SCHEMA = 5  # Raise it with any change to the bytes written.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
+class PairsLayout:
     """NExT-GPT's layout of the pairs of one modality."""
 
     dataset: str
@@ -36,14 +36,14 @@ class _Pairs:
     id_type: type
 
 
-_PAIRS = {
-    Modality.IMAGE: _Pairs(
+PAIRS = {
+    Modality.IMAGE: PairsLayout(
         dataset="cc3m", media_folder="images", id_key="id", name_key="image_name", num_digits=9, id_type=str
     ),
-    Modality.VIDEO: _Pairs(
+    Modality.VIDEO: PairsLayout(
         dataset="webvid", media_folder="videos", id_key="id", name_key="video_name", num_digits=8, id_type=int
     ),
-    Modality.AUDIO: _Pairs(
+    Modality.AUDIO: PairsLayout(
         dataset="audiocap", media_folder="audios", id_key="audio_id", name_key="audio_name", num_digits=1, id_type=int
     ),
 }
@@ -82,7 +82,7 @@ def write_world(root: Path, *, seed: int = 0, count: int = 16, answers: Sequence
 
 def _write_pairs(folder: Path, modality: Modality, seed: int, count: int) -> None:
     """Writes the media of one modality, and its three files of rows."""
-    pairs = _PAIRS[modality]
+    pairs = PAIRS[modality]
     base = folder / pairs.dataset
     rows: dict[str, list[dict[str, Any]]] = {"": [], "_comprehension": [], "_generation": []}
     for index in range(count):
@@ -139,7 +139,8 @@ def _with_answers(conversation: Conversation, rows: Iterator[Row]) -> Conversati
     for number, expected in enumerate(conversation.answers):
         if expected.replies == BEYOND_WORDS:
             row = next(rows)
-            turns[2 * number] = Turn(role="user", parts=(row["instruction"],))
+            asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
+            turns[2 * number] = Turn(role="user", parts=(asked,))
             turns[2 * number + 1] = Turn(role="assistant", parts=(row["output"],))
     return replace(conversation, turns=tuple(turns))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan, nan
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
@@ -16,6 +17,7 @@ from typing import TypeVar
 from jobs.common import cli
 
 _T = TypeVar("_T")
+PROCESS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,13 @@ def table_head(names: Sequence[str], numbers: bool = False) -> Iterator[str]:
 def cores() -> int:
     """The number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_bytes() -> tuple[int, int]:
+    """The current and peak main memory of this process; not getrusage's, whose peak includes the parent's."""
+    fields = dict(line.split(":", 1) for line in PROCESS.read_text().splitlines() if line.startswith("Vm"))
+    now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def free_port() -> int:

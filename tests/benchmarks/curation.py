@@ -14,16 +14,15 @@ from typing import Annotated, Any
 
 from jobs.common import cli
 from jobs.common.cli import Option
-from pipelines.curate.columns import find_columns, read_columns
 from pipelines.media.codecs import decode, load
 from pipelines.sample import Media, Modality
 from pipelines.storage.files import read_json, write_json
 from pipelines.storage.shards import Manifest
 from pipelines.storage.sidecars import ENCODER
-from pipelines.world.dataset import write_world
+from pipelines.world.dataset import PAIRS, write_world
 from pipelines.world.exam import ROWS
 from tests.benchmarks import say, table_head, table_row
-from tests.benchmarks.spoiling import blank, copied
+from tests.benchmarks.spoiling import blank, columns_of, copied, is_blank, precision_recall
 
 SHUFFLED, BLANK, COPIED = 0.3, 0.1, 0.2
 WHERE = (
@@ -32,11 +31,6 @@ WHERE = (
 )
 _EXAM = tuple(f"understand_{modality}" for modality in Modality)
 _FPS = 8.0
-_LAYOUT = {  # of a modality: its dataset, the folder of its media, and the names of a row's id and file
-    Modality.IMAGE: ("cc3m", "images", "id", "image_name"),
-    Modality.VIDEO: ("webvid", "videos", "id", "video_name"),
-    Modality.AUDIO: ("audiocap", "audios", "audio_id", "audio_name"),
-}
 Spoiled = Mapping[str, set[str]]  # the keys of samples, by what was done to them
 
 
@@ -54,7 +48,8 @@ def run(options: CurationOptions) -> Iterator[str]:
     """Two tables in Markdown: what each detector finds, and the exam of the three trainings."""
     cli.check(options)
     out = cli.new_folder(options.out)
-    shutil.rmtree(out, ignore_errors=True)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: holds files; name a new folder or delete it")
     write_world(out / "clean", count=options.count)
     spoiled = {modality: _spoil(out / "clean", out / "spoiled", modality) for modality in Modality}
     shards = {name: _prepared(out, name) for name in ("clean", "spoiled")}
@@ -72,7 +67,8 @@ def run(options: CurationOptions) -> Iterator[str]:
 
 def _spoil(clean: Path, folder: Path, modality: Modality) -> Spoiled:
     """Writes the pairs of a modality, spoiled, into a data folder of the same layout."""
-    dataset, media, id_key, name_key = _LAYOUT[modality]
+    layout = PAIRS[modality]
+    dataset, media, id_key, name_key = layout.dataset, layout.media_folder, layout.id_key, layout.name_key
     source, target = (root / "T-X_pair_data" / dataset for root in (clean, folder))
     rows = read_json(source / f"{dataset}.json")
     (target / media).mkdir(parents=True)
@@ -87,10 +83,10 @@ def _spoil(clean: Path, folder: Path, modality: Modality) -> Spoiled:
         else:
             shutil.copyfile(source / media / row[name_key], target / media / row[name_key])
     for number, row in enumerate(rows[-copies:]):
-        stem = str(len(rows)) if isinstance(row[id_key], int) else f"{len(rows):0{len(row[id_key])}}"
+        stem = f"{len(rows):0{layout.num_digits}}"
         medium = _decoded(source / media / row[name_key], modality)
         name = _write(target / media, stem, copied(medium, number))
-        rows.append({**row, id_key: type(row[id_key])(stem), name_key: name})
+        rows.append({**row, id_key: layout.id_type(stem), name_key: name})
     write_json(target / f"{dataset}.json", rows)
     keys = [str(row[id_key]) for row in rows]
     return {
@@ -112,7 +108,7 @@ def _write(folder: Path, stem: str, medium: Media) -> str:
 
 def _prepared(out: Path, name: str) -> str:
     shards = str(out / f"{name}-shards")
-    datasets = [dataset for dataset, *_ in _LAYOUT.values()]
+    datasets = [layout.dataset for layout in PAIRS.values()]
     _job("prepare", "--data", str(out / name), "--out", shards, "--datasets", *datasets, "--samples-per-shard", "200")
     _job("embed", "--shards", shards, "--modality", ENCODER)
     return shards
@@ -132,7 +128,7 @@ def _trained(run: Path, shards: str, where: str, options: CurationOptions) -> tu
     _job("score", "--checkpoint", folder, "--n", str(options.n), "--controls-n", "0", "--rows", *_EXAM)
     found = {row["row"]: row["value"] for row in read_json(Path(folder) / "scores.json")["rows"]}
     if not where:
-        return found, sum(Manifest.read(Path(shards) / dataset).samples for dataset, *_ in _LAYOUT.values())
+        return found, sum(Manifest.read(Path(shards) / layout.dataset).samples for layout in PAIRS.values())
     accounts = read_json(Path(folder) / "selection.json")
     return found, sum(account["selected"] for account in accounts.values())
 
@@ -140,8 +136,8 @@ def _trained(run: Path, shards: str, where: str, options: CurationOptions) -> tu
 def _detected(shards: Path, spoiled: Mapping[Modality, Spoiled]) -> Iterator[str]:
     """A row a detector: of what it finds, and of what there is to find, the share that is both."""
     cells: dict[str, list[str]] = {}
-    for modality, (dataset, *_) in _LAYOUT.items():
-        rows = _columns(shards / dataset)
+    for modality, layout in PAIRS.items():
+        rows = columns_of(shards / layout.dataset)
         wrong, empty, copies = (spoiled[modality][kind] for kind in ("shuffled", "blank", "copied"))
         found = {
             "captions of others, `similarity < 0.6`": (
@@ -153,26 +149,12 @@ def _detected(shards: Path, spoiled: Mapping[Modality, Spoiled]) -> Iterator[str
                 copies,
             ),
             "blank or silent, `contrast < 1`, `silence > 0.99`": (
-                {key for key, row in rows.items() if _is_blank(row)},
+                {key for key, row in rows.items() if is_blank(row)},
                 empty,
             ),
         }
         for name, (said, true) in found.items():
-            right = len(said & true)
-            cells.setdefault(name, []).append(f"{right / max(1, len(said)):.2f} / {right / len(true):.2f}")
+            precision, recall = precision_recall(said, true)
+            cells.setdefault(name, []).append(f"{precision:.2f} / {recall:.2f}")
     for name, figures in cells.items():
         yield table_row([name, *figures])
-
-
-def _is_blank(row: Mapping[str, Any]) -> bool:
-    return (row["silence"] or 0) > 0.99 if row["contrast"] is None else row["contrast"] < 1
-
-
-def _columns(directory: Path) -> Mapping[str, dict[str, Any]]:
-    """All columns of a dataset's samples, by key."""
-    rows = dict[str, dict[str, Any]]()
-    for found in find_columns(directory).values():
-        for shard in Manifest.read(directory).shards:
-            for row in read_columns(directory, found.id, shard.name, ["key", *found.columns]).to_pylist():
-                rows.setdefault(row["key"], {}).update(row)
-    return rows

@@ -1,7 +1,6 @@
 """Fingerprints and near duplicates, against the libraries that people use for them, on the same files and texts."""
 
 import io
-import itertools
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,16 +11,15 @@ import numpy as np
 import PIL.Image
 
 from pipelines.curate.groups import LEAST_SHARED, first_of_group, near_prints, near_words
-from pipelines.curate.prints import PERMUTATIONS, PRINT, normalised, print_picture, print_words
+from pipelines.curate.prints import PERMUTATIONS, PRINT, normalised, pieces, print_picture, print_words
 from pipelines.media.codecs import decode, load
 from pipelines.sample import Image, Modality
-from tests.benchmarks import Row, compare, not_measured, say, timed
+from tests.benchmarks import Row, compare, host_bytes, not_measured, say, timed
 
 PICTURES, SIDE = 400, 256
 TEXTS = 20_000
 ROWS = 10_000_000
 REPEATS = 3
-_SHINGLE = 4
 _WORDS: Sequence[str] = (
     *("a", "the", "red", "blue", "small", "big", "dog", "cat", "house", "tree", "runs"),
     *("sits", "near", "under", "over", "city", "street", "man", "woman", "child", "park"),
@@ -63,17 +61,11 @@ def _of_pictures(count: int) -> list[Row]:
 
         rate, other = compare(ours, peer, REPEATS)
     note = f"{count} JPEG files of {SIDE} pixels, read and decoded; imagehash's phash and colorhash of each"
-    return [
-        Row(
-            name="prints of pictures / imagehash",
-            ours=rate,
-            peer=other,
-            ratio=rate / other,
-            target=1.0,
-            unit="pictures/s",
-            note=note,
-        )
-    ]
+    return [_faster("prints of pictures / imagehash", rate, other, "pictures/s", note)]
+
+
+def _faster(name: str, ours: float, peer: float, unit: str, note: str) -> Row:
+    return Row(name=name, ours=ours, peer=peer, ratio=ours / peer, target=1.0, unit=unit, note=note)
 
 
 def _write_picture(file: Path, number: int) -> Path:
@@ -102,7 +94,7 @@ def _of_texts(count: int) -> list[Row]:
             hashes = []
             for text in texts:
                 one = MinHash(num_perm=PERMUTATIONS, seed=1)
-                one.update_batch([piece.encode() for piece in _pieces(normalised(text))])
+                one.update_batch([piece.encode() for piece in pieces(normalised(text))])
                 hashes.append(one)
             found["hashes"] = hashes
         return count / watch.seconds
@@ -129,31 +121,11 @@ def _of_texts(count: int) -> list[Row]:
     both = (
         f"{int(mine.sum())} near copies found, {int(theirs.sum())} by datasketch, {int((mine & theirs).sum())} by both"
     )
+    what = f"{count} captions, {PERMUTATIONS} permutations of pieces of four characters"
     return [
-        Row(
-            name="MinHash of texts / datasketch",
-            ours=rate,
-            peer=other,
-            ratio=rate / other,
-            target=1.0,
-            unit="texts/s",
-            note=f"{count} captions, {PERMUTATIONS} permutations of pieces of {_SHINGLE} characters",
-        ),
-        Row(
-            name="near texts / datasketch's MinHashLSH",
-            ours=grouped,
-            peer=queried,
-            ratio=grouped / queried,
-            target=1.0,
-            unit="texts/s",
-            note=both,
-        ),
+        _faster("MinHash of texts / datasketch", rate, other, "texts/s", what),
+        _faster("near texts / datasketch's MinHashLSH", grouped, queried, "texts/s", both),
     ]
-
-
-def _pieces(text: str) -> set[str]:
-    padded = f" {text} "
-    return {padded[start : start + _SHINGLE] for start in range(max(1, len(padded) - _SHINGLE + 1))}
 
 
 def _texts(count: int) -> Sequence[str]:
@@ -192,24 +164,16 @@ def _in_a_process(rows: int) -> tuple[float, float]:
 def _simulate(rows: int) -> tuple[float, float]:
     """Bytes of memory a row, and seconds, to group simulated prints."""
     random = np.random.default_rng(0)
-    before = _kilobytes("VmRSS")
+    before, _ = host_bytes()
     prints = np.zeros((rows, 1), PRINT)
     for start in range(0, rows, 1 << 18):
         some = prints[start : start + (1 << 18), 0]
         some["hash"] = random.integers(0, 1 << 64, len(some), np.uint64)
         for field in ("thumb", "greys"):
             some[field] = random.integers(0, 256, some[field].shape, np.uint8)
-    for number in itertools.count(9, 10):
-        if number >= min(rows, 100_000):
-            break
-        prints[number] = prints[number - 5]
+    copied = np.arange(9, min(rows, 100_000), 10)
+    prints[copied] = prints[copied - 5]
     with timed() as watch:
         first = first_of_group(rows, [near_prints(prints, np.arange(rows))])
-    assert (first[9:100_000:10] == np.arange(4, min(rows, 100_000) - 5, 10)).all()
-    return (_kilobytes("VmHWM") - before) * 1024 / rows, watch.seconds
-
-
-def _kilobytes(name: str) -> int:
-    """A figure of this process; not getrusage's, which begins with the parent's peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+    assert (first[copied] == copied - 5).all()
+    return (host_bytes()[1] - before) / rows, watch.seconds

@@ -11,7 +11,7 @@ from sacrebleu.metrics import CHRF
 
 from model.core.adapter import has_adapter
 from model.inference.generation import generate_batch
-from model.inference.query import Query, Sampling
+from model.inference.query import Query, Sampling, text_of
 from model.inference.responder import Responder
 from pipelines.sample import Item, Turn
 from tests.benchmarks import Row, say
@@ -58,6 +58,4 @@ def _answer(responder: Responder, question: str, most: int) -> tuple[str, int]:
     turns = (Turn(role="user", parts=(question,)),)
     sampling = Sampling(max_new_tokens=_MOST_TOKENS, max_items=most)
     [reply] = generate_batch(responder.model, responder.tokenizer, [Query(turns=turns, sampling=sampling)])
-    return " ".join(part for part in reply.parts if isinstance(part, str)), sum(
-        isinstance(p, Item) for p in reply.parts
-    )
+    return text_of(reply.parts), sum(isinstance(part, Item) for part in reply.parts)

@@ -11,8 +11,8 @@ from model.core.nextgpt import NextGPT, Predictions
 from model.parts.devices import best_device
 from model.training.train_settings import TrainSettings
 from pipelines.sample import Modality
-from tests.benchmarks import Row, compare, in_a_process_of_its_own, not_measured, timed
-from tests.benchmarks.training import PROCESS, BareLoop, Ground, batches_of, held_bytes, reader, rows_of
+from tests.benchmarks import PROCESS, Row, compare, in_a_process_of_its_own, not_measured, timed
+from tests.benchmarks.training import BareLoop, Ground, batches_of, held_bytes, reader, rows_of
 
 STEPS = 4
 SAMPLES = 16

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from model.inference.query import Query, Response, Sampling
+from model.inference.query import Query, Response, Sampling, text_of
 from model.inference.responder import Responder
 from pipelines.embed.encoding import VIDEO_FPS
 from pipelines.media import codecs
@@ -52,7 +52,7 @@ def _wrong(responder: Responder, conversation: Sequence[Exchange]) -> Iterator[s
             parts.insert(0, Item(modality=modality_of(subject), name=name))
         turns.append(Turn(role="user", parts=tuple(parts)))
         response = responder.respond(Query(turns=turns, media=media, sampling=Sampling(max_items=4)))
-        text = " ".join(part for part in response.parts if isinstance(part, str))
+        text = text_of(response.parts)
         say(f"{exchange['say']} -> {text} {[part.modality.value for part in response.parts if isinstance(part, Item)]}")
         if fault := _fault(exchange, text, response):
             yield f"{exchange['say']!r}: {fault}"

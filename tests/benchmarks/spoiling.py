@@ -1,14 +1,19 @@
-"""Media as they come: nearly copied, blank, silent."""
+"""Media as they come: nearly copied, blank, silent; and what the columns of curation say of them."""
 
 import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import PIL.Image
 import soundfile
 
+from pipelines.curate.columns import KEY, find_columns, read_columns
 from pipelines.media.codecs import encode
 from pipelines.sample import Audio, Decoded, Image, Media, Modality, Video
+from pipelines.storage.shards import Manifest
 
 
 def copied(medium: Decoded, number: int) -> Media:
@@ -36,6 +41,27 @@ def blank(medium: Decoded, number: int) -> Media:
             return encode(Video(frames=np.full_like(frames, 20 * (number % 12)), fps=fps))
         case Audio(waveform=waveform, sample_rate=rate):
             return _wav(np.zeros((1, waveform.shape[1] + 4000 * (number % 12)), np.float32), rate)
+
+
+def columns_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """All columns of a dataset's samples, by key."""
+    rows = dict[str, dict[str, Any]]()
+    for found in find_columns(directory).values():
+        for shard in Manifest.read(directory).shards:
+            for row in read_columns(directory, found.id, shard.name, [KEY, *found.columns]).to_pylist():
+                rows.setdefault(row[KEY], {}).update(row)
+    return rows
+
+
+def is_blank(row: Mapping[str, Any]) -> bool:
+    """Whether a sample's columns say that it shows or plays nothing."""
+    return (row["silence"] or 0) > 0.99 if row["contrast"] is None else row["contrast"] < 1
+
+
+def precision_recall(found: set[str], expected: set[str]) -> tuple[float, float]:
+    """Of what was found, and of what there is to find, the share that is both."""
+    right = len(found & expected)
+    return right / max(1, len(found)), right / len(expected)
 
 
 def _larger(pixels: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from pipelines.handover.stage_samples import ReadSteps
 from pipelines.sample import Modality
 from pipelines.storage.sidecars import ROW_KINDS, from_npy
 from pipelines.world.dataset import write_world
-from tests.benchmarks import say
+from tests.benchmarks import host_bytes, say
 
 WORLD_SIZE = 32  # pairs of each modality
 SAMPLES_PER_SHARD = 8
@@ -47,7 +47,6 @@ LLAMA = {
     "num_attention_heads": 4,
     "max_position_embeddings": 1024,
 }
-PROCESS = Path("/proc/self/status")
 WARMUP_STEPS = 2
 MANY_STEPS = 1000
 
@@ -155,10 +154,7 @@ def held_bytes() -> tuple[int, int]:
     """The current and peak memory of this process: of the GPU if it has one."""
     if best_device() == "cuda":
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    # Not getrusage: its peak includes the parent's.
-    fields = dict(line.split(":", 1) for line in PROCESS.read_text().splitlines() if line.startswith("Vm"))
-    now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-    return now, most
+    return host_bytes()
 
 
 def rows_of(read: ReadSteps, steps: range) -> Iterator[Row]:

@@ -8,16 +8,17 @@ from pipelines.media.codecs import decode, load
 from pipelines.sample import Modality
 from pipelines.sources.catalog import load_catalog
 from pipelines.storage.files import read_json
-from pipelines.world.dataset import write_world
+from pipelines.world.dataset import PAIRS, write_world
 from tests.benchmarks import suites
-from tests.benchmarks.curation import _LAYOUT, _spoil
+from tests.benchmarks.curation import _spoil
 
 COUNT = 20
 
 
 @pytest.mark.parametrize("modality", list(Modality))
 def test_it_spoils_as_many_pairs_as_it_says_and_says_which(modality: Modality, tmp_path: Path) -> None:
-    dataset, media, id_key, name_key = _LAYOUT[modality]
+    layout = PAIRS[modality]
+    dataset, media, id_key, name_key = layout.dataset, layout.media_folder, layout.id_key, layout.name_key
     write_world(tmp_path / "clean", count=COUNT)
     said = _spoil(tmp_path / "clean", tmp_path / "spoiled", modality)
     before, after = (
@@ -36,6 +37,13 @@ def test_it_spoils_as_many_pairs_as_it_says_and_says_which(modality: Modality, t
     for row in after:
         decode(load(folder / row[name_key], modality), fps=8.0)
     assert load_catalog().find(tmp_path / "spoiled").keys() == {dataset}
+
+
+def test_a_folder_that_holds_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(ValueError, match="holds files; name a new folder or delete it"):
+        suites.main(["curation", "--out", str(tmp_path)])
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from jobs.common.settings import load_model
 from jobs.common.similarity import COLUMNS, MakeSimilarity, MakeTower, towers_of
 from model.parts.sources import ENCODER as ENCODER_KEY
 from pipelines.curate import measures, prints
-from pipelines.curate.columns import begin, find_columns, finish, read_columns
+from pipelines.curate.columns import begin, finish
 from pipelines.curate.curating import columns_work, score_row
 from pipelines.curate.duplicates import write_duplicates
 from pipelines.curate.scorers import Scorer
@@ -28,7 +28,7 @@ from pipelines.storage.sidecars import ENCODER
 from pipelines.world.captions import caption
 from pipelines.world.render import render
 from pipelines.world.scenes import Subject, attributes, draw
-from tests.benchmarks.spoiling import blank, copied
+from tests.benchmarks.spoiling import blank, columns_of, copied, is_blank, precision_recall
 
 COUNT = 36  # as many as there are notes of all instruments
 SHUFFLED, COPIES, BLANK = range(11), range(12, 19), range(22, 26)
@@ -82,11 +82,6 @@ def keys(numbers: Sequence[int], letter: str = "k") -> set[str]:
     return {f"{letter}{number:02}" for number in numbers}
 
 
-def precision_recall(found: set[str], expected: set[str]) -> tuple[float, float]:
-    right = len(found & expected)
-    return right / max(1, len(found)), right / len(expected)
-
-
 @pytest.fixture(scope="module")
 def similarity() -> Scorer:
     """The scorer by the built-in ImageBind, which is loaded once."""
@@ -99,19 +94,14 @@ def similarity() -> Scorer:
 @pytest.fixture(scope="module", params=list(Modality))
 def curation(request: pytest.FixtureRequest, similarity: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Curation:
     directory = tmp_path_factory.mktemp("spoiled") / str(request.param)
-    manifest = write_dataset(directory, spoiled(request.param), 40)
+    write_dataset(directory, spoiled(request.param), 40)
     for scorer in (measures.scorer(), prints.scorer(), similarity):
         work = columns_work(directory, scorer)
         for shard in begin(work):
             score_row({"shard": shard, "works": "[0]", "samples": 0}, [work], {scorer.name: scorer})
         assert finish(work).failed == 0
     write_duplicates([directory], 0.02)
-    rows: dict[str, dict[str, object]] = {}
-    for found in find_columns(directory).values():
-        for shard in manifest.shards:
-            for row in read_columns(directory, found.id, shard.name, ["key", *found.columns]).to_pylist():
-                rows.setdefault(row["key"], {}).update(row)
-    return Curation(directory, rows)
+    return Curation(directory, columns_of(directory))
 
 
 def test_captions_of_other_media_are_found(curation: Curation) -> None:
@@ -134,9 +124,6 @@ def test_near_copies_are_found(curation: Curation) -> None:
 
 
 def test_blank_and_silent_media_are_found(curation: Curation) -> None:
-    def is_blank(row: dict[str, object]) -> bool:
-        return float(row["silence"] or 0) > 0.99 if row["contrast"] is None else float(row["contrast"]) < 1  # type: ignore[arg-type]
-
     precision, recall = precision_recall(curation.found(is_blank), keys(BLANK))
     print(f"{curation.directory.name}: blank or silent: precision {precision:.2f}, recall {recall:.2f}")
     assert (precision, recall) == (1, 1)
