@@ -82,27 +82,23 @@ def similarity_scorer(config: ModelConfig, precision: "Precision", pool: Pool) -
     Raises:
         ValueError: an encoder has no text tower, or no tokenizer; one line.
     """
-    try:
-        towers = {keys[0]: towers_of(config, keys[0]) for keys in config.encoder.shared.values()}
-    except ValueError as error:
-        raise ValueError(f"similarities to captions: {error}") from None
-    shared = {keys[0]: keys for keys in config.encoder.shared.values()}
-    config = config.model_copy(update={"encoder": config.encoder.pooled})
-    made, version = list[MakeTower](), VERSION
-    for key, keys in shared.items():
-        kind = features_kind(key)
-        factory = encoder_factory(config, kind, precision)
-        make = MakeTower(
-            encoder=factory,
-            preprocess=preprocess_factory(config, kind),
-            towers=towers[key],
-            modalities=tuple(Modality) if key is None else tuple(filter(None, keys)),
-        )
-        task = EmbedTask(kind=kind, factory=factory, dtype="float32", memory=factory.memory)
-        options = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
-        text = ray.get(ray.remote(**options)(_text_identity).remote(make))
-        version += f" {identify([task], pool)[kind].id} {text}"
-        made.append(make)
+    pooled = config.model_copy(update={"encoder": config.encoder.pooled})
+    made, tasks = list[MakeTower](), list[EmbedTask]()
+    for keys in config.encoder.shared.values():
+        kind = features_kind(keys[0])
+        try:
+            towers = towers_of(config, keys[0])
+        except ValueError as error:
+            raise ValueError(f"similarities to captions: {error}") from None
+        factory = encoder_factory(pooled, kind, precision)
+        modalities = tuple(filter(None, keys)) or tuple(Modality)
+        preprocess = preprocess_factory(pooled, kind)
+        made.append(MakeTower(encoder=factory, preprocess=preprocess, towers=towers, modalities=modalities))
+        tasks.append(EmbedTask(kind=kind, factory=factory, dtype="float32", memory=factory.memory))
+    seen = identify(tasks, pool)
+    read = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)(_text_identity)
+    texts = ray.get([read.remote(make) for make in made])
+    version = " ".join([VERSION, *(f"{seen[task.kind].id} {text}" for task, text in zip(tasks, texts, strict=True))])
     return Scorer(name=NAME, columns=COLUMNS, version=version, make=MakeSimilarity(towers=tuple(made)), on_devices=True)
 
 

@@ -3,6 +3,7 @@
 A chat model that is given its template up to the user's words writes a user's words (Magpie, arXiv:2406.08464).
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs.common import cli
 from jobs.common.cli import Option
+from pipelines.sample import Turn
 
 if TYPE_CHECKING:
     from model.parts.config import ModelConfig
@@ -37,6 +39,7 @@ class ReplayOptions:
 def run(options: ReplayOptions) -> None:
     """Writes the rows, and prints how many prompts were left out, by reason."""
     from jobs.common.settings import load_model
+    from model.inference.query import in_batches
     from pipelines.progress import track
     from pipelines.storage.files import write_json
 
@@ -50,7 +53,7 @@ def run(options: ReplayOptions) -> None:
         for prompts in (
             author.prompts(options.batch_size, options.prompt_tokens, left_out)
             if asked is None
-            else _batches(asked, options.batch_size)
+            else in_batches(asked, options.batch_size)
         ):
             answers = author.answers(prompts, options.answer_tokens)
             whole = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
@@ -73,12 +76,6 @@ def _read(file: str) -> list[str]:
     return prompts
 
 
-def _batches(prompts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """The prompts in order, so many at a time."""
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
-
-
 class _Author:
     """An LLM that writes both sides of short dialogues."""
 
@@ -87,18 +84,21 @@ class _Author:
 
         from model.core.chat_template import chat_template
         from model.core.llm import load_llm
-        from model.core.tokenizer import eos_ids, load_tokenizer
+        from model.core.tokenizer import eos_ids, load_tokenizer, load_vocabulary
+        from model.parts.devices import best_device
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(best_device())
         self._llm = load_llm(config.llm, torch.bfloat16 if device.type == "cuda" else torch.float32, device).eval()
-        self._tokenizer = load_tokenizer(config)
+        self._tokenizer, self._vocabulary = load_tokenizer(config), load_vocabulary(config)
         self._template = chat_template(config.llm.template, self._tokenizer, config.llm.system)
         self._ends = sorted(self._template.ends | eos_ids(self._tokenizer, self._llm))
         torch.manual_seed(seed)
 
     def prompts(self, batch_size: int, most: int, left_out: Counter[str]) -> Iterator[list[str]]:
         """Batches of different prompts without end; counts those left out."""
-        known, head = set[str](), self._ids(self._template.head)
+        known, head = set[str](), list[int]()
+        for piece in self._template.head:
+            head += [piece] if isinstance(piece, int) else self._template.encode([piece], None)[0]
         while True:
             batch = list[str]()
             for ids in self._written([head] * batch_size, most, do_sample=True, temperature=1.0, top_p=0.95):
@@ -112,15 +112,18 @@ class _Author:
 
     def answers(self, prompts: Sequence[str], most: int) -> list[str]:
         """An answer to each prompt; empty where it does not end within so many tokens."""
-        asked = [self._ids((*self._template.head, prompt, *self._template.opening)) for prompt in prompts]
+        asked = list(map(self._asked, prompts))
         return [self._tokenizer.decode(ids or []).strip() for ids in self._written(asked, most, do_sample=False)]
 
-    def _ids(self, script: Sequence[str | int]) -> list[int]:
-        ids, before = list[int](), None
-        for piece in script:
-            ids += [piece] if isinstance(piece, int) else self._template.encode([piece], before)[0]
-            before = piece
-        return ids
+    def _asked(self, prompt: str) -> list[int]:
+        """A prompt as training and replies write it."""
+        from model.core.dialogue import encode_dialogue
+
+        turns = (Turn(role="user", parts=(prompt,)),)
+        dialogue = encode_dialogue(
+            *(turns, self._tokenizer, self._vocabulary, 1, sys.maxsize), template=self._template, for_generation=True
+        )
+        return dialogue.input_ids
 
     def _written(self, prompts: Sequence[Sequence[int]], most: int, **sampling: Any) -> Iterator[list[int] | None]:
         """The ids that follow each prompt, up to the end of a turn; None where it does not end."""

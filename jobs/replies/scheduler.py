@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from model.decoders.wish import Wish
-from model.inference.query import Query, Reply, Sampling, TooLong
+from model.inference.query import Query, Reply, Sampling, TooLong, text_of
 from pipelines.sample import Item, Part, Turn
 from pipelines.scheduling.plan_prompts import Asking, media_names
 from pipelines.scheduling.tool_plans import Step, from_json, problem, schema, to_json
@@ -134,7 +134,7 @@ class _Scheduler:
         missing = [modality for modality in self._query.require if modality not in made]
         first = max((step.id for step in steps), default=0) + 1
         needs = tuple(step.id for step in steps if step.verb == "describe")
-        said = " ".join(part for part in self._query.turns[-1].parts if isinstance(part, str))
+        said = text_of(self._query.turns[-1].parts)
         added = [
             Step(id=number, tool=f"make_{modality}", needs=needs, input=said)
             for number, modality in enumerate(missing, start=first)

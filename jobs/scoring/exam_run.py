@@ -1,9 +1,9 @@
 """Evaluates a model and its controls on the world's exam; the frozen parts are loaded once for all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from model.decoders.rendering import DecoderPool
 from model.decoders.wish import Wish
 from model.encoders.media_encoders import MediaEncoders
 from model.inference.generation import generate_batch
-from model.inference.query import Query, Reply, Sampling
+from model.inference.query import Query, Reply, Sampling, in_batches
 from model.parts.config import ModelConfig
 from model.parts.features import ItemFeatures, first
 from pipelines.embed.encoding import VIDEO_FPS
@@ -25,7 +25,6 @@ from pipelines.sample import Decoded, Item, Part, Turn
 from pipelines.world.exam import Attempt, Case, ExamRow, cases, is_lost, shown
 from pipelines.world.scenes import modality_of
 
-T = TypeVar("T")
 BATCH = 50  # prompts per batch
 MAX_ITEMS = 4  # per reply
 MOST_REPORTED = 64  # at most, per row without a target
@@ -89,7 +88,7 @@ class FrozenParts:
         """Embeds the media that the user shows in each case, after encoding and decoding them as files."""
         features = dict[str, ItemFeatures]()
         with track("show", len(chosen), "conversations") as bar:
-            for batch in _batches(chosen):
+            for batch in in_batches(chosen, BATCH):
                 media = [[codecs.decode(m, fps=VIDEO_FPS) for m in shown(case).values()] for case in batch]
                 features |= {case.key: made for case, made in zip(batch, self._encoders(media), strict=True)}
                 bar.advance(len(batch))
@@ -158,7 +157,7 @@ def _replies(
     with track(f"{title}: answer", sum(exchanges), "prompts") as bar:
         for number in range(max(exchanges)):
             pending = [place for place, length in enumerate(exchanges) if length > number]
-            for places in _batches(pending):
+            for places in in_batches(pending, BATCH):
                 asked = [chosen[place] for place in places]
                 # An untrained model does not stop by itself.
                 limit = 2 * max(_length(model, tokenizer, case.conversation.turns[2 * number + 1]) for case in asked)
@@ -211,8 +210,3 @@ def _only_item(case: Case) -> Item:
 def noise(case: Case, number: int) -> int:
     """The noise seed of item `number` of a conversation, the same in every arm."""
     return 16 * case.number + number
-
-
-def _batches(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(values), BATCH):
-        yield values[start : start + BATCH]

@@ -18,7 +18,7 @@ from jobs.scoring.figures import caption_scores, cosine_similarities, frechet_di
 from model.core.tokenizer import encode_text
 from model.encoders.media_encoders import MediaEncoders
 from model.encoders.text_towers import TextEncoder, load_text_tower
-from model.inference.query import Query, Sampling
+from model.inference.query import Query, Sampling, text_of
 from model.inference.responder import Responder
 from model.parts.config import ModelConfig
 from pipelines.embed.encoding import VIDEO_FPS
@@ -119,7 +119,7 @@ def _answer(model: Responder, samples: Sequence[Sample], view: str, kind: Kind, 
 def _references(sample: Sample) -> list[str]:
     """The words of its last answer, by each caption where it has several; views that do not generate keep them."""
     answers = (example(sample, number).turns[-1] for number in range(num_examples(sample)))
-    return [" ".join(part for part in answer.parts if isinstance(part, str)) for answer in answers]
+    return [text_of(answer.parts) for answer in answers]
 
 
 def _query(model: Responder, sample: Sample, seed: int, steps: int | None) -> Query:

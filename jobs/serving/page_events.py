@@ -18,7 +18,7 @@ from jobs.serving.requests.openai_format import alternating
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.service import Service
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
-from model.inference.query import Query, Response
+from model.inference.query import Query, Response, text_of
 from pipelines.media.codecs import encode
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Turn
@@ -241,6 +241,6 @@ def drawn(kind: str) -> tuple[str, tuple[Media, ...]]:
     """The text and the input files of a kind of conversation."""
     conversation = converse(kind, _SEED, 0)
     turn = conversation.turns[0]
-    text = " ".join(part for part in turn.parts if isinstance(part, str))
+    text = text_of(turn.parts)
     items = [part for part in turn.parts if isinstance(part, Item)]
     return text.strip(), tuple(encode(render(conversation.media[item.name], _SEED)) for item in items)

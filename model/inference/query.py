@@ -1,6 +1,6 @@
 """What a model is asked, and its answers. Imports no deep learning library."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -133,6 +133,12 @@ def wishes(query: Query, reply: Reply) -> list[Wish]:
 def text_of(parts: Sequence[Part]) -> str:
     """The texts of an answer, joined by spaces."""
     return " ".join(part for part in parts if isinstance(part, str))
+
+
+def in_batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The values in order, so many at a time."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def side_by_side(answer: Callable[[Sequence[Q]], Sequence[T]], queries: Sequence[Q]) -> list[T | ValueError]:

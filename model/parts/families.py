@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.parts.builtin import resolve
-from model.parts.family_table import FAMILIES, ConditionShape, Family, Read, Settings, frame_scale, scale
+from model.parts.family_table import FAMILIES, ConditionShape, Family, Read, Settings, frame_samples, frame_scale, scale
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 
@@ -143,9 +143,9 @@ def sound_format(modality: Modality, name: str) -> tuple[int, int] | None:
 
 
 def vocoder_hop(modality: Modality, name: str) -> int | None:
-    """Samples of a sound a frame of the spectrogram, as a decoder's vocoder makes them; None if it has none."""
+    """Samples of a sound that a decoder's vocoder makes of a frame of the spectrogram; None if it has no vocoder."""
     read = _reader(modality, name)
-    return prod(read("vocoder")["upsample_rates"]) if "vocoder" in read("model_index.json") else None
+    return frame_samples(read) if "vocoder" in read("model_index.json") else None
 
 
 def denoising_sizes(modality: Modality, name: str) -> Settings:

@@ -150,8 +150,12 @@ def _mel_seconds(read: Read) -> Settings:
 
 
 def _frame_seconds(read: Read) -> float:
-    vocoder = read("vocoder")
-    return float(prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"])
+    return float(frame_samples(read) / read("vocoder")["sampling_rate"])
+
+
+def frame_samples(read: Read) -> int:
+    """Samples of a sound that a vocoder makes of a frame of the spectrogram."""
+    return prod(read("vocoder")["upsample_rates"])
 
 
 def _mel_grid(settings: Settings, read: Read) -> tuple[int, ...]:
