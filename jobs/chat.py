@@ -10,8 +10,10 @@ from typing import Annotated, NoReturn
 
 from jobs.common import cli, signals
 from jobs.common.cli import Option
-from jobs.replies.options import ModelOptions
+from jobs.replies.options import Architecture, ModelOptions
 from jobs.serving.requests.guard import TOKEN
+from model.checkpoints.description import SHIPPED, SMALL
+from model.parts.small_llm import missing
 
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
@@ -42,6 +44,14 @@ class ChatOptions:
     overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=PATH where a frozen part has moved")] = ()
 
 
+def talks_best(architecture: Architecture) -> str:
+    """The shipped model that a conversation is best had with: `small`, or `world` where the LLM of that is missing.
+
+    Only `world` was taught to plan.
+    """
+    return SHIPPED if missing() or architecture == "scheduler" else SMALL
+
+
 def run(options: ChatOptions) -> None:
     """Serves until it is interrupted or terminated."""
     token = os.environ.get(TOKEN) or None
@@ -57,7 +67,8 @@ def run(options: ChatOptions) -> None:
     from jobs.serving.app import Settings, build
     from model.checkpoints.hub import find_checkpoint
 
-    checkpoint = find_checkpoint(options.model.checkpoint)
+    chosen = options.model.checkpoint or talks_best(options.model.architecture)
+    checkpoint = find_checkpoint(chosen)
     checkpoint_model(checkpoint, options.overrides)  # before Ray starts, so that missing parts are reported at once
     settings = Settings(
         checkpoint=str(checkpoint),
@@ -80,7 +91,7 @@ def run(options: ChatOptions) -> None:
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _interrupt)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    print("loading the model", flush=True)
+    print(f"loading {chosen}", flush=True)
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     try:
         application = build(settings)

@@ -51,10 +51,11 @@ def run(options: GenerateOptions) -> None:
 
     from jobs.common.settings import checkpoint_model
     from jobs.replies.respond import ReplySettings
+    from model.checkpoints.description import SHIPPED
     from model.checkpoints.hub import find_checkpoint
     from pipelines.sample import Modality
 
-    checkpoint = find_checkpoint(options.model.checkpoint)
+    checkpoint = find_checkpoint(options.model.checkpoint or SHIPPED)
     out = cli.new_folder(options.out)
     settings = ReplySettings(
         checkpoint=checkpoint,

@@ -5,8 +5,9 @@ A chat model that is given its template up to the user's words writes a user's w
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs.common import cli
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Where NExT-GPT's layout has instructions in text alone.
 FILE = "IT_data/T+X-T_data/alpaca/alpaca.json"
+WORLD = "builtin:world"
+_CONVERSATIONS = 20  # of the world, for one new question
 _MOST_TRIES = 4  # of as many prompts as rows are wanted
 
 
@@ -27,12 +30,17 @@ class ReplayOptions:
 
     out: Annotated[str, Option("a new data folder, which jobs/prepare.py --data reads", "DATA")]
     preset: Annotated[str, Option("preset of the LLM, or your own .yaml file")] = "small"
-    prompts: Annotated[str | None, Option("prompts, one a line; the LLM writes them itself if omitted", "FILE")] = None
+    prompts: Annotated[
+        str | None,
+        Option(
+            f"prompts, one a line, or {WORLD} for what the small world cannot answer; by default, the LLM's", "FILE"
+        ),
+    ] = None
     count: Annotated[int, Option("at most so many prompts with their answers", least=1)] = 1000
     prompt_tokens: Annotated[int, Option("leave out longer prompts of the LLM", least=1)] = 64
-    answer_tokens: Annotated[int, Option("leave out longer answers", least=1)] = 160
+    answer_tokens: Annotated[int, Option("leave out longer answers", least=1)] = 256
     batch_size: Annotated[int, Option("how many are written at once", least=1)] = 32
-    seed: Annotated[int, Option("of the prompts; answers are the most likely ones", least=0)] = 0
+    seed: Annotated[int, Option("of the prompts; answers are the likeliest ones", least=0)] = 0
     overrides: Annotated[tuple[str, ...], cli.overrides("model.llm.name=FOLDER")] = ()
 
 
@@ -46,10 +54,11 @@ def run(options: ReplayOptions) -> None:
     cli.check(options)
     config = load_model(options.preset, options.overrides, needed={"llm"})
     folder = cli.new_folder(options.out)
-    asked = _read(options.prompts)[: options.count] if options.prompts else None
+    asked = list(_prompts(options.prompts, options)) if options.prompts else None
     author = _Author(config, options.seed)
     rows, left_out = list[dict[str, str]](), Counter[str]()
-    with track("replay", len(asked) if asked else options.count, "prompts", announce=True) as progress:
+    total, counted = (options.count, "rows") if asked is None else (len(asked), "prompts")
+    with track("replay", total, counted, announce=True) as progress:
         for prompts in (
             author.prompts(options.batch_size, options.prompt_tokens, left_out)
             if asked is None
@@ -59,7 +68,7 @@ def run(options: ReplayOptions) -> None:
             whole = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
             left_out["no whole answer"] += len(prompts) - len(whole)
             rows += ({"instruction": prompt, "input": "", "output": answer} for prompt, answer in whole)
-            progress.advance(len(prompts))
+            progress.advance(len(whole if asked is None else prompts))
             if len(rows) >= options.count or sum(left_out.values()) > _MOST_TRIES * options.count:
                 break
     write_json(folder / FILE, rows[: options.count])
@@ -67,13 +76,17 @@ def run(options: ReplayOptions) -> None:
     print(f"{min(len(rows), options.count)} rows in {folder / FILE}; left out: {reasons or 'none'}")
 
 
-def _read(file: str) -> list[str]:
-    """The different lines of a text file, in order."""
-    lines = cli.existing_file(file).read_text(encoding="utf-8").splitlines()
+def _prompts(source: str, options: ReplayOptions) -> Iterable[str]:
+    """The different lines of a text file, in order, or the small world's questions, which are few in a conversation."""
+    from pipelines.world.dataset import unanswered
+
+    if source == WORLD:
+        return islice(unanswered(options.seed, _CONVERSATIONS * options.count), options.count)
+    lines = cli.existing_file(source).read_text(encoding="utf-8").splitlines()
     prompts = list(dict.fromkeys(filter(None, map(str.strip, lines))))
     if not prompts:
-        raise ValueError(f"{file}: holds no prompt; write one a line")
-    return prompts
+        raise ValueError(f"{source}: holds no prompt; write one a line")
+    return prompts[: options.count]
 
 
 class _Author:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from jobs.common import cli
 from jobs.common.cli import Option
-from model.checkpoints.description import SHIPPED
+from model.checkpoints.description import SHIPPED, SMALL
 from model.inference.query import Sampling
 from pipelines.sample import Modality
 
@@ -20,7 +20,9 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 class ModelOptions:
     """Which model answers, and how."""
 
-    checkpoint: Annotated[str, Option("a checkpoint, a run, a hub id, or the shipped model", "RUN")] = SHIPPED
+    checkpoint: Annotated[
+        str | None, Option(f"a checkpoint, a run, a hub id, {SHIPPED} or {SMALL} (a shipped one if omitted)", "RUN")
+    ] = None
     architecture: Annotated[
         Architecture,
         Option("one LLM that sees and makes media, or one that schedules tools and exchanges text with them"),

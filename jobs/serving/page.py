@@ -18,7 +18,7 @@ from jobs.serving.requests.openai_answers import MIME, error
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions, Visitors
 from jobs.serving.service import Service
 from jobs.serving.showing import state_of
-from model.checkpoints.description import SHIPPED
+from model.checkpoints.description import SHIPPED, SMALL
 from pipelines.sample import Item, Modality, turns_document
 from pipelines.world.captions import NOUNS
 
@@ -29,8 +29,12 @@ Any mix of text, pictures, videos and sounds in; any mix out.
 """
 _CAN = "**It talks, sees, hears, and makes {made}.** Try one with a click, or write, drop or record something."
 _PLANS = {"scheduler": "The LLM plans tool calls and exchanges text with the tools; the last plan is shown below.\n"}
-# What the shipped model can talk about.
-_SMALL = "This model is small. It knows coloured shapes, their motion, and notes on instruments: "
+# What the shipped models can talk about.
+_KNOWN = {
+    SHIPPED: "This model is small. It knows coloured shapes, their motion, and notes on instruments: ",
+    SMALL: "Its LLM has 135 million weights: it knows some English and is often wrong. What it sees, hears and makes "
+    "are coloured shapes, their motion, and notes on instruments: ",
+}
 _FOR_INSTANCE = "*Draw a small red circle at the left.* *Make it blue.* *Let me hear a low mi on the flute.*"
 
 
@@ -186,7 +190,7 @@ def _zip(session: Session) -> bytes:
 
 
 def _placeholder(service: Service) -> str:
-    known = f"\n\n{_SMALL}{_FOR_INSTANCE}" if f"builtin:{service.about.name}" == SHIPPED else ""
+    known = f"\n\n{words}{_FOR_INSTANCE}" if (words := _KNOWN.get(f"builtin:{service.about.name}")) else ""
     made = [f"{NOUNS[modality]}s" for modality in service.about.settings]
     can = _CAN.format(made=" and ".join([", ".join(made[:-1])] * (len(made) > 1) + made[-1:]) or "words")
     return f"{can}{known}"

@@ -21,6 +21,7 @@ from pipelines.world.scenes import Subject, draw, modality_of
 from pipelines.world.small_talk import BEYOND_WORDS
 
 _MARKER = "world.json"
+_OF_WORDS = "alpaca_instruction"
 _SCHEMA = 5  # Raise it with any change to the bytes written.
 
 
@@ -133,15 +134,31 @@ def _write_instructions(
     write_json(path, rows)
 
 
+def unanswered(seed: int, count: int) -> Iterator[str]:
+    """The different questions that the world has no answer to, in a seed's first `count` conversations of words."""
+    known = set[str]()
+    for index in range(count):
+        conversation = INSTRUCTION_SETS[_OF_WORDS].draw(seed, index)
+        for number in _unanswered(conversation):
+            asked = "".join(map(str, conversation.turns[number].parts))
+            if asked not in known:
+                known.add(asked)
+                yield asked
+
+
+def _unanswered(conversation: Conversation) -> Iterator[int]:
+    """The numbers of the turns that ask what the world has no answer to."""
+    return (2 * number for number, expected in enumerate(conversation.answers) if expected.replies == BEYOND_WORDS)
+
+
 def _with_answers(conversation: Conversation, rows: Iterator[Row]) -> Conversation:
     """A conversation in which each question that the world has no answer to is another one, with its answer."""
     turns = list(conversation.turns)
-    for number, expected in enumerate(conversation.answers):
-        if expected.replies == BEYOND_WORDS:
-            row = next(rows)
-            asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-            turns[2 * number] = Turn(role="user", parts=(asked,))
-            turns[2 * number + 1] = Turn(role="assistant", parts=(row["output"],))
+    for number in _unanswered(conversation):
+        row = next(rows)
+        asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
+        turns[number] = Turn(role="user", parts=(asked,))
+        turns[number + 1] = Turn(role="assistant", parts=(row["output"],))
     return replace(conversation, turns=tuple(turns))
 
 

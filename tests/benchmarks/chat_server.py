@@ -16,6 +16,7 @@ import psutil
 
 from jobs.serving.page_events import CASES, drawn
 from jobs.serving.requests.openai_answers import part_of
+from model.checkpoints.description import SHIPPED
 from tests.benchmarks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,8 @@ class ChatServer:
 def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServer]:
     """Starts `jobs/chat.py` with these options on a free port of loopback, and stops it as Ctrl-C does.
 
-    Temporary files are in `folder`. Raises RuntimeError if it does not start, or does not stop cleanly.
+    The model is `world` if they name none. Temporary files are in `folder`. Raises RuntimeError if it does not start,
+    or does not stop cleanly.
     """
     with tempfile.TemporaryDirectory(prefix="chat", ignore_cleanup_errors=True) as own:
         folder = folder or Path(own)
@@ -56,7 +58,7 @@ def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServe
         }
         # Ray's sockets need a short path.
         environment |= {"TMPDIR": str(folder), "RAY_TMPDIR": "/tmp"}
-        command = [sys.executable, "jobs/chat.py", "--port", str(port), *options]
+        command = [sys.executable, "jobs/chat.py", "--port", str(port), "--checkpoint", SHIPPED, *options]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True

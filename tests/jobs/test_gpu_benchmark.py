@@ -9,7 +9,7 @@ import torch
 
 from model.architectures.imagebind import ImageBindConfig
 from pipelines.sample import Modality
-from tests.benchmarks import gpu, gpu_decoders, gpu_encoder, gpu_small, gpu_steps, training
+from tests.benchmarks import PROCESS, gpu, gpu_decoders, gpu_encoder, gpu_small, gpu_steps, training
 from tests.benchmarks.decoder_shapes import PUBLISHED, DecoderShape
 from tests.benchmarks.gpu_decoders import DecoderSizes
 from tests.benchmarks.gpu_small import SmallSizes
@@ -103,7 +103,7 @@ def _cells(lines: Iterable[str]) -> list[list[str]]:
     return [row for row in rows if any(cell[:1].isdigit() for cell in row)]
 
 
-needs_linux = pytest.mark.skipif(not training.PROCESS.is_file(), reason="needs the process files of Linux")
+needs_linux = pytest.mark.skipif(not PROCESS.is_file(), reason="needs the process files of Linux")
 
 
 @pytest.mark.slow

@@ -1,20 +1,29 @@
-"""The small model that ships: whole, safe to load, and able to do what it is shown with."""
+"""The models that ship: whole, safe to load, and able to do what they are shown with."""
 
+import hashlib
 import json
+import re
 
 import pytest
 
-from model.checkpoints.description import SHIPPED, as_path, latest_checkpoint, read_config
-from model.inference.query import Query, Sampling
+from model.checkpoints.description import SHIPPED, SMALL, as_path, latest_checkpoint, read_config
+from model.inference.query import Query, Response, Sampling, text_of
 from model.inference.responder import Responder
+from model.parts import small_llm
 from model.parts.builtin import FOUNDATIONS
 from pipelines.media.codecs import decode
+from pipelines.sample import Decoded, Turn
 from pipelines.world import exam
+from pipelines.world.oracles import grade, read
+from pipelines.world.scenes import Scene
+
+needs_its_llm = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
 
 
-def test_it_is_a_checkpoint_of_all_three_stages_in_safe_files_of_less_than_five_megabytes() -> None:
-    folder = as_path(SHIPPED)
-    assert latest_checkpoint(SHIPPED) == folder
+@pytest.mark.parametrize(("name", "most"), [(SHIPPED, 5_000_000), (SMALL, 16_000_000)])
+def test_it_is_a_checkpoint_of_all_three_stages_in_safe_and_few_bytes(name: str, most: int) -> None:
+    folder = as_path(name)
+    assert latest_checkpoint(name) == folder
     description = read_config(folder)
     stages = [stage["stage"] for stage in description["stages"]]
     assert stages == sorted(stages)
@@ -22,7 +31,17 @@ def test_it_is_a_checkpoint_of_all_three_stages_in_safe_files_of_less_than_five_
     assert not description["card"]["untrained"]
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
-    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert sum(path.stat().st_size for path in files) < most
+
+
+def test_the_manifest_of_the_small_llms_model_has_its_hashes_and_the_foundations_theirs() -> None:
+    folder = as_path(SMALL)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    assert manifest["sha256"].keys() == weights
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    assert manifest.keys() == {"sha256", "commands", "seed", "scores"}
     assert json.loads((FOUNDATIONS / "manifest.json").read_text())["parts"].keys() >= {"llm", "imagebind"}
 
 
@@ -53,3 +72,40 @@ def test_it_is_right_more_often_than_not_about_what_it_never_saw(responder: Resp
         for case, found in zip(cases, responses, strict=True)
     ]
     assert sum(scores) / len(scores) > (0.15 if name in SELDOM else 0.55)
+
+
+@pytest.fixture(scope="module")
+def talker() -> Responder:
+    return Responder.from_pretrained(SMALL)
+
+
+def ask(responder: Responder, *said: str) -> Response[Decoded]:
+    """The last of its answers to one exchange after the other."""
+    turns = list[Turn]()
+    for words in said:
+        turns.append(Turn(role="user", parts=(words,)))
+        response = responder.respond(Query(turns=turns, media={}, sampling=Sampling(max_items=4, max_new_tokens=60)))
+        turns.append(Turn(role="assistant", parts=response.parts))
+    return response
+
+
+@needs_its_llm
+def test_the_small_llms_model_draws_what_people_ask_for(talker: Responder) -> None:
+    [picture] = ask(talker, "hi there", "could you draw me a big red circle on the left?").media
+    grades = grade(Scene(colour="red", shape="circle", size="big", place="left"), read(picture))
+    assert all(grades.values()), grades
+
+
+@needs_its_llm
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is the capital of France?", "Paris"),
+        ("What is the opposite of cold?", "hot|warm"),
+        ("List three fruits.", "apple"),
+    ],
+)
+def test_the_small_llms_model_still_speaks_english(talker: Responder, question: str, answer: str) -> None:
+    response = ask(talker, question)
+    assert re.search(answer, text_of(response.parts), re.IGNORECASE)
+    assert not response.media

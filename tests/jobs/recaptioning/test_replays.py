@@ -1,6 +1,7 @@
 """An LLM's own answers, to prompts that are given or that it writes itself."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from model.parts import small_llm
 from pipelines.sample import Sample
 from pipelines.sources.catalog import load_catalog
 from pipelines.sources.readers import READERS
+from pipelines.world.dataset import unanswered
 
 needs_wheel = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
 
@@ -54,4 +56,13 @@ def test_without_prompts_it_writes_them_itself_others_with_another_seed(tmp_path
 def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"none\.txt: holds no prompt; write one a line"):
-        replays._read(str(tmp_path / "none.txt"))
+        recaption.main(["replay", "--out", str(tmp_path / "out"), "--prompts", str(tmp_path / "none.txt")])
+
+
+@needs_wheel
+def test_what_the_small_world_cannot_answer_is_asked(tmp_path: Path) -> None:
+    rows = written(tmp_path, "--prompts", replays.WORLD, "--count", "6", "--seed", "11", "--answer-tokens", "64")
+    asked = list(islice(unanswered(11, 200), 6))
+    answered = [row["instruction"] for row in rows]
+    assert answered
+    assert answered == [words for words in asked if words in answered]

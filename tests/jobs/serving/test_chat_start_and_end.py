@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from model.checkpoints.description import SHIPPED
 from tests.benchmarks import free_port
 from tests.conftest import ROOT
 
@@ -31,7 +32,8 @@ LONGEST_END = 15.0
 def late(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A server that has been started, and loads its LLM once `tmp_path / "go"` is there."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.jobs.serving.late_server", str(tmp_path / "go"), "--port", str(port)]
+    command = [sys.executable, "-m", "tests.jobs.serving.late_server", str(tmp_path / "go")]
+    command += ["--port", str(port), "--checkpoint", SHIPPED]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY", "NEXTGPT_CHAT"))}
     environment = kept | {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     with (tmp_path / "log").open("wb") as log:
@@ -90,7 +92,7 @@ def test_it_says_that_it_loads_then_answers_and_ends_at_once_in_the_middle_of_a_
     assert not list(tmp_path.glob("nextgpt-chat-*")), "visitors' files go with the server"
     told = (tmp_path / "log").read_text().splitlines()
     assert [line.partition("  ")[0] for line in told] == [
-        "loading the model",
+        f"loading {SHIPPED}",
         "chat page",
         "API",
         READY,

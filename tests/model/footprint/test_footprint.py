@@ -8,10 +8,10 @@ from transformers import LlamaConfig
 from jobs.common.settings import deepspeed_settings, load_settings
 from model.footprint.footprint import Footprint, measure
 from model.training.train_settings import Stage
-from tests.benchmarks import in_a_process_of_its_own
+from tests.benchmarks import PROCESS, in_a_process_of_its_own
 from tests.benchmarks.gpu_steps import measure as measure_steps
 from tests.benchmarks.gpu_steps import write_llm
-from tests.benchmarks.training import PROCESS, llm_settings
+from tests.benchmarks.training import llm_settings
 
 GIB = 2**30
 VICUNA = {

@@ -103,9 +103,12 @@ def test_mlflow_is_told_of_a_run_that_failed(tmp_path: Path, database: Path) -> 
     assert run_of(tmp_path)[1].info.status == "FAILED"
 
 
-def test_wandb_keeps_figures_and_samples_and_goes_on_in_the_same_run(tmp_path: Path) -> None:
+def test_wandb_keeps_figures_and_samples_and_goes_on_in_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path, "wandb", 0, 4)
     train(tmp_path, "wandb", 3, 6)
+    assert "logging to the tracker failed" not in capsys.readouterr().out
     run = json.loads((tmp_path / "tracker.json").read_text())["run"]
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     assert [path.name for path in logs] == [f"run-{run}.wandb"] * 2

@@ -14,7 +14,7 @@ from pipelines.sources.catalog import load_catalog
 from pipelines.sources.readers import READERS
 from pipelines.world.captions import CAPTIONS, caption
 from pipelines.world.conversations import KINDS
-from pipelines.world.dataset import write_world
+from pipelines.world.dataset import unanswered, write_world
 from pipelines.world.instructions import INSTRUCTION_SETS
 from pipelines.world.oracles import read
 from pipelines.world.scenes import ATTRIBUTES, SPEEDS, Motion, Scene, Sound, Subject, draw, is_held_out
@@ -64,6 +64,13 @@ def test_what_the_world_does_not_know_may_be_answered_by_others(world: Path, tmp
     assert {new for _, new in changed} == {(f"Question {n}?\nAnd why?", f"Answer {n}.") for n in range(3)}
     with pytest.raises(ValueError, match="holds other files than the synthetic world"):
         write_world(tmp_path / "world", count=COUNT)
+
+
+def test_what_the_world_cannot_answer_is_told_of_its_own_talk(world: Path) -> None:
+    asked = {question for question, answer in talk_of(world) if answer in BEYOND_WORDS}
+    found = list(unanswered(0, INSTRUCTION_SETS["alpaca_instruction"].share * COUNT))
+    assert len(found) == len(set(found)) > 1
+    assert set(found) <= asked
 
 
 def talk_of(root: Path) -> list[tuple[str, str]]:
