@@ -7,11 +7,10 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock
 
 from model.architectures.marker import is_marked
 from model.parts import small_llm
-from model.parts.library_logs import quiet_libraries
+from model.parts.library_logs import LOADING, quiet_libraries
 
 BUILTIN = "builtin:"
 PREFIX = "builtin:tiny/"
@@ -19,8 +18,6 @@ SHIPPED = "builtin:world/"
 SMALL_LLM = "builtin:small/llm"
 PARTS = ("llm", "imagebind", "image_decoder", "video_decoder", "audio_decoder")
 
-# A build seeds torch's random state, which all threads of a process share.
-_BUILD_LOCK = Lock()
 _MODEL = Path(__file__).parents[1]
 FOUNDATIONS = _MODEL / "foundations"
 _BUILDER_FILES = tuple(
@@ -60,7 +57,7 @@ def resolve(name: str) -> str:
     if prefix == SHIPPED:
         return str(FOUNDATIONS / part)
     directory = _tiny_root() / part
-    with _BUILD_LOCK:
+    with LOADING:  # a build also seeds torch's random state, which all threads of a process share
         if not directory.is_dir():
             _build_tiny(part, directory)
     return str(directory)
@@ -106,7 +103,7 @@ def _small_llm() -> Path:
     if lacking := small_llm.missing():
         raise FileNotFoundError(f"{SMALL_LLM}: {lacking}")
     directory = cache_root() / small_llm.folder_name() / "llm"
-    with _BUILD_LOCK:
+    with LOADING:
         if not directory.is_dir():
             _build(directory, small_llm.convert)
     return directory

@@ -1,9 +1,13 @@
-"""Silences messages of transformers and diffusers that nobody can act on."""
+"""Silences messages of transformers and diffusers that nobody can act on; one thread at a time loads with them."""
 
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 
+# While they load, both replace functions of their own and of torch (transformers `PreTrainedModel.tie_weights` by one
+# that does nothing). Of two threads, the second would take the replacement for the original, and put it back for good.
+LOADING = RLock()
 # Warnings about deprecated pipelines (we pin diffusers), a missing torchvision (not used), and an LLM's own sampling
 # defaults (overridden by `model.inference.query.Sampling`).
 _IDLE_LOGGERS = (
@@ -32,7 +36,12 @@ class _Without(logging.Filter):
 
 @contextmanager
 def quiet_libraries(*, keep_bars: bool = False) -> Iterator[None]:
-    """Hides progress bars and messages nobody can act on while a part is loaded or saved."""
+    """Hides progress bars and messages nobody can act on while a part is loaded or saved, by one thread at a time."""
+    with LOADING:
+        yield from _quiet(keep_bars)
+
+
+def _quiet(keep_bars: bool) -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -30,7 +30,7 @@ def test_it_is_a_checkpoint_of_all_three_stages_in_safe_and_few_bytes(name: str,
     assert set(stages) == {1, 2, 3}
     assert not description["card"]["untrained"]
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".jinja"}
     assert sum(path.stat().st_size for path in files) < most
 
 
@@ -101,8 +101,8 @@ def test_the_small_llms_model_draws_what_people_ask_for(talker: Responder) -> No
     ("question", "answer"),
     [
         ("What is the capital of France?", "Paris"),
-        ("What is the opposite of cold?", "hot|warm"),
-        ("List three fruits.", "apple"),
+        ("what's the largest ocean on earth", "Pacific"),
+        ("Explain photosynthesis in one sentence.", "plants"),
     ],
 )
 def test_the_small_llms_model_still_speaks_english(talker: Responder, question: str, answer: str) -> None:
