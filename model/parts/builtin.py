@@ -76,6 +76,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def is_untrained(name: str) -> bool:
     """Whether a part has random weights, as marked by `untrained.json` in its folder."""
+    if name == SMALL_LLM:  # trained by others; where it is not yet converted, that takes a while
+        return False
     return is_marked(Path(resolve(name) if name.startswith(BUILTIN) else name))
 
 
