@@ -22,6 +22,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jobs.common import cli  # Sets what Ray reads from the environment when it is first imported.
+from model.parts import small_llm
 from tests.benchmarks import free_port
 
 # How long an example takes says how busy the machine is.
@@ -30,6 +31,7 @@ hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+needs_small_llm = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

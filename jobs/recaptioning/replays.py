@@ -5,7 +5,7 @@ A chat model that is given its template up to the user's words writes a user's w
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +54,7 @@ def run(options: ReplayOptions) -> None:
     cli.check(options)
     config = load_model(options.preset, options.overrides, needed={"llm"})
     folder = cli.new_folder(options.out)
-    asked = list(_prompts(options.prompts, options)) if options.prompts else None
+    asked = _given(options)
     author = _Author(config, options.seed)
     rows, left_out = list[dict[str, str]](), Counter[str]()
     total, counted = (options.count, "rows") if asked is None else (len(asked), "prompts")
@@ -76,16 +76,18 @@ def run(options: ReplayOptions) -> None:
     print(f"{min(len(rows), options.count)} rows in {folder / FILE}; left out: {reasons or 'none'}")
 
 
-def _prompts(source: str, options: ReplayOptions) -> Iterable[str]:
-    """The different lines of a text file, in order, or the small world's questions, which are few in a conversation."""
+def _given(options: ReplayOptions) -> list[str] | None:
+    """The different lines of a text file, in order, or the small world's questions; None if the LLM is to ask."""
     from pipelines.world.dataset import unanswered
 
-    if source == WORLD:
-        return islice(unanswered(options.seed, _CONVERSATIONS * options.count), options.count)
-    lines = cli.existing_file(source).read_text(encoding="utf-8").splitlines()
+    if not options.prompts:
+        return None
+    if options.prompts == WORLD:
+        return list(islice(unanswered(options.seed, _CONVERSATIONS * options.count), options.count))
+    lines = cli.existing_file(options.prompts).read_text(encoding="utf-8").splitlines()
     prompts = list(dict.fromkeys(filter(None, map(str.strip, lines))))
     if not prompts:
-        raise ValueError(f"{source}: holds no prompt; write one a line")
+        raise ValueError(f"{options.prompts}: holds no prompt; write one a line")
     return prompts[: options.count]
 
 

@@ -25,7 +25,7 @@ from pipelines.prepare.staging import Source
 from pipelines.sample import Modality
 from pipelines.sources.entry import Entry
 from pipelines.storage.files import remove_tree
-from tests.benchmarks import Row, compare, not_measured, say
+from tests.benchmarks import PROCESS, Row, compare, not_measured, say
 
 FEW, MANY, SAMPLES_PER_SHARD = 2_000, 20_000, 1000
 SIDE = 64
@@ -40,7 +40,7 @@ SERVICES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 def run(scale: float) -> list[Row]:
     """The peak memory of both sizes in MB, medians of interleaved repeats."""
-    if not Path("/proc/self/status").is_file():
+    if not PROCESS.is_file():
         return [not_measured(NAME, TARGET, "MB", "needs the process files of Linux", at_most=True)]
     few, many = max(2, round(FEW * scale)), max(20, round(MANY * scale))
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as name:

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.media.folder import load_rows
 from pipelines.sample import Modality, Sample
-from tests.benchmarks import Row, compare, images, in_a_process_of_its_own, memory, not_measured, scale, suites
+from tests.benchmarks import PROCESS, Row, compare, images, in_a_process_of_its_own, memory, not_measured, scale, suites
 
 FAST = Row(name="fast", ours=2500.0, peer=1000.0, ratio=2.5, target=2.0, unit="rows/s", note="the same rows")
 BIG = Row(name="big", ours=120.0, peer=100.0, ratio=1.2, target=1.15, unit="MB", at_most=True)
@@ -104,7 +104,7 @@ def test_both_sides_of_the_image_section_make_the_same_pictures(tmp_path: Path) 
         assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).mean() < 2
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs the process files of Linux")
+@pytest.mark.skipif(not PROCESS.is_file(), reason="needs the process files of Linux")
 def test_the_peak_of_memory_is_seen() -> None:
     # What other tests started may end meanwhile.
     assert 95 < in_a_process_of_its_own(seen_of_100_megabytes) < 200

@@ -9,15 +9,13 @@ import pytest
 from model.checkpoints.description import SHIPPED, SMALL, as_path, latest_checkpoint, read_config
 from model.inference.query import Query, Response, Sampling, text_of
 from model.inference.responder import Responder
-from model.parts import small_llm
 from model.parts.builtin import FOUNDATIONS
 from pipelines.media.codecs import decode
 from pipelines.sample import Decoded, Turn
 from pipelines.world import exam
 from pipelines.world.oracles import grade, read
 from pipelines.world.scenes import Scene
-
-needs_its_llm = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
+from tests.conftest import needs_small_llm
 
 
 @pytest.mark.parametrize(("name", "most"), [(SHIPPED, 5_000_000), (SMALL, 16_000_000)])
@@ -89,14 +87,14 @@ def ask(responder: Responder, *said: str) -> Response[Decoded]:
     return response
 
 
-@needs_its_llm
+@needs_small_llm
 def test_the_small_llms_model_draws_what_people_ask_for(talker: Responder) -> None:
     [picture] = ask(talker, "hi there", "could you draw me a big red circle on the left?").media
     grades = grade(Scene(colour="red", shape="circle", size="big", place="left"), read(picture))
     assert all(grades.values()), grades
 
 
-@needs_its_llm
+@needs_small_llm
 @pytest.mark.parametrize(
     ("question", "answer"),
     [

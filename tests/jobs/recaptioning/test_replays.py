@@ -8,13 +8,11 @@ import pytest
 
 from jobs import recaption
 from jobs.recaptioning import replays
-from model.parts import small_llm
 from pipelines.sample import Sample
 from pipelines.sources.catalog import load_catalog
 from pipelines.sources.readers import READERS
 from pipelines.world.dataset import unanswered
-
-needs_wheel = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
+from tests.conftest import needs_small_llm
 
 
 def written(folder: Path, *options: str) -> list[dict[str, str]]:
@@ -23,7 +21,7 @@ def written(folder: Path, *options: str) -> list[dict[str, str]]:
     return rows
 
 
-@needs_wheel
+@needs_small_llm
 def test_given_prompts_are_answered_as_the_llm_does_and_read_as_a_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +41,7 @@ def test_given_prompts_are_answered_as_the_llm_does_and_read_as_a_dataset(
     assert [turn.parts for turn in sample.turns] == [(row,) for row in (rows[0]["instruction"], rows[0]["output"])]
 
 
-@needs_wheel
+@needs_small_llm
 def test_without_prompts_it_writes_them_itself_others_with_another_seed(tmp_path: Path) -> None:
     options = ("--count", "2", "--batch-size", "8", "--prompt-tokens", "48", "--answer-tokens", "64")
     rows = written(tmp_path / "one", *options)
@@ -59,7 +57,7 @@ def test_a_file_without_prompts_is_told(tmp_path: Path) -> None:
         recaption.main(["replay", "--out", str(tmp_path / "out"), "--prompts", str(tmp_path / "none.txt")])
 
 
-@needs_wheel
+@needs_small_llm
 def test_what_the_small_world_cannot_answer_is_asked(tmp_path: Path) -> None:
     rows = written(tmp_path, "--prompts", replays.WORLD, "--count", "6", "--seed", "11", "--answer-tokens", "64")
     asked = list(islice(unanswered(11, 200), 6))

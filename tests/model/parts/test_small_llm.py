@@ -8,8 +8,7 @@ import pytest
 
 from model.parts import small_llm
 from model.parts.builtin import SMALL_LLM, resolve
-
-needs_wheel = pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or "installed")
+from tests.conftest import needs_small_llm
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield Path(resolve(SMALL_LLM))
 
 
-@needs_wheel
+@needs_small_llm
 def test_it_is_a_plain_llama_in_bfloat16(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -29,7 +28,7 @@ def test_it_is_a_plain_llama_in_bfloat16(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["llm"]
 
 
-@needs_wheel
+@needs_small_llm
 def test_it_answers_in_its_own_template_and_ends_there(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,7 +40,7 @@ def test_it_answers_in_its_own_template_and_ends_there(folder: Path) -> None:
     assert tokenizer.decode(said) == "The capital of France is Paris.<|im_end|>"
 
 
-@needs_wheel
+@needs_small_llm
 def test_its_tokenizer_keeps_text_and_knows_its_tokens(folder: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -58,7 +57,7 @@ def test_its_tokenizer_keeps_text_and_knows_its_tokens(folder: Path) -> None:
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-@needs_wheel
+@needs_small_llm
 def test_other_weights_than_those_known_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(small_llm, "_gguf", lambda: tmp_path / "other.gguf")
