@@ -5,7 +5,6 @@ Shape suffixes: N items, L and D length and width of a condition.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +12,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.common import cli
-from jobs.common.settings import deepspeed_settings, load_settings
 from model.core.batch import collate
-from model.core.losses import caption_scale, mean_predictor_error
 from model.decoders.decoder import Decoder
 from model.decoders.latents import LatentEncoder, LatentInputs
 from model.decoders.text_encoders import CaptionEncoder
 from model.parts.config import load_preset
-from model.parts.devices import best_device
 from model.runs.run_state import TrainState
-from model.training.engine import Rank
-from model.training.feed import Row
-from model.training.trainer import Job, Trainer
+from model.training.trainer import Trainer
 from pipelines.sample import Decoded, Item, Modality, Turn, turns_to_json
 from pipelines.storage.files import write_json
-from pipelines.world.captions import caption
 from pipelines.world.oracles import grade, read
 from pipelines.world.render import render
-from pipelines.world.scenes import Subject, draw
 from tests.benchmarks import say, timed
 from tests.benchmarks.recipe import MODALITIES, TEXT
 from tests.benchmarks.training import process_group
+from tests.benchmarks.world_pairs import PRESET, RowOf, held_out_rows, make_trainer, pairs, training_rows
 
-PRESET = "world"
-PAIRS = 600  # of each modality, as the shipped model was trained on
-EXAMINED = 64  # held-out captions of each modality
-EACH = 8  # samples of a modality in a batch
 AT_ONCE = 16  # media rendered as one batch
-_WORDINGS = 31  # held-out captions are worded otherwise than those of the pairs that begin the world
 _DATA = "pairs.npz"
+KINDS = {False: "train", True: "held_out"}
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A subject and the caption that describes it."""
-
-    subject: Subject
-    text: str
-
-
-def pairs(modality: Modality, *, held_out: bool) -> list[Pair]:
-    """The pairs that are trained on, or those of held-out combinations, without the harder ones."""
-    if not held_out:
-        subjects = [draw(0, index)[modality] for index in range(PAIRS)]
-        return [Pair(subject=subject, text=caption(subject, index)) for index, subject in enumerate(subjects)]
-    subjects = [draw(0, index, held_out=True, hard=False)[modality] for index in range(EXAMINED)]
-    return [Pair(subject=subject, text=caption(subject, _WORDINGS * index)) for index, subject in enumerate(subjects)]
-
-
-def begin() -> None:
-    """Readies a process for rows: one thread, since rows are measured side by side."""
-    best_device()
-    cli.quiet()
-    torch.set_num_threads(1)
 
 
 def prepare(folder: Path) -> None:
@@ -80,7 +44,7 @@ def prepare(folder: Path) -> None:
     for modality in MODALITIES:
         name = load_preset(PRESET).outputs[modality].decoder
         embed, encode = CaptionEncoder(modality, name), LatentEncoder(modality, name)
-        for kind, held_out in (("train", False), ("held_out", True)):
+        for held_out, kind in KINDS.items():
             chosen = pairs(modality, held_out=held_out)
             captions = embed([pair.text for pair in chosen])
             arrays[f"{modality}_{kind}_embeddings"] = captions.embeddings
@@ -102,12 +66,23 @@ def measure(folder: Path, overrides: Sequence[str], seed: int, steps: int) -> di
     `modalities` holds for each the shares of rendered media with the right attributes, the `distance` to the media
     made from the text with the same noise (1: as far as those of other captions), and the figures of validation.
     """
-    arrays = np.load(folder / _DATA, allow_pickle=False)
+    with np.load(folder / _DATA, allow_pickle=False) as file:
+        arrays = dict(file)  # an array of the file is read anew each time it is asked for
     with tempfile.TemporaryDirectory(prefix="bench-recipe-") as name, timed() as watch:
         with process_group(Path(name) / "group"):
             states: list[TrainState] = []
-            trainer = _trainer(Path(name), overrides, seed, steps, arrays, states)
-            trainer.run(_training_rows(arrays, seed, steps), _held_out_rows(arrays))
+            trainer = make_trainer(
+                Path(name),
+                2,
+                overrides,
+                modalities=MODALITIES,
+                captions={modality: list(_captions(modality, arrays)) for modality in MODALITIES},
+                seed=seed,
+                steps=steps,
+                states=states,
+            )
+            row = _rows(arrays)
+            trainer.run(training_rows(MODALITIES, row, seed, steps), held_out_rows(MODALITIES, row))
             found = {modality.value: _examined(trainer, modality, arrays) for modality in MODALITIES}
         for modality in MODALITIES:
             for figure in ("mean_ratio", "cosine", "denoising"):
@@ -115,66 +90,25 @@ def measure(folder: Path, overrides: Sequence[str], seed: int, steps: int) -> di
                     found[modality.value][figure] = states[-1].validation[key]
         parameters = dict(trainer.model.named_parameters())
     return {
-        "overrides": list(overrides),
         "weights": sum(parameters[name].numel() for name in trainer.manifest),
         "modalities": found,
         "seconds": watch.seconds,
     }
 
 
-def _trainer(
-    run: Path, overrides: Sequence[str], seed: int, steps: int, arrays: Arrays, states: list[TrainState]
-) -> Trainer:
-    size = EACH * len(MODALITIES)
-    sizes = (f"batch_size={size}", f"micro_batch_size={size}", f"max_steps={steps}", f"seed={seed}")
-    settings = load_settings(2, PRESET, [*sizes, *overrides])
-    captions = {modality: list(_captions(modality, arrays)) for modality in MODALITIES}
-    variance = {m: mean_predictor_error(found, settings.loss.padding_weight) for m, found in captions.items()}
-    job = Job(
-        settings=settings,
-        deepspeed=deepspeed_settings(settings),
-        num_steps=steps,
-        held_out_steps=EXAMINED // EACH,
-        alignment_variance=variance,
-        run=run / "run",
-        init=None,
-        history={},
-        card={},
-        caption_scale={modality: caption_scale(found) for modality, found in captions.items()},
-    )
-    rank = Rank(rank=0, world_size=1, device=best_device())
-    return Trainer(job, rank, lambda _, state: states.append(state))
-
-
 def _captions(modality: Modality, arrays: Arrays) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield tuple(torch.from_numpy(arrays[f"{modality}_train_{part}"]) for part in ("embeddings", "lengths"))  # type: ignore[misc]
 
 
-def _training_rows(arrays: Arrays, seed: int, steps: int) -> Iterator[Row]:
-    """As many pairs of each modality in each step, in an order of the seed, anew in each epoch."""
-    per_epoch = PAIRS // EACH
-    chosen = {modality: pairs(modality, held_out=False) for modality in MODALITIES}
-    for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        for modality in MODALITIES:
-            order = np.random.default_rng([seed, epoch, list(Modality).index(modality)]).permutation(PAIRS)
-            for number in order[place * EACH : (place + 1) * EACH]:
-                yield {"step": step, "micro": 0, **_row(modality, "train", int(number), chosen[modality], arrays)}
+def _rows(arrays: Arrays) -> RowOf:
+    """Rows of the hand-over, as a view that generates from captions gives them."""
+    known = {held_out: {m: pairs(m, held_out=held_out) for m in MODALITIES} for held_out in (False, True)}
+    return lambda modality, held_out, number: _row(
+        modality, number, known[held_out][modality][number].text, f"{modality}_{KINDS[held_out]}", arrays
+    )
 
 
-def _held_out_rows(arrays: Arrays) -> list[Row]:
-    chosen = {modality: pairs(modality, held_out=True) for modality in MODALITIES}
-    return [
-        {"step": step, "micro": 0, **_row(modality, "held_out", step * EACH + place, chosen[modality], arrays)}
-        for step in range(EXAMINED // EACH)
-        for modality in MODALITIES
-        for place in range(EACH)
-    ]
-
-
-def _row(modality: Modality, kind: str, number: int, chosen: Sequence[Pair], arrays: Arrays) -> dict[str, Any]:
-    """A row of the hand-over, as a view that generates from captions gives it."""
-    text, key = chosen[number].text, f"{modality}_{kind}"
+def _row(modality: Modality, number: int, text: str, key: str, arrays: Arrays) -> dict[str, Any]:
     turns = (
         Turn(role="user", parts=(text,)),
         Turn(role="assistant", parts=(text, Item(modality=modality, name="medium", caption=text))),
@@ -192,7 +126,7 @@ def _row(modality: Modality, kind: str, number: int, chosen: Sequence[Pair], arr
 @torch.no_grad()
 def _examined(trainer: Trainer, modality: Modality, arrays: Arrays) -> dict[str, Any]:
     """Renders what the model makes of the held-out captions, with the right signal tokens in its answer."""
-    model, rows = trainer.model.eval(), [row for row in _held_out_rows(arrays) if row[modality.value] is not None]
+    model, rows = trainer.model.eval(), held_out_rows([modality], _rows(arrays))
     batch = collate([trainer.encode(row) for row in rows], int(trainer.tokenizer.pad_token_id or 0))
     conditions_NLD = model(batch.to(trainer.rank.device)).conditions[modality].float().cpu()
     null_LD = model.null_conditions().get(modality)

@@ -11,8 +11,9 @@ from typing import Annotated
 from jobs.common import cli
 from jobs.common.cli import Option
 from model.checkpoints.description import SHIPPED
-from tests.benchmarks import Row, cores, curation, not_measured, real, recipe, say
+from tests.benchmarks import Row, cores, curation, inputs, not_measured, real, recipe, say
 from tests.benchmarks.curation import CurationOptions
+from tests.benchmarks.inputs import InputsOptions
 from tests.benchmarks.real import RealOptions
 from tests.benchmarks.recipe import RecipeOptions
 
@@ -113,7 +114,7 @@ def _listed(sections: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in sections.items())
 
 
-_Kind = type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions | RecipeOptions | CurationOptions]
+_Kind = type[SuiteOptions | GpuOptions | ScaleOptions | RealOptions | InputsOptions | RecipeOptions | CurationOptions]
 COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
     "pipelines": (SuiteOptions, *_ratios("pipelines")),
     "training": (TrainingSuite, *_ratios("training")),
@@ -127,6 +128,11 @@ COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
         ScaleOptions,
         "on paper, what datasets of up to 400 million rows take",
         "Measure what a core takes for a picture and a video; compute what large datasets take, as Markdown tables.",
+    ),
+    "inputs": (
+        InputsOptions,
+        "how media are best told to the LLM: a pooled vector or patches, how many tokens",
+        "Train stage 1 of preset world in several ways, for as many steps; a Markdown table of right descriptions.",
     ),
     "recipe": (
         RecipeOptions,
@@ -151,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if isinstance(options, RealOptions):
         lines = real.run(options, machine())
+    elif isinstance(options, InputsOptions):
+        lines = inputs.run(options)
     elif isinstance(options, RecipeOptions):
         lines = recipe.run(options)
     elif isinstance(options, CurationOptions):

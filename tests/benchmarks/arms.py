@@ -1,0 +1,90 @@
+"""Trainings that are compared with one another: each for as many steps, with several seeds, and kept in a file.
+
+An interrupted run goes on, since what was measured with the same settings is not measured again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+from jobs.common import cli
+from jobs.common.cli import Option
+from pipelines.storage.files import read_json, write_json
+from tests.benchmarks import cores, say
+
+Result = Mapping[str, Any]
+# Trains and examines, given the folder of what all need, the settings, the seed and the number of steps.
+Measure = Callable[[Path, Sequence[str], int, int], Result]
+
+Seeds = Annotated[int, Option("how often each row is trained", "N", least=1)]
+Steps = Annotated[int, Option("training steps of each", "N", least=1)]
+Out = Annotated[str, Option("where results are kept; those of the same settings are not measured again", "DIR")]
+
+
+def names_of(arms: Mapping[str, object]) -> Option:
+    """The option that chooses some of the rows."""
+    return Option(f"rows, of {', '.join(arms)}", "ROW", choices=arms)
+
+
+def measured(
+    folder: Path, arms: Mapping[str, Sequence[str]], measure: Measure, *, seeds: int, steps: int
+) -> dict[str, list[Result]]:
+    """The results of rows by name, by seed; `arms` are their settings. As many at a time are measured as cores."""
+    wanted = [(name, seed) for seed in range(seeds) for name in arms]
+    missing = [(name, seed) for name, seed in wanted if _kept(folder, name, seed, steps, arms[name]) is None]
+    if missing:
+        _measure(folder, arms, missing, measure, steps)
+    return {
+        name: [found for seed in range(seeds) if (found := _kept(folder, name, seed, steps, overrides))]
+        for name, overrides in arms.items()
+    }
+
+
+def _kept(folder: Path, name: str, seed: int, steps: int, overrides: Sequence[str]) -> Result | None:
+    path = _path(folder, name, seed, steps)
+    found: Result | None = read_json(path) if path.is_file() else None
+    return found if found is not None and found["overrides"] == list(overrides) else None
+
+
+def _path(folder: Path, name: str, seed: int, steps: int) -> Path:
+    return folder / f"{name}-{steps}-steps-seed-{seed}.json"
+
+
+def _measure(
+    folder: Path,
+    arms: Mapping[str, Sequence[str]],
+    missing: Sequence[tuple[str, int]],
+    measure: Measure,
+    steps: int,
+) -> None:
+    with ProcessPoolExecutor(min(cores(), len(missing)), get_context("spawn"), _begin) as pool:
+        jobs = {}
+        for name, seed in missing:
+            jobs[pool.submit(measure, folder, arms[name], seed, steps)] = name, seed
+        for count, job in enumerate(as_completed(jobs), 1):
+            name, seed = jobs[job]
+            found = job.result()
+            write_json(_path(folder, name, seed, steps), {**found, "overrides": list(arms[name])})
+            say(f"{count} of {len(jobs)}: {name}, seed {seed}: {found['seconds']:.0f} s")
+
+
+def _begin() -> None:
+    """Readies a process for rows: one thread, since rows are measured side by side."""
+    import torch
+
+    from model.parts.devices import best_device
+
+    best_device()
+    cli.quiet()
+    torch.set_num_threads(1)
+
+
+def shares(rights: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """The share of items with all attributes right, by seed, and that of each attribute, in per cent."""
+    whole = [100 * right["all"] for right in rights]
+    spread = f" ({min(whole):.0f} to {max(whole):.0f})" if len(whole) > 1 else ""
+    each = {name: mean(100 * right[name] for right in rights) for name in rights[0] if name != "all"}
+    return f"{mean(whole):.1f}{spread}", ", ".join(f"{name} {share:.0f}" for name, share in each.items())
