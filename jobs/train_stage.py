@@ -49,7 +49,9 @@ class TrainOptions:
     stage: Annotated[Literal[1, 2, 3], Option("which stage")]
     shards: Annotated[str, Option("the --out of jobs/prepare.py, embedded", "SHARDS")]
     out: Annotated[str, Option("where checkpoints, settings and the log are written", "RUN")]
-    init: Annotated[str | None, Option("a checkpoint, or a run, of an earlier stage", "CHECKPOINT")] = None
+    init: Annotated[
+        str | None, Option("a checkpoint, or a run, of an earlier stage; or builtin:world", "CHECKPOINT")
+    ] = None
     preset: Annotated[str, Option("preset of the model and its settings, or your own .yaml file")] = "world"
     overwrite: Annotated[bool, Option("delete the contents of RUN first")] = False
     dry_run: Annotated[
@@ -78,17 +80,16 @@ def _start(options: TrainOptions, course: "Course") -> None:
     """Plans the run, and trains in its folder, of which no other process can take hold meanwhile."""
     from jobs.common.settings import deepspeed_settings
     from jobs.training.stage import plan_stage
-    from model.checkpoints.description import latest_checkpoint
 
     run, settings = course.run, _settings(options)
     engine = deepspeed_settings(settings)
     shards = cli.existing_folder(options.shards)
-    init = latest_checkpoint(to_path(options.init)) if options.init else None
+    init = _init(options)
     plan = plan_stage(settings, shards, run, init)
     effective: Mapping[str, Any] = {
         "settings": plan.settings.model_dump(mode="json"),
         "deepspeed": engine,
-        "init": str(init) if init else None,
+        "init": _named(options.init, init),
         "data": {view.name: view.manifest.content for view in plan.views},
     }
     # Where no columns are asked, a run is what it was before there were any.
@@ -99,6 +100,17 @@ def _start(options: TrainOptions, course: "Course") -> None:
             print(f"note: {note}", flush=True)
         steps_done = _make_room(run, effective, options.overwrite)
         _train(plan, course, init, effective, steps_done)
+
+
+def _init(options: TrainOptions) -> Path | None:
+    from model.checkpoints.description import as_path, latest_checkpoint
+
+    return latest_checkpoint(to_path(as_path(options.init))) if options.init else None
+
+
+def _named(asked: str | None, init: Path | None) -> str | None:
+    """What a run began from, as its settings say it: a model that ships is elsewhere in each job's copy of the code."""
+    return asked if asked and asked.startswith("builtin:") else str(init) if init else None
 
 
 def _settings(options: TrainOptions) -> "TrainSettings":
@@ -154,12 +166,11 @@ def _dry_run(options: TrainOptions) -> None:
     from jobs.common.settings import deepspeed_settings
     from jobs.training.dry_run import DryRun, machine_for
     from jobs.training.stage import plan_stage
-    from model.checkpoints.description import latest_checkpoint
 
     settings, faults = _settings(options), list[str]()
     engine = deepspeed_settings(settings)
     try:
-        init = latest_checkpoint(to_path(options.init)) if options.init else None
+        init = _init(options)
         shards, run = cli.existing_folder(options.shards), cli.new_folder(options.out)
         stage = plan_stage(settings, shards, run, init)
         settings = stage.settings

@@ -35,6 +35,8 @@ LOADING = (
     "model.decoders.",
 )
 
+_WHOLE = ("datasets",)
+
 
 def load_settings(
     stage: int, preset: str, overrides: Sequence[str] = (), own_views: Iterable[str] = ()
@@ -139,17 +141,18 @@ def _validated(kind: type[S], values: Mapping[str, Any], mistakes: list[str]) ->
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Settings with `key=value` applied (`a.b=c` sets b in a), and the mistakes found, one line each."""
-    mistakes = []
+    mistakes, given = [], dict[str, Any]()
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
             mistakes.append(f"{text}: not of the form key=value")
             continue
         try:
-            values = _merged(values, _nested(key.split("."), yaml.safe_load(value)))
+            names = key.split(".")
+            given = _merged(given, _nested(names, yaml.safe_load(value)), whole=_WHOLE if len(names) == 1 else ())
         except yaml.YAMLError:
             mistakes.append(f"{text}: the value is not valid YAML")
-    return values, mistakes
+    return _merged(values, given), mistakes
 
 
 def explain(error: ValidationError) -> list[str]:
@@ -209,13 +212,13 @@ def _message(fault: Any) -> str:
     return f"{fault['msg']} (got {fault['input']!r})" if fault["type"] != "missing" else "must be set"
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges key by key; `datasets` is replaced as a whole, so that naming some drops the others."""
+def _merged(base: dict[str, Any], over: Mapping[str, Any], whole: Collection[str] = _WHOLE) -> dict[str, Any]:
+    """Merges key by key; those of `whole` are replaced, so that naming some datasets drops those of a file."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        merge = isinstance(old, dict) and isinstance(value, Mapping) and key != "datasets"
-        result[key] = _merged(old, value) if merge else value  # type: ignore[arg-type]
+        merge = isinstance(old, dict) and isinstance(value, Mapping) and key not in whole
+        result[key] = _merged(old, value, whole) if merge else value  # type: ignore[arg-type]
     return result
 
 

@@ -5,6 +5,7 @@ An interrupted run goes on, since what was measured with the same settings is no
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -16,11 +17,22 @@ from pipelines.storage.files import read_json, write_json
 from tests.benchmarks import cores, say
 
 Result = Mapping[str, Any]
-# Trains and examines, given the folder of what all need, the settings, the seed and the number of steps.
-Measure = Callable[[Path, Sequence[str], int, int], Result]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What each row may take: steps, and samples of each modality in a step."""
+
+    steps: int
+    each: int
+
+
+# Trains and examines, given the folder of what all need, the settings, the seed and the budget.
+Measure = Callable[[Path, Sequence[str], int, Budget], Result]
 
 Seeds = Annotated[int, Option("how often each row is trained", "N", least=1)]
 Steps = Annotated[int, Option("training steps of each", "N", least=1)]
+Each = Annotated[int, Option("samples of each modality in a step", "N", least=1)]
 Out = Annotated[str, Option("where results are kept; those of the same settings are not measured again", "DIR")]
 
 
@@ -30,27 +42,26 @@ def names_of(arms: Mapping[str, object]) -> Option:
 
 
 def measured(
-    folder: Path, arms: Mapping[str, Sequence[str]], measure: Measure, *, seeds: int, steps: int
+    folder: Path, arms: Mapping[str, Sequence[str]], measure: Measure, budget: Budget, seeds: int
 ) -> dict[str, list[Result]]:
     """The results of rows by name, by seed; `arms` are their settings. As many at a time are measured as cores."""
     wanted = [(name, seed) for seed in range(seeds) for name in arms]
-    missing = [(name, seed) for name, seed in wanted if _kept(folder, name, seed, steps, arms[name]) is None]
+    missing = [(name, seed) for name, seed in wanted if _kept(_path(folder, name, seed, budget), arms[name]) is None]
     if missing:
-        _measure(folder, arms, missing, measure, steps)
+        _measure(folder, arms, missing, measure, budget)
     return {
-        name: [found for seed in range(seeds) if (found := _kept(folder, name, seed, steps, overrides))]
+        name: [found for seed in range(seeds) if (found := _kept(_path(folder, name, seed, budget), overrides))]
         for name, overrides in arms.items()
     }
 
 
-def _kept(folder: Path, name: str, seed: int, steps: int, overrides: Sequence[str]) -> Result | None:
-    path = _path(folder, name, seed, steps)
+def _kept(path: Path, overrides: Sequence[str]) -> Result | None:
     found: Result | None = read_json(path) if path.is_file() else None
     return found if found is not None and found["overrides"] == list(overrides) else None
 
 
-def _path(folder: Path, name: str, seed: int, steps: int) -> Path:
-    return folder / f"{name}-{steps}-steps-seed-{seed}.json"
+def _path(folder: Path, name: str, seed: int, budget: Budget) -> Path:
+    return folder / f"{name}-{budget.steps}-steps-of-{budget.each}-seed-{seed}.json"
 
 
 def _measure(
@@ -58,16 +69,16 @@ def _measure(
     arms: Mapping[str, Sequence[str]],
     missing: Sequence[tuple[str, int]],
     measure: Measure,
-    steps: int,
+    budget: Budget,
 ) -> None:
     with ProcessPoolExecutor(min(cores(), len(missing)), get_context("spawn"), _begin) as pool:
         jobs = {}
         for name, seed in missing:
-            jobs[pool.submit(measure, folder, arms[name], seed, steps)] = name, seed
+            jobs[pool.submit(measure, folder, arms[name], seed, budget)] = name, seed
         for count, job in enumerate(as_completed(jobs), 1):
             name, seed = jobs[job]
             found = job.result()
-            write_json(_path(folder, name, seed, steps), {**found, "overrides": list(arms[name])})
+            write_json(_path(folder, name, seed, budget), {**found, "overrides": list(arms[name])})
             say(f"{count} of {len(jobs)}: {name}, seed {seed}: {found['seconds']:.0f} s")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from jobs.common import cli
 from pipelines.sample import Modality
 from tests.benchmarks import arms, table_head, table_row
-from tests.benchmarks.arms import Out, Result, Seeds, Steps
+from tests.benchmarks.arms import Budget, Each, Out, Result, Seeds, Steps
 
 PATCHES = 16  # of an item
 _ENCODER = "builtin:world/imagebind"
@@ -66,6 +66,7 @@ class InputsOptions:
     only: Annotated[tuple[str, ...] | None, arms.names_of(ARMS)] = None
     seeds: Seeds = 3
     steps: Steps = 400
+    batch: Each = 8
     out: Out = "out/inputs"
 
 
@@ -77,8 +78,9 @@ def run(options: InputsOptions) -> Iterator[str]:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     inputs_arm.prepare(folder)
+    budget = Budget(steps=options.steps, each=options.batch)
     overrides = {name: ARMS[name].overrides for name in options.only or ARMS}
-    yield from table(arms.measured(folder, overrides, inputs_arm.measure, seeds=options.seeds, steps=options.steps))
+    yield from table(arms.measured(folder, overrides, inputs_arm.measure, budget, options.seeds))
 
 
 def table(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:

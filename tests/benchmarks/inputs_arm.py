@@ -22,6 +22,7 @@ from pipelines.world.oracles import read_text
 from pipelines.world.render import render
 from pipelines.world.scenes import attributes
 from tests.benchmarks import say, timed
+from tests.benchmarks.arms import Budget
 from tests.benchmarks.inputs import ARMS
 from tests.benchmarks.training import process_group
 from tests.benchmarks.world_pairs import PRESET, held_out_rows, make_trainer, pairs, training_rows
@@ -90,17 +91,17 @@ def prepare(folder: Path) -> None:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def measure(folder: Path, overrides: Sequence[str], seed: int, steps: int) -> dict[str, Any]:
-    """Trains stage 1 with some settings for some steps; returns what is in the table, and the seconds it took."""
+def measure(folder: Path, overrides: Sequence[str], seed: int, budget: Budget) -> dict[str, Any]:
+    """Trains stage 1 with some settings within a budget; returns what is in the table, and the seconds it took."""
     modalities = list(Modality)
     with tempfile.TemporaryDirectory(prefix="bench-inputs-") as name, timed() as watch:
         with process_group(Path(name) / "group"):
             states: list[TrainState] = []
             trainer = make_trainer(
-                *(Path(name), 1, overrides), modalities=modalities, captions={}, seed=seed, steps=steps, states=states
+                *(Path(name), 1, overrides), modalities=modalities, captions={}, seed=seed, budget=budget, states=states
             )
             known = Pairs(folder, "pooled" if None in trainer.model.config.encoder.inputs else "patches")
-            trainer.run(training_rows(modalities, known.row, seed, steps), held_out_rows(modalities, known.row))
+            trainer.run(training_rows(modalities, known.row, seed, budget), held_out_rows(modalities, known.row))
             right = {m.value: {"right": known.shares(m, _described(trainer, list(known.queries(m))))} for m in Modality}
         parameters = dict(trainer.model.named_parameters())
     return {

@@ -15,7 +15,7 @@ from jobs.common import cli
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 from tests.benchmarks import arms, table_head, table_row
-from tests.benchmarks.arms import Out, Result, Seeds, Steps
+from tests.benchmarks.arms import Budget, Each, Out, Result, Seeds, Steps
 
 # A clip takes three times as long to denoise as a picture and a sound together.
 MODALITIES = (Modality.IMAGE, Modality.AUDIO)
@@ -76,6 +76,7 @@ class RecipeOptions:
     only: Annotated[tuple[str, ...] | None, arms.names_of(ARMS)] = None
     seeds: Seeds = 3
     steps: Steps = 400
+    batch: Each = 8
     out: Out = "out/recipe"
 
 
@@ -87,8 +88,9 @@ def run(options: RecipeOptions) -> Iterator[str]:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     recipe_arm.prepare(folder)
+    budget = Budget(steps=options.steps, each=options.batch)
     overrides = {name: ARMS[name].overrides for name in options.only or ARMS}
-    results = arms.measured(folder, overrides, recipe_arm.measure, seeds=options.seeds, steps=options.steps)
+    results = arms.measured(folder, overrides, recipe_arm.measure, budget, options.seeds)
     yield from table(results, read_json(folder / f"{TEXT}.json"))
 
 

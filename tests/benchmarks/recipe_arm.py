@@ -24,6 +24,7 @@ from pipelines.storage.files import write_json
 from pipelines.world.oracles import grade, read
 from pipelines.world.render import render
 from tests.benchmarks import say, timed
+from tests.benchmarks.arms import Budget
 from tests.benchmarks.recipe import MODALITIES, TEXT
 from tests.benchmarks.training import process_group
 from tests.benchmarks.world_pairs import PRESET, RowOf, held_out_rows, make_trainer, pairs, training_rows
@@ -60,8 +61,8 @@ def prepare(folder: Path) -> None:
     write_json(folder / f"{TEXT}.json", right)
 
 
-def measure(folder: Path, overrides: Sequence[str], seed: int, steps: int) -> dict[str, Any]:
-    """Trains stage 2 with some settings for some steps; returns what is in the table, and the seconds it took.
+def measure(folder: Path, overrides: Sequence[str], seed: int, budget: Budget) -> dict[str, Any]:
+    """Trains stage 2 with some settings within a budget; returns what is in the table, and the seconds it took.
 
     `modalities` holds for each the shares of rendered media with the right attributes, the `distance` to the media
     made from the text with the same noise (1: as far as those of other captions), and the figures of validation.
@@ -78,11 +79,11 @@ def measure(folder: Path, overrides: Sequence[str], seed: int, steps: int) -> di
                 modalities=MODALITIES,
                 captions={modality: list(_captions(modality, arrays)) for modality in MODALITIES},
                 seed=seed,
-                steps=steps,
+                budget=budget,
                 states=states,
             )
             row = _rows(arrays)
-            trainer.run(training_rows(MODALITIES, row, seed, steps), held_out_rows(MODALITIES, row))
+            trainer.run(training_rows(MODALITIES, row, seed, budget), held_out_rows(MODALITIES, row))
             found = {modality.value: _examined(trainer, modality, arrays) for modality in MODALITIES}
         for modality in MODALITIES:
             for figure in ("mean_ratio", "cosine", "denoising"):

@@ -17,11 +17,12 @@ from model.training.trainer import Job, Trainer
 from pipelines.sample import Modality
 from pipelines.world.captions import caption
 from pipelines.world.scenes import Subject, draw
+from tests.benchmarks.arms import Budget
 
 PRESET = "world"
 PAIRS = 600  # of each modality, as the shipped model was trained on
 EXAMINED = 64  # held-out pairs of each modality
-EACH = 8  # samples of a modality in a batch
+_AT_A_TIME = 8  # held-out pairs of a modality in a batch
 _WORDINGS = 31  # held-out captions are worded otherwise than those of the pairs that begin the world
 
 # The row of a pair: its modality, whether it is held out, and its number.
@@ -45,24 +46,25 @@ def pairs(modality: Modality, *, held_out: bool) -> list[Pair]:
     return [Pair(subject=subject, text=caption(subject, _WORDINGS * index)) for index, subject in enumerate(subjects)]
 
 
-def training_rows(modalities: Iterable[Modality], row: RowOf, seed: int, steps: int) -> Iterator[Row]:
+def training_rows(modalities: Iterable[Modality], row: RowOf, seed: int, budget: Budget) -> Iterator[Row]:
     """As many pairs of each modality in each step, in an order of the seed, anew in each epoch."""
-    per_epoch = PAIRS // EACH
-    for step in range(steps):
+    each = budget.each
+    per_epoch = PAIRS // each
+    for step in range(budget.steps):
         epoch, place = divmod(step, per_epoch)
         for modality in modalities:
             order = np.random.default_rng([seed, epoch, list(Modality).index(modality)]).permutation(PAIRS)
-            for number in order[place * EACH : (place + 1) * EACH]:
+            for number in order[place * each : (place + 1) * each]:
                 yield {"step": step, "micro": 0, **row(modality, False, int(number))}
 
 
 def held_out_rows(modalities: Iterable[Modality], row: RowOf) -> list[Row]:
     """The held-out pairs, in steps as those of training."""
     return [
-        {"step": step, "micro": 0, **row(modality, True, step * EACH + place)}
-        for step in range(EXAMINED // EACH)
+        {"step": step, "micro": 0, **row(modality, True, step * _AT_A_TIME + place)}
+        for step in range(EXAMINED // _AT_A_TIME)
         for modality in modalities
-        for place in range(EACH)
+        for place in range(_AT_A_TIME)
     ]
 
 
@@ -74,19 +76,19 @@ def make_trainer(
     modalities: Sequence[Modality],
     captions: Mapping[Modality, Sequence[tuple[Any, Any]]],
     seed: int,
-    steps: int,
+    budget: Budget,
     states: list[TrainState],
 ) -> Trainer:
     """A trainer of a stage of preset world from scratch, which is told the embedded `captions` of its outputs."""
-    size = EACH * len(modalities)
-    sizes = (f"batch_size={size}", f"micro_batch_size={size}", f"max_steps={steps}", f"seed={seed}")
+    size = budget.each * len(modalities)
+    sizes = (f"batch_size={size}", f"micro_batch_size={size}", f"max_steps={budget.steps}", f"seed={seed}")
     settings = load_settings(stage, PRESET, [*sizes, *overrides])
     padding = settings.loss.padding_weight
     job = Job(
         settings=settings,
         deepspeed=deepspeed_settings(settings),
-        num_steps=steps,
-        held_out_steps=EXAMINED // EACH,
+        num_steps=budget.steps,
+        held_out_steps=EXAMINED // _AT_A_TIME,
         alignment_variance={m: mean_predictor_error(found, padding) for m, found in captions.items()},
         run=run / "run",
         init=None,

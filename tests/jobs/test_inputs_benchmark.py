@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.sample import Modality
 from tests.benchmarks import inputs_arm, world_pairs
+from tests.benchmarks.arms import Budget
 from tests.benchmarks.inputs import ARMS, table
 
 
@@ -18,10 +19,10 @@ def test_pooled_vectors_and_patches_are_compared() -> None:
 def test_a_row_trains_and_is_examined(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process of the benchmark does it, on eight pairs of each modality."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    for name, value in (("PAIRS", 8), ("EXAMINED", 4), ("EACH", 4)):
+    for name, value in (("PAIRS", 8), ("EXAMINED", 8)):
         monkeypatch.setattr(world_pairs, name, value)
     inputs_arm.prepare(tmp_path)
-    found = inputs_arm.measure(tmp_path, ARMS[arm].overrides, seed=0, steps=2)
+    found = inputs_arm.measure(tmp_path, ARMS[arm].overrides, seed=0, budget=Budget(steps=2, each=4))
     assert found["modalities"][Modality.IMAGE]["right"].keys() == {"colour", "shape", "size", "place", "all"}
     assert found["loss"] > 0
     assert found["weights"] > 0

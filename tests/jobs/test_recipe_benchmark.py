@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.storage.files import read_json, write_json
 from tests.benchmarks import arms, recipe_arm, suites, world_pairs
+from tests.benchmarks.arms import Budget
 from tests.benchmarks.recipe import ARMS, MODALITIES
 
 
@@ -37,14 +38,14 @@ def test_what_was_measured_is_kept_and_not_measured_again(
     arm, changed = "projection-4-aligned", "connector-16-both"
     write_json(tmp_path / "text.json", {m.value: {"right": {"colour": 1.0, "all": 1.0}} for m in MODALITIES})
     for seed, share in enumerate((0.25, 0.75)):
-        write_json(tmp_path / f"{arm}-9-steps-seed-{seed}.json", result(arm, share))
-    write_json(tmp_path / f"{changed}-9-steps-seed-0.json", result(changed, 0.5) | {"overrides": ["of before"]})
+        write_json(tmp_path / f"{arm}-9-steps-of-8-seed-{seed}.json", result(arm, share))
+    write_json(tmp_path / f"{changed}-9-steps-of-8-seed-0.json", result(changed, 0.5) | {"overrides": ["of before"]})
     asked: list[tuple[str, int]] = []
 
-    def measured(folder: Path, arms: Any, missing: list[tuple[str, int]], measure: Any, steps: int) -> None:
+    def measured(folder: Path, arms: Any, missing: list[tuple[str, int]], measure: Any, budget: Budget) -> None:
         asked.extend(missing)
         for name, seed in missing:
-            write_json(folder / f"{name}-{steps}-steps-seed-{seed}.json", result(name, 0.5))
+            write_json(folder / f"{name}-{budget.steps}-steps-of-{budget.each}-seed-{seed}.json", result(name, 0.5))
 
     monkeypatch.setattr(arms, "_measure", measured)
     suites.main(["recipe", "--only", arm, changed, "--seeds", "2", "--steps", "9", "--out", str(tmp_path)])
@@ -61,13 +62,13 @@ def test_what_was_measured_is_kept_and_not_measured_again(
 def test_a_row_trains_and_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process of the benchmark does it, on eight pairs of each modality."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    for name, value in (("PAIRS", 8), ("EXAMINED", 4), ("EACH", 4)):
+    for name, value in (("PAIRS", 8), ("EXAMINED", 8)):
         monkeypatch.setattr(world_pairs, name, value)
     recipe_arm.prepare(tmp_path)
     text = read_json(tmp_path / "text.json")
     assert text["image"]["right"].keys() == {"colour", "shape", "size", "place", "all"}
     assert text["image"]["right"]["colour"] > 0.7
-    found = recipe_arm.measure(tmp_path, ARMS["connector-16-both"].overrides, seed=0, steps=2)
+    found = recipe_arm.measure(tmp_path, ARMS["connector-16-both"].overrides, seed=0, budget=Budget(steps=2, each=4))
     assert found["weights"] > 0
     for modality in MODALITIES:
         figures = found["modalities"][modality.value]

@@ -91,6 +91,11 @@ def test_naming_datasets_drops_those_named_before() -> None:
     assert settings.datasets == {"webvid_enc": 3.0}
 
 
+def test_datasets_may_be_named_one_by_one() -> None:
+    settings = load_settings(1, "tiny", ["datasets.cc3m_enc=2", "datasets.webvid_enc=3"])
+    assert settings.datasets == {"cc3m_enc": 2.0, "webvid_enc": 3.0}
+
+
 def test_all_mistakes_are_told_at_once_one_line_each() -> None:
     overrides = ["nonsense=1", "optimizer.nonsense=2", "epochs=0", "precision=fp8", "model.lora.r=x", "broken", "=5"]
     told = mistakes(*overrides)

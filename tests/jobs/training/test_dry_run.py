@@ -69,6 +69,16 @@ def test_the_command_starts_nothing_and_tells_what_else_is_wrong(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("init", "wrong"),
+    [("builtin:world", "absent: no such folder"), ("nowhere", "nowhere: no finished checkpoint there")],
+)
+def test_a_run_begins_from_a_model_that_ships_by_its_name(init: str, wrong: str, tmp_path: Path) -> None:
+    command = ["--dry-run", "--stage", "3", "--preset", "tiny", "--shards", str(tmp_path / "absent"), "--init", init]
+    with pytest.raises(Failures, match=wrong):
+        train_stage.main([*command, "--out", str(tmp_path / "run"), "--gpu-memory", "80"])
+
+
 def test_a_model_that_does_not_fit_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--dry-run", "--stage", "2", "--preset", "tiny", "--shards", str(tmp_path / "absent")]
     command += ["--out", str(tmp_path / "run"), "--gpu-memory", "0.5"]
