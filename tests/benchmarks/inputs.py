@@ -6,14 +6,12 @@ what the words name is compared with what the media show.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
-from jobs.common import cli
 from pipelines.sample import Modality
 from tests.benchmarks import arms, table_head, table_row
-from tests.benchmarks.arms import Budget, Each, Out, Result, Seeds, Steps
+from tests.benchmarks.arms import ArmOptions, Result
 
 PATCHES = 16  # of an item
 _ENCODER = "builtin:world/imagebind"
@@ -60,27 +58,19 @@ ARMS: Mapping[str, Arm] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputsOptions:
+class InputsOptions(ArmOptions):
     """The options of `jobs/bench.py inputs`."""
 
     only: Annotated[tuple[str, ...] | None, arms.names_of(ARMS)] = None
-    seeds: Seeds = 3
-    steps: Steps = 400
-    batch: Each = 8
-    out: Out = "out/inputs"
 
 
 def run(options: InputsOptions) -> Iterator[str]:
     """The table in Markdown, once all rows are measured."""
     from tests.benchmarks import inputs_arm
 
-    cli.check(options)
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs_arm.prepare(folder)
-    budget = Budget(steps=options.steps, each=options.batch)
     overrides = {name: ARMS[name].overrides for name in options.only or ARMS}
-    yield from table(arms.measured(folder, overrides, inputs_arm.measure, budget, options.seeds))
+    results = arms.measured(options, overrides, inputs_arm.prepare, inputs_arm.measure)
+    yield from table(results)
 
 
 def table(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:

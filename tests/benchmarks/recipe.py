@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
-from jobs.common import cli
 from pipelines.sample import Modality
 from pipelines.storage.files import read_json
 from tests.benchmarks import arms, table_head, table_row
-from tests.benchmarks.arms import Budget, Each, Out, Result, Seeds, Steps
+from tests.benchmarks.arms import ArmOptions, Result
 
 # A clip takes three times as long to denoise as a picture and a sound together.
 MODALITIES = (Modality.IMAGE, Modality.AUDIO)
@@ -70,28 +69,19 @@ ARMS: Mapping[str, Arm] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecipeOptions:
+class RecipeOptions(ArmOptions):
     """The options of `jobs/bench.py recipe`."""
 
     only: Annotated[tuple[str, ...] | None, arms.names_of(ARMS)] = None
-    seeds: Seeds = 3
-    steps: Steps = 400
-    batch: Each = 8
-    out: Out = "out/recipe"
 
 
 def run(options: RecipeOptions) -> Iterator[str]:
     """The table in Markdown, once all rows are measured."""
     from tests.benchmarks import recipe_arm
 
-    cli.check(options)
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe_arm.prepare(folder)
-    budget = Budget(steps=options.steps, each=options.batch)
     overrides = {name: ARMS[name].overrides for name in options.only or ARMS}
-    results = arms.measured(folder, overrides, recipe_arm.measure, budget, options.seeds)
-    yield from table(results, read_json(folder / f"{TEXT}.json"))
+    results = arms.measured(options, overrides, recipe_arm.prepare, recipe_arm.measure)
+    yield from table(results, read_json(Path(options.out) / f"{TEXT}.json"))
 
 
 def table(results: Mapping[str, Sequence[Result]], text: Mapping[str, Any]) -> Iterator[str]:
