@@ -341,8 +341,6 @@ def _make_beyond(talk: _Talk, modality: Modality) -> None:
     answers: Sequence[str] = small_talk.BEYOND[modality]
     if modality is Modality.AUDIO:
         thing = talk.voice.frame(small_talk.TUNES)
-        if thing.startswith("a ") and talk.voice.happens(0.3):
-            thing = f"{with_article(talk.voice.value('pitch', talk.pick(ATTRIBUTES[modality]['pitch'])))} on {thing}"
     elif talk.voice.happens(0.2):
         shape = talk.voice.value("shape", talk.pick(SHAPES))
         thing, answers = with_article(f"{talk.pick(small_talk.COLOURS)} {shape}"), small_talk.BEYOND_COLOURS
@@ -351,6 +349,9 @@ def _make_beyond(talk: _Talk, modality: Modality) -> None:
         if talk.voice.happens(0.3):
             article, _, noun = thing.rpartition(" ")
             thing = f"{article or 'a'} {talk.voice.value('colour', talk.pick(tuple(COLOURS)))} {noun}"
+    # As much is told of these as of what can be made, so that this alone decides nothing.
+    if talk.voice.happens(0.5):
+        thing = talk.voice.detailed(thing, draw(int(talk.rng.integers(2**32)), 0)[modality])
     talk.user(talk.voice.frame(frames), fields={**nouns, "thing": thing})
     talk.reply(answers, (*small_talk.BEYOND[modality], *small_talk.BEYOND_WORDS))
 

@@ -65,6 +65,8 @@ _DEFAULTS: Mapping[str, str] = {
     "timbre": "flute",
 }
 _LEFT_OUT = {"size": 0.35, "place": 0.3, "colour": 0.08, "direction": 0.12, "pitch": 0.12, "timbre": 0.2}
+# What people say last: many name a colour and a shape, or a note, and no more.
+_INCIDENTAL = ("size", "place", "direction", "timbre")
 _MOTIONS = "[that moves|moving|that goes|going|sliding|on its way|heading|that slides|travelling|flying]"
 _ORDERS = (
     ("{size} {colour} {shape} {where}", True),
@@ -140,14 +142,20 @@ class Voice:
         """The subject, perhaps with usual values where people would name none."""
         if not _is_plain(subject):
             return subject
-        left_out = [name for name in attributes(subject) if self.happens(_LEFT_OUT.get(name, 0.0))]
+        is_bare = self.happens(0.25)
+        left_out = [
+            name
+            for name in attributes(subject)
+            if self.happens(_LEFT_OUT.get(name, 0.0)) or (is_bare and name in _INCIDENTAL)
+        ]
         return cast(Subject, replace(cast(Any, subject), **{name: _DEFAULTS[name] for name in left_out}))
 
     def phrase(self, subject: Subject) -> str:
         """What is to be seen or heard, as the object of a sentence; values that are usual may be missing."""
         words = self.values(subject)
+        is_bare = self.happens(0.4)
         for name, value in attributes(subject).items():
-            if value == _DEFAULTS.get(name) and _is_plain(subject) and self.happens(0.6):
+            if value == _DEFAULTS.get(name) and _is_plain(subject) and (self.happens(0.5) or is_bare):
                 words[name] = ""
                 if name in ("place", "direction"):
                     words["where"] = ""
@@ -158,6 +166,19 @@ class Voice:
                 return self._motion(subject, words)
             case Sound():
                 return self._sound(subject, words)
+
+    def detailed(self, thing: str, like: Subject) -> str:
+        """A thing of which is told what is otherwise told of subjects: its size and its place, or where it goes."""
+        words, (article, _, noun) = self.values(like), thing.partition(" ")
+        match like:
+            case Scene():
+                is_sized = article in ("a", "an") and self.happens(0.5)
+                found = with_article(f"{words['size']} {noun}") if is_sized else thing
+                return f"{found} {words['place']}" if not is_sized or self.happens(0.5) else found
+            case Motion():
+                return f"{thing} {self._chosen(_MOTIONS)} {words['direction']}"
+            case Sound():
+                return f"{with_article(words['pitch'])} on {thing}" if article in ("a", "an") else thing
 
     def _scene(self, scene: Scene, words: Mapping[str, str]) -> str:
         order, has_article = self.pick(_ORDERS if scene.other is None else _ORDERS[:1])

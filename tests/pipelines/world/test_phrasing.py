@@ -86,3 +86,18 @@ def test_people_write_as_people_do() -> None:
     for word in ("center", "centre", "middle", "large", "tiny", "little", "violet", "turquoise", "sketch", "paint"):
         assert any(word in text for text in said), word
     assert sum(text.endswith((".", "!", "?")) for text in said) < 500
+
+
+DETAIL = re.compile(
+    r"\b(big|large|huge|small|little|tiny|left|right|top|bottom|up|down|middle|cent(re|er)(ed)?|\w+wards?|part|edge|side)\b",
+    re.I,
+)
+
+
+# As a shipped model once learned: only what it cannot draw was asked for without a size and a place.
+@pytest.mark.parametrize(("kind", "least"), [("make_image", 0.15), ("beyond", 0.5)])
+def test_what_can_be_made_and_what_cannot_is_asked_for_with_details_and_without(kind: str, least: float) -> None:
+    asked = [converse(kind, 0, 3 * number).turns[0].parts[0] for number in range(400)]
+    bare = [text for text in asked if isinstance(text, str) and not DETAIL.search(text)]
+    share = len(bare) / len(asked)
+    assert least < share < 0.9
