@@ -1,4 +1,4 @@
-"""Sixty conversations worded by hand: how many a checkpoint answers as a person would want, by kind."""
+"""Conversations worded by hand: how many a checkpoint answers as a person would want, by kind."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -34,6 +34,7 @@ RECIPES: Mapping[str, Sequence[str]] = {
         "loss.denoise_from=0.5",
         f"loss.alignment_weights_after={_by_modality(0.0)}",
     ),
+    "kept": (_DENOISED, "loss.denoise_from=0.5"),  # aligned, then denoised too
 }
 JOINTS: Mapping[str, Sequence[str]] = {
     "projection": (),

@@ -12,12 +12,12 @@ from tests.benchmarks.recipe import ARMS, MODALITIES
 
 
 def test_every_recipe_is_compared_at_every_number_of_signal_tokens_with_both_joints() -> None:
-    assert len(ARMS) == 2 * 3 * 3
+    assert len(ARMS) == 2 * 3 * 4
     assert {(arm.joint, arm.tokens, arm.recipe) for arm in ARMS.values()} == {
         (joint, tokens, named)
         for joint in ("projection", "connector")
         for tokens in (4, 16, 64)
-        for named in ("aligned", "denoised", "both")
+        for named in ("aligned", "denoised", "both", "kept")
     }
 
 
