@@ -64,7 +64,7 @@ _DEFAULTS: Mapping[str, str] = {
     "pitch": "low do",
     "timbre": "flute",
 }
-_LEFT_OUT = {"size": 0.35, "place": 0.3, "colour": 0.08, "direction": 0.12, "pitch": 0.12, "timbre": 0.2}
+_LEFT_OUT = {"size": 0.35, "place": 0.3, "colour": 0.15, "direction": 0.15, "pitch": 0.15, "timbre": 0.2}
 # What people say last: many name a colour and a shape, or a note, and no more.
 _INCIDENTAL = ("size", "place", "direction", "timbre")
 _MOTIONS = "[that moves|moving|that goes|going|sliding|on its way|heading|that slides|travelling|flying]"
@@ -193,6 +193,8 @@ class Voice:
         if self.happens(0.85):
             found = with_article(found)
         speed = self._chosen(SYNONYMS.get(motion.speed, motion.speed))
+        if not words["where"] and not speed and self.happens(0.6):  # what a video shows moves
+            return found
         return " ".join(filter(None, [found, self._chosen(_MOTIONS), speed, words["where"]]))
 
     def _sound(self, sound: Sound, words: Mapping[str, str]) -> str:
@@ -201,7 +203,7 @@ class Voice:
             pitch = f"{self._chosen(SYNONYMS[sound.melody])} melody from {with_article(pitch or 'low do')}"
         if not pitch:
             return f"{self._chosen('[the sound of|some note on|a note on|the]')} {timbre or 'flute'}"
-        if sound.pitch.startswith("low") and not sound.melody and self.happens(0.1):
+        if sound.pitch.startswith("low") and not sound.melody and self.happens(0.25):
             pitch = pitch.split()[-1]
         found = with_article(pitch) if self.happens(0.85) else pitch
         if not timbre:
