@@ -169,7 +169,8 @@ class _Talk:
     def make(self, subject: Subject) -> None:
         """The user asks for a subject, the assistant makes it."""
         frames = self.pick((wording.MAKE, wording.MAKE_ONE[modality_of(subject)]))
-        self.user(self.voice.frame(frames), subject, {"thing": self.voice.phrase(subject)})
+        frame = self.voice.frame(frames)
+        self.user(frame, subject, {"thing": self.voice.phrase(subject, is_named="{noun}" in frame)})
         self.assistant(_named(subject), _fill(self.pick(wording.MADE), subject), subject)
 
     def ask(self, subject: Subject, attribute: str, *, before: str = "", given: str = "") -> None:

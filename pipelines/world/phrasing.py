@@ -150,8 +150,11 @@ class Voice:
         ]
         return cast(Subject, replace(cast(Any, subject), **{name: _DEFAULTS[name] for name in left_out}))
 
-    def phrase(self, subject: Subject) -> str:
-        """What is to be seen or heard, as the object of a sentence; values that are usual may be missing."""
+    def phrase(self, subject: Subject, *, is_named: bool = False) -> str:
+        """What is to be seen or heard, as the object of a sentence; values that are usual may be missing.
+
+        `is_named` says that the sentence has a word for the medium: that a video's subject moves need not be said then.
+        """
         words = self.values(subject)
         is_bare = self.happens(0.4)
         for name, value in attributes(subject).items():
@@ -163,7 +166,7 @@ class Voice:
             case Scene():
                 return self._scene(subject, words)
             case Motion():
-                return self._motion(subject, words)
+                return self._motion(subject, words, is_named)
             case Sound():
                 return self._sound(subject, words)
 
@@ -187,13 +190,13 @@ class Voice:
             found = with_article(found)
         return found if scene.other is None else f"{found} and {self.phrase(scene.other)}"
 
-    def _motion(self, motion: Motion, words: Mapping[str, str]) -> str:
+    def _motion(self, motion: Motion, words: Mapping[str, str], is_named: bool) -> str:
         order = "{colour} {shape}" if self.happens(0.85) else "{shape} in {colour}"
         found = _tidy(order.format(**words))
         if self.happens(0.85):
             found = with_article(found)
         speed = self._chosen(SYNONYMS.get(motion.speed, motion.speed))
-        if not words["where"] and not speed and self.happens(0.6):  # what a video shows moves
+        if is_named and not words["where"] and not speed and self.happens(0.6):
             return found
         return " ".join(filter(None, [found, self._chosen(_MOTIONS), speed, words["where"]]))
 

@@ -20,9 +20,10 @@ from tests.benchmarks import Row, say
 CONVERSATIONS = Path(__file__).with_name("people.yaml")
 # Of 60 kept back elsewhere, 45 are the goal of the small world's model.
 TARGET = 0.75
+ANY = "any"
 Exchange = Mapping[str, Any]
 _KINDS: Mapping[Modality, type[Subject]] = {Modality.AUDIO: Sound, Modality.VIDEO: Motion, Modality.IMAGE: Scene}
-_MARKS = {Modality.AUDIO: "pitch", Modality.VIDEO: "direction", Modality.IMAGE: "shape"}
+_MARKS = {Modality.AUDIO: {"pitch", "timbre"}, Modality.VIDEO: {"direction"}, Modality.IMAGE: {"shape"}}
 
 
 def run(scale: float, checkpoint: str) -> list[Row]:
@@ -68,7 +69,7 @@ def _fault(exchange: Exchange, text: str, response: Response[Decoded]) -> str:
         return f"{len(made)} media for {len(wanted)}"
     for values, medium in zip(wanted, made, strict=True):
         grades = grade(_subject(values), read(medium))
-        if bad := [name for name in values if not grades.get(name)]:
+        if bad := [name for name, value in values.items() if value != ANY and not grades.get(name)]:
             return f"{', '.join(bad)} of the {'/'.join(values.values())}"
     named = read_text(text)
     if bad := [name for name, value in exchange.get("names", {}).items() if named.get(name) != value]:
@@ -83,7 +84,8 @@ def _subject(values: Mapping[str, str]) -> Subject:
     """A subject with these values; the others are anything."""
     for modality, kind in _KINDS.items():
         names = ATTRIBUTES[modality]
-        if _MARKS[modality] in values:
-            filled: dict[str, Any] = {name: values.get(name, any_of[0]) for name, any_of in names.items()}
+        if _MARKS[modality] & values.keys():
+            filled: dict[str, Any] = {name: any_of[0] for name, any_of in names.items()}
+            filled |= {name: value for name, value in values.items() if value != ANY}
             return kind(**filled)
     raise ValueError(f"no subject has {sorted(values)}")
