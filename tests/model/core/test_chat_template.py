@@ -112,7 +112,7 @@ def test_what_the_system_always_says_begins_a_dialogue_as_the_tokenizer_writes_i
 
     def prompted(system):
         prompt = encode_dialogue(
-            *(TALK[:1], speaking.tokenizer, speaking.vocabulary, 2, 99),
+            *(TALK[:1], speaking.tokenizer, speaking.vocabulary, 2, 999),
             template=template,
             system=system,
             for_generation=True,
