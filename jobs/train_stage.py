@@ -110,7 +110,9 @@ def _init(options: TrainOptions) -> Path | None:
 
 def _named(asked: str | None, init: Path | None) -> str | None:
     """What a run began from, as its settings say it: a model that ships is elsewhere in each job's copy of the code."""
-    return asked if asked and asked.startswith("builtin:") else str(init) if init else None
+    from model.checkpoints.description import SHIPPED, SMALL
+
+    return asked if asked in (SHIPPED, SMALL) else str(init) if init else None
 
 
 def _settings(options: TrainOptions) -> "TrainSettings":

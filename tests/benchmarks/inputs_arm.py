@@ -25,7 +25,7 @@ from tests.benchmarks import say, timed
 from tests.benchmarks.arms import Budget
 from tests.benchmarks.inputs import ARMS
 from tests.benchmarks.training import process_group
-from tests.benchmarks.world_pairs import PRESET, held_out_rows, make_trainer, pairs, training_rows
+from tests.benchmarks.world_pairs import PRESET, held_out_rows, make_trainer, pairs, shares, training_rows
 
 Array = npt.NDArray[np.floating]
 _MEDIUM = "medium"
@@ -64,8 +64,7 @@ class Pairs:
             {name: read_text(text).get(name) == value for name, value in attributes(pair.subject).items()}
             for pair, text in zip(self._pairs[True][modality], texts, strict=True)
         ]
-        shares = {name: sum(found[name] for found in graded) / len(graded) for name in graded[0]}
-        return shares | {"all": sum(all(found.values()) for found in graded) / len(graded)}
+        return shares(graded)
 
     def _features(self, modality: Modality, held_out: bool, number: int) -> Array:
         return self._arrays[_array(modality, held_out)][number : number + 1]

@@ -60,7 +60,7 @@ def _arm(joint: str, tokens: int, recipe: str) -> Arm:
     return Arm(joint=joint, tokens=tokens, recipe=recipe, overrides=(*groups, *JOINTS[joint], *RECIPES[recipe]))
 
 
-# To compare anything else, such as other input tokens or losses, add an arm with its settings.
+# To compare anything else, such as other losses, add an arm with its settings.
 ARMS: Mapping[str, Arm] = {
     f"{joint}-{tokens}-{recipe}": _arm(joint, tokens, recipe)
     for joint in JOINTS

@@ -27,7 +27,7 @@ from tests.benchmarks import say, timed
 from tests.benchmarks.arms import Budget
 from tests.benchmarks.recipe import MODALITIES, TEXT
 from tests.benchmarks.training import process_group
-from tests.benchmarks.world_pairs import PRESET, RowOf, held_out_rows, make_trainer, pairs, training_rows
+from tests.benchmarks.world_pairs import PRESET, RowOf, held_out_rows, make_trainer, pairs, shares, training_rows
 
 AT_ONCE = 16  # media rendered as one batch
 _DATA = "pairs.npz"
@@ -156,5 +156,4 @@ def _shares(modality: Modality, media: Sequence[Decoded]) -> dict[str, float]:
     """The share of held-out captions whose medium has each attribute, and all of them, by the oracles."""
     chosen = pairs(modality, held_out=True)
     graded = [grade(pair.subject, read(medium)) for pair, medium in zip(chosen, media, strict=True)]
-    shares = {name: sum(found[name] for found in graded) / len(graded) for name in graded[0]}
-    return shares | {"all": sum(all(found.values()) for found in graded) / len(graded)}
+    return shares(graded)

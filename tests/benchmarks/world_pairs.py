@@ -46,6 +46,12 @@ def pairs(modality: Modality, *, held_out: bool) -> list[Pair]:
     return [Pair(subject=subject, text=caption(subject, _WORDINGS * index)) for index, subject in enumerate(subjects)]
 
 
+def shares(graded: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    """The share of pairs of which each attribute is right, and `all` of them."""
+    each = {name: sum(found[name] for found in graded) / len(graded) for name in graded[0]}
+    return each | {"all": sum(all(found.values()) for found in graded) / len(graded)}
+
+
 def training_rows(modalities: Iterable[Modality], row: RowOf, seed: int, budget: Budget) -> Iterator[Row]:
     """As many pairs of each modality in each step, in an order of the seed, anew in each epoch."""
     each = budget.each
