@@ -77,8 +77,9 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 def _mp4(frames: np.ndarray, fps: int, crf: int) -> Media:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "x264-params": "asm=0"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.thread_count = 1  # The bytes depend on it, and of x264's assembly on the environment.
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
