@@ -1,12 +1,13 @@
-"""What curation is worth: stage 1 on a small world spoiled on purpose, on what curation leaves of it, and clean.
+"""What curation is worth: training on a small world spoiled on purpose, on what curation leaves of it, and clean.
 
 Of the pairs of each modality 30 % have the captions of others, and 10 % are blank or silent; 20 % more are nearly
-copies. The three trainings take as many steps; each is then examined on held-out combinations.
+copies. The three trainings take as many steps; each is examined on held-out combinations, after stage 1, which pairs
+alone teach, and after stage 3, whose instructions are the same ones for all three, and clean.
 """
 
 import importlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from pipelines.media.codecs import decode, load
 from pipelines.sample import Media, Modality
 from pipelines.storage.files import read_json, write_json
 from pipelines.storage.shards import Manifest
-from pipelines.storage.sidecars import ENCODER
 from pipelines.world.dataset import PAIRS, write_world
 from pipelines.world.exam import ROWS
+from pipelines.world.instructions import INSTRUCTION_SETS
 from tests.benchmarks import say, table_head, table_row
 from tests.benchmarks.spoiling import blank, columns_of, copied, is_blank, precision_recall
 
@@ -41,28 +42,67 @@ class CurationOptions:
     out: Annotated[str, Option("a folder for data, runs and scores", "DIR")] = "out/curation"
     count: Annotated[int, Option("pairs of each modality", "N", least=20)] = 400
     n: Annotated[int, Option("conversations per row of the exam", "N", least=1)] = 100
-    steps: Annotated[int, Option("training steps of each", "N", least=1)] = 375
+    steps: Annotated[int, Option("training steps of each in stage 1", "N", least=1)] = 375
+    later_steps: Annotated[int, Option("training steps of each in stages 2 and 3; 0 for stage 1 alone", "N")] = 600
 
 
 def run(options: CurationOptions) -> Iterator[str]:
-    """Two tables in Markdown: what each detector finds, and the exam of the three trainings."""
+    """Tables in Markdown: what each detector finds, and the exams of the three trainings, after stages 1 and 3."""
     cli.check(options)
     out = cli.new_folder(options.out)
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: holds files; name a new folder or delete it")
     write_world(out / "clean", count=options.count)
     spoiled = {modality: _spoil(out / "clean", out / "spoiled", modality) for modality in Modality}
-    shards = {name: _prepared(out, name) for name in ("clean", "spoiled")}
+    pairs = [layout.dataset for layout in PAIRS.values()]
+    shards = {name: _prepared(out / name, out / f"{name}-shards", pairs) for name in ("clean", "spoiled")}
+    instructions = _prepared(out / "clean", out / "instructions-shards", list(INSTRUCTION_SETS))
     _job("curate", "--shards", shards["spoiled"])
     yield from table_head(["detector", *(f"{modality}s: precision / recall" for modality in Modality)])
     yield from _detected(Path(shards["spoiled"]), spoiled)
+    arms = [
+        _Arm(name, shards[source], instructions, where)
+        for name, source, where in (("spoiled", "spoiled", ""), ("curated", "spoiled", WHERE), ("clean", "clean", ""))
+    ]
     yield ""
-    scores, rows = dict[str, Mapping[str, float]](), dict[str, int]()
-    for name, source, where in (("spoiled", "spoiled", ""), ("curated", "spoiled", WHERE), ("clean", "clean", "")):
-        scores[name], rows[name] = _trained(out / name, shards[source], where, options)
-    yield from table_head(["trained on", "pairs", *(ROWS[row].title for row in _EXAM)], numbers=True)
-    for name, found in scores.items():
-        yield table_row([name, f"{rows[name]:,}", *(f"{100 * found[row]:.1f} %" for row in _EXAM)])
+    yield from _first_stage(arms, out, options)
+    if options.later_steps:
+        yield ""
+        yield from _later_stages(arms, out, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """A training: its name, the folders with shards of pairs and of instructions, and what selects pairs."""
+
+    name: str
+    pairs: str
+    instructions: str
+    where: str
+
+
+def _first_stage(arms: Sequence[_Arm], out: Path, options: CurationOptions) -> Iterator[str]:
+    yield from table_head(["stage 1 on", "pairs", *(ROWS[row].title for row in _EXAM)], numbers=True)
+    for arm in arms:
+        run = _trained(arm, out, 1, options.steps)
+        scores = _scores(run, "--n", str(options.n), "--rows", *_EXAM)
+        yield table_row([arm.name, f"{_pairs_of(arm, run):,}", *(_percent(scores[row]) for row in _EXAM)])
+
+
+def _later_stages(arms: Sequence[_Arm], out: Path, options: CurationOptions) -> Iterator[str]:
+    """A row of the exam a line, for it has many."""
+    found = []
+    for arm in arms:
+        for stage in (2, 3):
+            run = _trained(arm, out, stage, options.later_steps)
+        found.append(_scores(run, "--n", str(options.n)))
+    yield from table_head(["after stage 3", *(arm.name for arm in arms)], numbers=True)
+    for name in found[0]:
+        yield table_row([ROWS[name].title, *(_percent(scores[name]) for scores in found)])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
 
 
 def _spoil(clean: Path, folder: Path, modality: Modality) -> Spoiled:
@@ -106,12 +146,11 @@ def _write(folder: Path, stem: str, medium: Media) -> str:
     return name
 
 
-def _prepared(out: Path, name: str) -> str:
-    shards = str(out / f"{name}-shards")
-    datasets = [layout.dataset for layout in PAIRS.values()]
-    _job("prepare", "--data", str(out / name), "--out", shards, "--datasets", *datasets, "--samples-per-shard", "200")
-    _job("embed", "--shards", shards, "--modality", ENCODER)
-    return shards
+def _prepared(data: Path, shards: Path, datasets: Sequence[str]) -> str:
+    command = ["--data", str(data), "--out", str(shards), "--datasets", *datasets, "--samples-per-shard", "200"]
+    _job("prepare", *command)
+    _job("embed", "--shards", str(shards))
+    return str(shards)
 
 
 def _job(name: str, *arguments: str) -> None:
@@ -120,17 +159,27 @@ def _job(name: str, *arguments: str) -> None:
         importlib.import_module(f"jobs.{name}").main(list(arguments))
 
 
-def _trained(run: Path, shards: str, where: str, options: CurationOptions) -> tuple[Mapping[str, float], int]:
-    """The scores of stage 1 on some pairs, by row, and how many pairs these are."""
-    chosen = [f"max_steps={options.steps}", *([f"where={where}"] if where else [])]
-    folder = str(run.with_name(f"stage-1-{run.name}"))
-    _job("train_stage", "--stage", "1", "--shards", shards, "--out", folder, *chosen)
-    _job("score", "--checkpoint", folder, "--n", str(options.n), "--controls-n", "0", "--rows", *_EXAM)
-    found = {row["row"]: row["value"] for row in read_json(Path(folder) / "scores.json")["rows"]}
-    if not where:
-        return found, sum(Manifest.read(Path(shards) / layout.dataset).samples for layout in PAIRS.values())
-    accounts = read_json(Path(folder) / "selection.json")
-    return found, sum(account["selected"] for account in accounts.values())
+def _trained(arm: _Arm, out: Path, stage: int, steps: int) -> Path:
+    """Trains a stage of an arm, from the stage before it on."""
+    run, before = out / f"stage-{stage}-{arm.name}", out / f"stage-{stage - 1}-{arm.name}"
+    shards = arm.instructions if stage == 3 else arm.pairs
+    chosen = [f"max_steps={steps}", *([f"where={arm.where}"] if arm.where and stage < 3 else [])]
+    init = ["--init", str(before)] if stage > 1 else []
+    _job("train_stage", "--stage", str(stage), "--shards", shards, "--out", str(run), *init, *chosen)
+    return run
+
+
+def _scores(run: Path, *asked: str) -> Mapping[str, float | None]:
+    """What the exam says of a run, by row."""
+    _job("score", "--checkpoint", str(run), "--controls-n", "0", *asked)
+    return {row["row"]: row["value"] for row in read_json(run / "scores.json")["rows"]}
+
+
+def _pairs_of(arm: _Arm, run: Path) -> int:
+    """How many pairs an arm trains on."""
+    if not arm.where:
+        return sum(Manifest.read(Path(arm.pairs) / layout.dataset).samples for layout in PAIRS.values())
+    return sum(account["selected"] for account in read_json(run / "selection.json").values())
 
 
 def _detected(shards: Path, spoiled: Mapping[Modality, Spoiled]) -> Iterator[str]:

@@ -48,16 +48,18 @@ def test_a_folder_that_holds_files_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_it_trains_on_all_three_and_prints_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suites.main(["curation", "--out", str(tmp_path), "--count", "40", "--n", "4", "--steps", "4"])
+def test_it_trains_on_all_three_and_prints_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suites.main(["curation", "--out", str(tmp_path), "--count", "40", "--n", "4", "--steps", "4", "--later-steps", "4"])
     lines = capsys.readouterr().out.strip().splitlines()
-    detectors, exam = lines[:5], lines[6:]
+    detectors, exam, later = lines[:5], lines[6:11], lines[12:]
     assert [line.split("|")[1].split(",")[0].strip() for line in detectors[2:]] == [
         "captions of others",
         "near copies",
         "blank or silent",
     ]
-    assert [line.split("|")[1].strip() for line in exam] == ["trained on", "---", "spoiled", "curated", "clean"]
+    assert [line.split("|")[1].strip() for line in exam] == ["stage 1 on", "---", "spoiled", "curated", "clean"]
+    assert [cell.strip() for cell in later[0].split("|")[1:-1]] == ["after stage 3", "spoiled", "curated", "clean"]
+    assert {"picture to words", "T to T+I+V+A"} <= {line.split("|")[1].strip() for line in later[2:]}
     pairs = [int(line.split("|")[2]) for line in exam[2:]]
     assert pairs[0] == 144
     assert pairs[2] == 120
