@@ -277,10 +277,20 @@ def _two(talk: _Talk) -> None:
     modalities = [modality for modality in Modality if modality is not talk.modality]
     if talk.voice.happens(0.5):
         modalities.reverse()
-    first, second = (talk.draw(modality) for modality in modalities)
     nouns = {"noun": talk.voice.noun(modalities[0]), "other": talk.voice.noun(modalities[1])}
+    first, second = (talk.draw(modality) for modality in modalities)
+    _both(talk, wording.TWO, first, second, nouns)
+
+
+def _alike(talk: _Talk) -> None:
+    """Two media of one modality."""
+    first, second = talk.draw(talk.modality), talk.draw(talk.modality)
+    _both(talk, wording.TWO_ALIKE, first, second, {"noun": talk.voice.noun(talk.modality)})
+
+
+def _both(talk: _Talk, frames: Sequence[str], first: Subject, second: Subject, nouns: Mapping[str, str]) -> None:
     phrases = {"first": _wanted(talk, first), "second": _wanted(talk, second)}
-    talk.user(talk.voice.frame(wording.TWO), fields={**nouns, **phrases})
+    talk.user(talk.voice.frame(frames), fields={**nouns, **phrases})
     texts = talk.pick(wording.TWO_MADE)
     captions = {"first": words(first), "second": words(second)}
     talk.assistant(_named(first, second), texts[0].format(**captions), first, texts[1].format(**captions), second)
@@ -328,12 +338,14 @@ def _changed(talk: _Talk, subject: Subject, attribute: str, *, shows: bool) -> S
 
 
 def _beyond(talk: _Talk) -> None:
-    """The user asks for what the world does not have."""
-    if talk.voice.happens(0.5):
-        talk.user(talk.voice.frame(small_talk.QUESTIONS))
-        talk.reply(small_talk.BEYOND_WORDS)
-        return
-    _make_beyond(talk, talk.pick((Modality.IMAGE, Modality.VIDEO, Modality.AUDIO)))
+    """The user asks what the world does not know."""
+    talk.user(talk.voice.frame(small_talk.QUESTIONS))
+    talk.reply(small_talk.BEYOND_WORDS)
+
+
+def _decline(talk: _Talk) -> None:
+    """The user asks for a medium of what the world does not have."""
+    _make_beyond(talk, talk.pick(tuple(Modality)))
 
 
 def _make_beyond(talk: _Talk, modality: Modality) -> None:
@@ -354,7 +366,10 @@ def _make_beyond(talk: _Talk, modality: Modality) -> None:
     if talk.voice.happens(0.5):
         thing = talk.voice.detailed(thing, draw(int(talk.rng.integers(2**32)), 0)[modality])
     talk.user(talk.voice.frame(frames), fields={**nouns, "thing": thing})
-    talk.reply(answers, (*small_talk.BEYOND[modality], *small_talk.BEYOND_WORDS))
+    # Of a video, too, it is right that only some shapes can be drawn, and of a picture that only these can move.
+    shapes = modality is not Modality.AUDIO
+    others = [*small_talk.BEYOND[Modality.IMAGE], *small_talk.BEYOND[Modality.VIDEO]] if shapes else []
+    talk.reply(answers, (*small_talk.BEYOND[modality], *others, *small_talk.BEYOND_WORDS))
 
 
 def _remember(talk: _Talk) -> None:
@@ -364,7 +379,7 @@ def _remember(talk: _Talk) -> None:
         other = talk.pick([modality for modality in Modality if modality != talk.modality])
         talk.pick((talk.make, talk.describe))(talk.draw(other))
     else:
-        talk.pick((_Talk.chat, _beyond))(talk)
+        talk.pick((_Talk.chat, _beyond, _decline))(talk)
     if talk.rng.integers(2):
         talk.user(talk.voice.frame(wording.RECALL), subject, {"noun": NOUNS[talk.modality]})
         talk.assistant(_named(subject), _fill(talk.pick(wording.RECALLED), subject))
@@ -409,5 +424,7 @@ _SCRIPTS: Mapping[str, Callable[[_Talk], None]] = {
     "two": _two,
     "alter": _alter,
     "beyond": _beyond,
+    "decline": _decline,
+    "alike": _alike,
 }
 KINDS: tuple[str, ...] = tuple(_SCRIPTS)

@@ -50,7 +50,7 @@ class ExamRow:
       made, else named in the words;
     * `whole`: 1 where all is right in all answers: the attributes that the words must name, those of every medium, and
       the modalities; else 0;
-    * `modalities`: the share of answers that hold the right number of items of each modality;
+    * `modalities`: the share of answers that hold the right number of items of each modality, and words if none;
     * `well_formed`: the share of answers whose signal tokens are whole groups.
 
     A row's value is the mean over its conversations. Where `is_newly_worded`, users speak in frames that are in no
@@ -91,9 +91,17 @@ def _rows() -> Iterator[ExamRow]:
     for kind, title in _CASES.items():
         yield ExamRow(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     yield ExamRow(name="case_two", title="two media at once", kinds=("two",), grading="whole", target=0.85)
+    yield ExamRow(name="case_alike", title="two of one modality", kinds=("alike",), grading="whole", target=0.85)
     yield ExamRow(name="case_alter", title="T+X to T+X, changed", kinds=("alter",), grading="whole", target=0.85)
+    talk = ("chat", "decline")
+    yield ExamRow(name="talk", title="talk, and what lies beyond", kinds=talk, grading="whole", target=0.85)
+    # A model with a language of its own answers these; none makes a medium.
     yield ExamRow(
-        name="talk", title="talk, and what lies beyond", kinds=("chat", "beyond"), grading="whole", target=0.85
+        name="general",
+        title="general questions, words alone",
+        kinds=("beyond",),
+        grading="modalities",
+        target=0.99,
     )
     for kind in ("change", "remember"):
         title = f"several turns: {kind}"
@@ -253,6 +261,9 @@ def _grade_made(answer: Expected, response: Attempt) -> Iterator[tuple[str, bool
 
 
 def _modalities_right(answer: Expected, response: Attempt) -> bool:
+    """Whether it makes as many of each modality as asked for, and says something where it makes nothing."""
+    if not answer.made and not response.text.strip():
+        return False
     return Counter(response.modalities) == Counter(map(modality_of, answer.made))
 
 

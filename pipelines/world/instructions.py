@@ -15,19 +15,26 @@ from pipelines.world.planning import converse_in_plans
 
 Row = dict[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
-# What came up turns ago is the hardest of all, and in no other set.
+# Here alone are several media of one request, and what came up turns ago: the hardest of all, so more of them.
 _MOSIT_KINDS = (
     "describe_audio",
     "remember",
     "image_to_sound",
-    "video_to_sound",
-    "remember",
-    "image_to_video",
+    "two",
     "everything",
+    "video_to_sound",
+    "image_to_video",
+    "alter",
+    "remember",
+    "alike",
+    "describe_audio",
     "remember",
     "two",
+    "everything",
+    "describe_audio",
     "alter",
 )
+_WORDS_KINDS = ("question", "chat", "decline", "question", "beyond", "decline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +148,9 @@ def _text(turn: Turn) -> str:
 INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
     "alpaca_instruction": InstructionSet(
         path="T+X-T_data/alpaca/alpaca.json",
-        draw=partial(converse_by_turns, ("question", "chat", "beyond", "question", "beyond")),
+        draw=partial(converse_by_turns, _WORDS_KINDS),
         row=_alpaca_row,
-        share=2,
+        share=3,
     ),
     "plan_instruction": InstructionSet(
         path="T+X-T_data/plans/plans.json", draw=converse_in_plans, row=_alpaca_row, share=2
@@ -166,6 +173,6 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T-T+X_data/audio_t2x.json", draw=_made(Modality.AUDIO), row=_older_t2x_row
     ),
     "mosit_instruction": InstructionSet(
-        path="MosIT_data/mosit.json", draw=partial(converse_by_turns, _MOSIT_KINDS), row=_mosit_row, share=3
+        path="MosIT_data/mosit.json", draw=partial(converse_by_turns, _MOSIT_KINDS), row=_mosit_row, share=5
     ),
 }

@@ -119,6 +119,16 @@ THINGS: Sequence[str] = (
     *("a book", "a phone", "a computer", "a clock", "a lamp", "a hat", "a shoe", "a map", "a flag", "a logo"),
     *("a star", "a heart", "a hexagon", "a rectangle", "an arrow", "a spiral", "a cube", "a line", "a diamond"),
     *("the Eiffel Tower", "the Mona Lisa", "a wedding", "a football match", "a dinosaur", "a monster", "a ghost"),
+    *("a pig", "a goat", "a duck", "a chicken", "an owl", "an eagle", "a penguin", "a whale", "a shark", "a turtle"),
+    *("a monkey", "a giraffe", "a kangaroo", "a fox", "a squirrel", "a snail", "an ant", "a crocodile", "a camel"),
+    *("a motorbike", "a helicopter", "a balloon", "a tractor", "a taxi", "a tram", "a submarine", "a spaceship"),
+    *("a farm", "a garden", "a kitchen", "a room", "an island", "a volcano", "a waterfall", "a cave", "a windmill"),
+    *("a leaf", "a mushroom", "an oak", "a cactus", "a palm tree", "grass", "fire", "smoke", "lightning"),
+    *("a strawberry", "a sandwich", "an egg", "cheese", "a glass of wine", "soup", "a spoon", "a knife", "a plate"),
+    *("a door", "a window", "a bed", "a sofa", "a mirror", "a key", "an umbrella", "a bag", "a ladder", "a hammer"),
+    *("a soldier", "a dancer", "a teacher", "a pirate", "a wizard", "an angel", "my mother", "a crowd", "a couple"),
+    *("a pentagon", "an oval", "a crescent", "a ring", "a pyramid", "a cylinder", "an octagon", "a zigzag", "a dot"),
+    *("a skull", "an eye", "a hand", "a smile", "a skeleton", "a portrait", "a landscape", "a cartoon", "a poster"),
 )
 TUNES: Sequence[str] = (
     *("a song", "some jazz", "rock music", "a symphony", "happy birthday", "a lullaby", "a waltz", "techno", "a march"),
@@ -126,6 +136,11 @@ TUNES: Sequence[str] = (
     *("a dog barking", "a cat", "rain", "thunder", "the sea", "the wind", "a car", "a train", "birds singing"),
     *("someone laughing", "applause", "footsteps", "a baby crying", "a phone ringing", "a voice", "an alarm"),
     *("Beethoven", "Mozart", "the Beatles", "a pop song", "the national anthem", "a motor", "a crowd", "a whistle"),
+    *("a banjo", "an accordion", "a harmonica", "a tuba", "a trombone", "an oboe", "a bass", "a xylophone", "a gong"),
+    *("a ukulele", "a keyboard", "an electric guitar", "a tambourine", "bagpipes", "a synthesizer", "a horn"),
+    *("a lion roaring", "a horse", "a cow", "a bird", "a frog", "bees", "a river", "fire crackling", "a storm"),
+    *("a clock ticking", "a door closing", "a helicopter", "a siren", "an engine", "a train horn", "fireworks"),
+    *("someone speaking", "a child singing", "a scream", "whispering", "a speech", "a rap", "a ballad", "an opera"),
 )
 COLOURS: Sequence[str] = (
     "black",
@@ -138,6 +153,12 @@ COLOURS: Sequence[str] = (
     "beige",
     "transparent",
     "striped",
+    "maroon",
+    "magenta",
+    "ivory",
+    "bronze",
+    "checkered",
+    "invisible",
 )
 QUESTIONS: Sequence[str] = (
     "[What|Which] is the capital of [France|Germany|Japan|Italy|Spain|China|Brazil|India|Egypt]?",

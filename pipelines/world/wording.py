@@ -42,6 +42,12 @@ DESCRIBE = (
     "[Give me|I need|I would like] a [description|short description|one-line description] of [this|the] {noun}.",
     "[What is this a {noun} of?|What is the {noun} about?|What is it about?]",
     "[What have I got here|What did I send you|What did I upload|What is that]?",
+    "[Any idea|Do you know] what [this|it|that] is?",
+    "[Name|Identify|Recognise|Recognize] [what is in this {noun}|this|it].",
+    "[Put this|Put this {noun}|Say this] [in words|in a sentence].",
+    "[So|Well|Hi|Hello|Hey], what is [this|in this {noun}|that]?",
+    "[Here is|I have|This is] a {noun}. [What is it?|What do you {sense}?|Describe it.|What is in it?]",
+    "[Mind telling me|Any guess] what [this|it] is?",
 )
 DESCRIBED = ("It is {caption}.", "This is {caption}.", "I {sense} {caption}.", "The {noun} has {caption}.")
 
@@ -67,6 +73,14 @@ MAKE = (
     "[May I have|Could I have|Can I get|Can I have] [a {noun} of |]{thing}?",
     "[Would you mind making|Would you be so kind and make] [a {noun} of |]{thing}?",
     "[One|Just] {noun} of {thing}, nothing else.",
+    "[Let there be|Let us have] [a {noun} of |]{thing}.",
+    "[Make|Create|Give me] the following: {thing}.",
+    "[Put together|Prepare|Arrange] [a {noun} of |]{thing}[.|, please.]",
+    "[Please|Pls], {thing}[.|!|]",
+    "[Another|A new|The next] {noun}[, please|]: {thing}.",
+    "[My wish|My request|Task|Prompt]: {thing}.",
+    "[Make|Create|Do] {thing} [for me|now|next].",
+    "I [want|need|would like] you to [make|create|generate] {thing}.",
 )
 MAKE_ONE: Mapping[Modality, Sequence[str]] = {
     Modality.IMAGE: (
@@ -82,6 +96,12 @@ MAKE_ONE: Mapping[Modality, Sequence[str]] = {
         "[Let us draw|Let me see|Let me look at] {thing}.",
         "[Put|Place] {thing} [in a {noun}|on a card|on the canvas].",
         "[I need you to draw|Please sketch for me|Go and paint] {thing}.",
+        "{thing}, [as a picture|as an image|drawn|painted].",
+        "[Picture|Image|Drawing], please: {thing}.",
+        "[Illustrate|Depict|Design] {thing}.",
+        "[Draw|Paint|Sketch] this[:| for me:] {thing}.",
+        "[I would like|I would love] [a drawing|a painting|a sketch] of {thing}.",
+        "[Doodle|Scribble] [me |]{thing}[.|, please.]",
     ),
     Modality.VIDEO: (
         "[Show|Animate|Film] {thing}.",
@@ -96,6 +116,12 @@ MAKE_ONE: Mapping[Modality, Sequence[str]] = {
         "[Please|Pls] [animate|show me] {thing}.",
         "[Play|Start] a {noun} of {thing}.",
         "[I need you to animate|Please film for me|Go and film] {thing}.",
+        "{thing}, [as a video|as a clip|animated|as an animation].",
+        "[Video|Clip|Movie], please: {thing}.",
+        "[Make|Create] a [short|simple] [video|clip|movie] of {thing}.",
+        "[I would like|I would love] to [see|watch] {thing}.",
+        "[Show me|Let me see] [in a video|in a clip|as a film] {thing}.",
+        "[Bring to life|Put on screen|Set in motion] {thing}.",
     ),
     Modality.AUDIO: (
         "[Play|Play me] {thing}.",
@@ -103,13 +129,19 @@ MAKE_ONE: Mapping[Modality, Sequence[str]] = {
         "[Let me hear|I want to hear|I would like to hear] {thing}.",
         "[Please|Pls] play {thing}[.|for me.]",
         "[Play|Make] a {noun}: {thing}.",
-        "[What does|How does] {thing} sound[ like|]? [Play it.|Let me hear.|]",
+        "[What does|How does] {thing} sound[ like|]? [Play it.|Let me hear.|Let me hear it.]",
         "[Play|Perform|Sound] {thing}[, please.| please.|.]",
         "I want to listen to {thing}.",
         "[Make|Play|Generate] the sound of {thing}.",
         "A {noun} of {thing}[.|, please.]",
         "[Let us hear|Give us|Let us listen to] {thing}.",
         "[Perform for me|Play something:|Strike up] {thing}.",
+        "{thing}[ to listen to| to hear|, as a sound|, as audio].",
+        "[Sound|Note|Tone|Audio], please: {thing}.",
+        "[Let it sound|Let it ring|Sound this]: {thing}.",
+        "[Play|Sound|Give me] a [note|tone]: {thing}.",
+        "[Hit|Blow|Strike|Play] {thing} [for me|once|now].",
+        "[I am in the mood for|Treat my ears to|My ears want] {thing}.",
     ),
 }
 MADE = (
@@ -132,6 +164,11 @@ SOUND_OUT = (
     "[Make|Generate|Create|Add] [a sound|the sound|audio] [for|to] [it|this|this {noun}].",
     "[Play it|Sound please|Its sound, please|Audio please].",
     "[If this {noun} were a sound|If one could hear this], [how would it be?|what would it be?]",
+    "[Its sound|The sound of it|The sound]?",
+    "[Let it sound|Let it be heard|Let me hear its sound].",
+    "[Now as|As|Give it to me as] [a sound|audio|a note].",
+    "[Give|Add] [it|this|this {noun}] [a sound|its sound|a voice].",
+    "[I want|I would like|I need] [the sound|a sound|audio] [of|for] [it|this|this {noun}].",
 )
 SOUNDED_OUT = (
     "It is {caption}. It sounds like {sound}.",
@@ -152,6 +189,11 @@ RECOLOUR_AND_MOVE = (
     "A {colour} one, and a [video|clip|film] in which [it|that one] goes {where}.",
     "[Change|Switch] the colour to {colour} and make it [move|go] {where}.",
     "[Turn this|Turn the thing] {colour}, and [afterwards|next] [send it|let it travel] {where}.",
+    "{colour}, [and|then] moving {where}[.|, please.]",
+    "[Do|Make] [this|it] {colour}, [and|then] [show|give] me a [video|clip] of it going {where}.",
+    "[First|Now] {colour}, then [moving|sliding|going] {where}.",
+    "[I need|I would like] it {colour}, and [moving|going|on its way] {where}.",
+    "[Let it be|It should be] {colour} and [move|go|slide] {where}.",
 )
 # The text before the picture, and before the video.
 RECOLOURED_AND_MOVED = (
@@ -174,6 +216,33 @@ TWO = (
     "[Show me|Let me have] {first}[,| and] then {second}.",
     "[Make|Create] a {noun} and a {other}: {first}, and {second}.",
     "[Two things|Two requests], please: {first} [and|,] {second}.",
+    "{first}. {second}.",
+    "[I want|I need|Give me] two things: {first} and {second}.",
+    "[Make|Create|Show me] {first}, [along with|together with|and in addition] {second}.",
+    "{first}[, after that|, afterwards|, next|; and then] {second}.",
+    "[Both|Please make both|I want both]: {first}[,| and] {second}.",
+    "[In one go|At the same time|At once], {first} and {second}[.|, please.]",
+    "[Please|Pls] [make|give me] {first}[. And|, and] {second}[.| too.| as well.]",
+    "[Let us have|Let me get|Get me] {first} [and|,] {second}.",
+    "[Could you|Would you] [give me|make me] {first} [and|, then] {second}?",
+    "{noun} of {first} and {other} of {second}",
+    "[Start with|Begin with] {first}, [go on with|continue with|end with] {second}.",
+    "[A pair of things|A couple of things]: {first}, [and|plus] {second}.",
+)
+# Two of one modality.
+TWO_ALIKE = (
+    "Two {noun}s: {first} and {second}.",
+    "[Make|Create|Give me|I want] two {noun}s, {first} and {second}.",
+    "[First|Make] a {noun} of {first}, then [a {noun} of|one of] {second}[.|, please.]",
+    "A {noun} of {first} and [another|one more|a second one] of {second}.",
+    "[I would like|I need] two [different|separate|] {noun}s: {first}[,| and| then] {second}.",
+    "[A pair of|A couple of] {noun}s, [one|the first] of {first}, [one|the other] of {second}.",
+    "{noun} of {first} [+|and] {noun} of {second}",
+    "{noun} [one|1]: {first}. {noun} [two|2]: {second}.",
+    "[Can|Could] you [make|do|create] two {noun}s: {first} and {second}?",
+    "[Make|Create|Do] {first}. [Then|Next|And then] [make|do] {second}[ as another {noun}| in a second {noun}|].",
+    "{first}, then {second}[, two {noun}s|, as two {noun}s]",
+    "[In a|One] {noun} {first}, [in the next one|in the other one] {second}[.|, please.]",
 )
 EVERYTHING = (
     "[Make|Create|Generate] a picture, a video and a sound: {image}, {video} and {audio}.",
@@ -188,6 +257,17 @@ EVERYTHING = (
     "[Draw|Paint] {image}, [show|animate] {video}, [and play|play] {audio}.",
     "Picture: {image}. Video: {video}. Sound: {audio}.",
     "[Also I want|Let me see and hear] {image}, [plus|and] {video}, [plus|and] {audio}.",
+    "{image}, {video}, {audio}",
+    "[I want|I need|Give me] three things: {image}, {video} and {audio}.",
+    "[Make|Create] {image}. [Make|Create] {video}. [Make|Play] {audio}.",
+    "[Start with|Begin with] {image}, [go on with|continue with] {video} and [end with|finish with] {audio}.",
+    "{image} and {video} and {audio}",
+    "[A set of three|A trio]: {image}, {video}, {audio}.",
+    "[Please|Pls] [make|give me] {image}, [also|and] {video}, [also|and] {audio}.",
+    "[Could you|Would you] [give me|make me] {image}, {video}, and {audio}?",
+    "[Hi|Hello|Hey], [I would like|please make] {image}, {video} and {audio}.",
+    "One picture, one video, one sound: {image}; {video}; {audio}.",
+    "[Let us have|Let me get|Get me] {image}, [then|and] {video}, [then|and] {audio}.",
 )
 ONE_IN_ALL = (
     "[Make|Create|Give me] a picture of {image}, a video where it moves {where}, and its sound.",
@@ -198,6 +278,12 @@ ONE_IN_ALL = (
     "[Give me|I need] {image}, [moving|its move] {where} too, and with sound.",
     "[Can|Could] you draw {image}, [move|animate] it {where} and play [it|its sound]?",
     "{image}, [then|and] a video of it moving {where}, [then|and] its sound[.|, please.]",
+    "{image}[, also|; also| and] as a video going {where}, [and|then] what it sounds like.",
+    "[Make|Draw] {image}[, with|, and add] a [video|clip] in which it [goes|slides] {where}, [with|and add] sound.",
+    "[Make|Show me] {image}, [moving|going] {where} as well, [and its sound|and let it sound].",
+    "[Picture, video and sound|All three media] of {image}, [which goes|going] {where}.",
+    "[I want to see|Show me] {image}, [see|watch] it go {where}, and hear [it|its sound].",
+    "[Paint|Draw] {image}, then [animate it|make it slide] {where}, [then|and] add [sound|audio|its sound].",
 )
 EVERYTHING_MADE = (
     ("Here is {image}.", "Here is {video}.", "Here is {audio}."),
@@ -406,6 +492,13 @@ RECALL = (
     "Say again what the first {noun} was.",
     "[What did I send|What came|What was there] [first|before], in the {noun}?",
     "[And the|What was that] {noun} [from before|earlier|of before]?",
+    "What did the {noun} have [before|earlier]?",
+    "[Repeat|Recall|Tell me again] what was in the [first|earlier] {noun}.",
+    "[I showed you a {noun}|There was a {noun}] [before|earlier|at first]. What was it?",
+    "[What again|What exactly] was in [that|the] [first|earlier] {noun}?",
+    "What was the [first|earlier] {noun} [about|of]?",
+    "[Remind me|Remind me again]: what was in the {noun} [before|from before]?",
+    "The [first|earlier] {noun}[, please| again|: what was it?]",
 )
 RECALLED = ("It was {caption}.", "The {noun} was {caption}.", "The first {noun} was {caption}.")
 THINK_BACK = (
@@ -415,6 +508,12 @@ THINK_BACK = (
     "[In|About] the {noun} from before:",
     "[One more question about|Again] the [first|earlier] {noun}.",
     "[Let us return to|Once more] the {noun} from before.",
+    "[The|About the|Now the] [first|earlier] {noun} again.",
+    "[Now back|Go back|Return] to the [first|earlier] {noun}.",
+    "[Remember|Recall|Think back to] the [first|earlier] {noun}.",
+    "[As for|Concerning|Regarding] the {noun} [from before|before]:",
+    "Of the [first|earlier] {noun}, [please|tell me]:",
+    "[What about|And] that {noun} [at the start|in the beginning]:",
 )
 
 REPEAT = ("Say it again.", "Repeat this.", "Please repeat the words.", "Write the same once more.")

@@ -40,7 +40,7 @@ def write_runs(folder: Path, *, each: int = 4) -> list[Path]:
 def write_examples(run: Path, each: int) -> None:
     """Conversations of the world, rendered and blurred as a small decoder would, every third one wrong."""
     rows = []
-    for kind in (kind for kind in KINDS if kind not in ("question", "chat", "beyond")):
+    for kind in (kind for kind in KINDS if kind not in ("question", "chat", "beyond", "decline")):
         for index in range(each):
             talk = converse(kind, 5, index, held_out=True)
             rows.append(_example(run / "examples", talk, f"{kind}-{index}", wrong=index % 3 == 2))
