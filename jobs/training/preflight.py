@@ -103,9 +103,9 @@ def _encoders(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
         )
     for kind in kinds:
         manifest, known = sidecar_of(view, kind), known_ids(settings.model, kind)
-        if manifest.items and known and manifest.encoder_id.removesuffix("-bfloat16") not in known:
+        if manifest.items and known and manifest.made_by.removesuffix("-bfloat16") not in known:
             yield (
-                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's encoder is {known[0]}; run "
+                f"{view.name}: {kind} embeddings are by {manifest.made_by}, the preset's encoder is {known[0]}; run "
                 f"jobs/embed.py --preset {settings.model.preset} --modality {ENCODER}, or train a preset of the former"
             )
 
@@ -120,13 +120,14 @@ def _captions(settings: TrainSettings, view: PlannedView) -> Iterator[str]:
         if modality is None or not is_here(settings.model.outputs[modality].decoder):
             continue
         manifest, known = sidecar_of(view, kind), known_ids(settings.model, kind)
-        is_known = not known or _weights(manifest.encoder_id) in map(_weights, known)
+        is_known = not known or _weights(manifest.made_by) in map(_weights, known)
         if manifest.items and not is_known and f"{kind}-imported-" not in manifest.encoder_id:
-            flag = "--latents " * (kind in LATENTS)
+            flags = "--latents " * (kind in LATENTS) + f"--modality {modality}"
+            if manifest.captions != "original":
+                flags += f" --which-captions {manifest.captions}"
             yield (
-                f"{view.name}: {kind} embeddings are by {manifest.encoder_id}, the preset's decoder has {known[0]}; "
-                f"run jobs/embed.py --preset {settings.model.preset} {flag}--modality {modality}, or train a preset of "
-                "the former"
+                f"{view.name}: {kind} embeddings are by {manifest.made_by}, the preset's decoder has {known[0]}; "
+                f"run jobs/embed.py --preset {settings.model.preset} {flags}, or train a preset of the former"
             )
 
 

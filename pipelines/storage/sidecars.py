@@ -89,6 +89,11 @@ class SidecarManifest:
     failed: list[Failure] = field(default_factory=list)
     captions: CaptionChoice = "original"
 
+    @property
+    def made_by(self) -> str:
+        """The id of the encoder itself: of other captions than a dataset's own, `encoder_id` says which, too."""
+        return self.encoder_id if self.captions == "original" else self.encoder_id.removesuffix(f"-{self.captions}")
+
     def write(self, directory: Path) -> None:
         """Writes the manifest, the mark of a finished sidecar."""
         # So that manifests of a dataset's own captions are the bytes that they were.

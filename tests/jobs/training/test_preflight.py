@@ -20,6 +20,7 @@ from pipelines.embed.identities import learn
 from pipelines.handover.stage_samples import PlannedView
 from pipelines.storage.shards import Manifest
 from pipelines.storage.sidecars import SidecarManifest
+from pipelines.views import CaptionChoice
 
 MANIFEST = Manifest(
     dataset="talks",
@@ -124,8 +125,8 @@ def id_of(folder: Path, kind: str) -> str:
     return learn(EmbedTask(kind=kind, factory=factory, dtype="float32", memory=factory.memory)).id
 
 
-def embedded_by(folder: Path, kind: str, encoder_id: str) -> PlannedView:
-    """A dataset of one picture that was embedded by an encoder of this id."""
+def embedded_by(folder: Path, kind: str, encoder_id: str, captions: CaptionChoice = "original") -> PlannedView:
+    """A dataset of one picture that was embedded by an encoder of this id, which for other captions ends in these."""
     shape = {"image": [300, 32], "image_latents": [4, 16, 16]}[kind]
     SidecarManifest(
         kind=kind,
@@ -137,6 +138,7 @@ def embedded_by(folder: Path, kind: str, encoder_id: str) -> PlannedView:
         items=1,
         shards=[],
         of_shards=[],
+        captions=captions,
     ).write(folder)
     return PlannedView(name="talks", kind="generate", directory=folder, manifest=MANIFEST, sidecars={kind: folder})
 
@@ -156,8 +158,8 @@ def test_captions_and_latents_by_another_decoder_are_refused_and_a_moved_one_is_
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, file, {"format": "pt"})
     settings = load_settings(2, "tiny", of_sana(own))
 
-    def told(encoder_id: str) -> list[str]:
-        view = embedded_by(tmp_path / encoder_id, kind, encoder_id)
+    def told(encoder_id: str, captions: CaptionChoice = "original") -> list[str]:
+        view = embedded_by(tmp_path / encoder_id, kind, encoder_id, captions)
         without = "loss.denoising_weights: image, but no dataset has image media in its answers; leave it out"
         return [line for line in mistakes(settings, [view], tmp_path / "run", None) if line != without]
 
@@ -168,6 +170,12 @@ def test_captions_and_latents_by_another_decoder_are_refused_and_a_moved_one_is_
     assert told(strange) == [
         f"talks: {kind} embeddings are by {strange}, the preset's decoder has {known}; run jobs/embed.py --preset tiny "
         f"{flag}, or train a preset of the former"
+    ]
+    # As a training on new captions was once refused: its sidecar's id says which captions these are.
+    assert told(f"{known}-new", "new") == told(f"{known}-bfloat16-both", "both") == []
+    assert told(f"{strange}-new", "new") == [
+        f"talks: {kind} embeddings are by {strange}, the preset's decoder has {known}; run jobs/embed.py --preset tiny "
+        f"{flag} --which-captions new, or train a preset of the former"
     ]
 
 
