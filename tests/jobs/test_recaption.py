@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_cases import pair, talk, write_dataset
 
-from jobs import recaption
+from jobs import embed, recaption, train_stage
 from pipelines.curate.columns import find_columns
 from pipelines.sample import Media, Modality
 from tests.conftest import Here
@@ -79,6 +79,20 @@ def test_every_sample_is_captioned_rejected_or_no_pair_and_a_rerun_does_what_is_
     assert gone.returncode == 1
     assert "http://127.0.0.1:9/v1: cannot be reached: " in gone.stderr
     assert "Traceback" not in gone.stderr
+
+
+@pytest.mark.ray
+def test_new_captions_are_embedded_and_trained_on(here: Here, tmp_path: Path, server: str) -> None:
+    shards, run = str(tmp_path / "shards"), str(tmp_path / "run")
+    pictures = [pair(f"k{n}", shade=40 * n) for n in range(4)]
+    folder = tmp_path / "shards" / "pictures"
+    replace(write_dataset(folder, pictures, 2, {"pictures": "generate"}), stages={"pictures": 2}).write(folder)
+    assert here(recaption.main, "--shards", shards, "--api", server, "--model", "tiny").returncode == 0
+    assert here(embed.main, "--shards", shards, "--preset", "tiny", "--which-captions", "new").returncode == 0
+    command = ("--stage", "2", "--shards", shards, "--out", run, "--preset", "tiny", "captions=new")
+    trained = here(train_stage.main, *command, "max_steps=1", "batch_size=2", "micro_batch_size=2", "workers=1")
+    assert trained.returncode == 0, trained.stderr
+    assert "checkpoint-000001" in trained.stdout
 
 
 @pytest.mark.parametrize(
