@@ -44,7 +44,13 @@ def test_the_manifest_of_the_small_llms_model_has_its_hashes_and_the_foundations
 
 
 # Several media in one request, worded as people do, are right more often than not in no seed so far.
-SELDOM = {"case_everything": 0.15, "case_everything_new": 0.15, "case_two_new": 0.3}
+SELDOM = {
+    "case_everything": 0.15,
+    "case_everything_new": 0.15,
+    "case_two_new": 0.3,
+    "case_alike": 0.1,
+    "case_alike_new": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
