@@ -345,10 +345,7 @@ def _beyond(talk: _Talk) -> None:
 
 def _decline(talk: _Talk) -> None:
     """The user asks for a medium of what the world does not have."""
-    _make_beyond(talk, talk.pick(tuple(Modality)))
-
-
-def _make_beyond(talk: _Talk, modality: Modality) -> None:
+    modality = talk.pick(tuple(Modality))
     nouns = {"noun": talk.voice.noun(modality), "sense": wording.SENSES[modality]}
     frames = talk.pick((wording.MAKE, wording.MAKE_ONE[modality]))
     answers: Sequence[str] = small_talk.BEYOND[modality]
@@ -367,9 +364,8 @@ def _make_beyond(talk: _Talk, modality: Modality) -> None:
         thing = talk.voice.detailed(thing, draw(int(talk.rng.integers(2**32)), 0)[modality])
     talk.user(talk.voice.frame(frames), fields={**nouns, "thing": thing})
     # Of a video, too, it is right that only some shapes can be drawn, and of a picture that only these can move.
-    shapes = modality is not Modality.AUDIO
-    others = [*small_talk.BEYOND[Modality.IMAGE], *small_talk.BEYOND[Modality.VIDEO]] if shapes else []
-    talk.reply(answers, (*small_talk.BEYOND[modality], *others, *small_talk.BEYOND_WORDS))
+    alike = (modality,) if modality is Modality.AUDIO else (Modality.IMAGE, Modality.VIDEO)
+    talk.reply(answers, (*(text for each in alike for text in small_talk.BEYOND[each]), *small_talk.BEYOND_WORDS))
 
 
 def _remember(talk: _Talk) -> None:

@@ -56,12 +56,11 @@ def run(options: CurationOptions) -> Iterator[str]:
     spoiled = {modality: _spoil(out / "clean", out / "spoiled", modality) for modality in Modality}
     pairs = [layout.dataset for layout in PAIRS.values()]
     shards = {name: _prepared(out / name, out / f"{name}-shards", pairs) for name in ("clean", "spoiled")}
-    instructions = _prepared(out / "clean", out / "instructions-shards", list(INSTRUCTION_SETS))
     _job("curate", "--shards", shards["spoiled"])
     yield from table_head(["detector", *(f"{modality}s: precision / recall" for modality in Modality)])
     yield from _detected(Path(shards["spoiled"]), spoiled)
     arms = [
-        _Arm(name, shards[source], instructions, where)
+        _Arm(name, shards[source], where)
         for name, source, where in (("spoiled", "spoiled", ""), ("curated", "spoiled", WHERE), ("clean", "clean", ""))
     ]
     yield ""
@@ -73,28 +72,27 @@ def run(options: CurationOptions) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """A training: its name, the folders with shards of pairs and of instructions, and what selects pairs."""
+    """A training: its name, the folder with shards of its pairs, and what selects these."""
 
     name: str
     pairs: str
-    instructions: str
     where: str
 
 
 def _first_stage(arms: Sequence[_Arm], out: Path, options: CurationOptions) -> Iterator[str]:
     yield from table_head(["stage 1 on", "pairs", *(ROWS[row].title for row in _EXAM)], numbers=True)
     for arm in arms:
-        run = _trained(arm, out, 1, options.steps)
+        run = _trained(arm, out, 1, arm.pairs, options.steps)
         scores = _scores(run, "--n", str(options.n), "--rows", *_EXAM)
         yield table_row([arm.name, f"{_pairs_of(arm, run):,}", *(_percent(scores[row]) for row in _EXAM)])
 
 
 def _later_stages(arms: Sequence[_Arm], out: Path, options: CurationOptions) -> Iterator[str]:
     """A row of the exam a line, for it has many."""
-    found = []
+    instructions, found = _prepared(out / "clean", out / "instructions-shards", list(INSTRUCTION_SETS)), []
     for arm in arms:
-        for stage in (2, 3):
-            run = _trained(arm, out, stage, options.later_steps)
+        _trained(arm, out, 2, arm.pairs, options.later_steps)
+        run = _trained(arm, out, 3, instructions, options.later_steps)
         found.append(_scores(run, "--n", str(options.n)))
     yield from table_head(["after stage 3", *(arm.name for arm in arms)], numbers=True)
     for name in found[0]:
@@ -159,11 +157,10 @@ def _job(name: str, *arguments: str) -> None:
         importlib.import_module(f"jobs.{name}").main(list(arguments))
 
 
-def _trained(arm: _Arm, out: Path, stage: int, steps: int) -> Path:
+def _trained(arm: _Arm, out: Path, stage: int, shards: str, steps: int) -> Path:
     """Trains a stage of an arm, from the stage before it on."""
     run, before = out / f"stage-{stage}-{arm.name}", out / f"stage-{stage - 1}-{arm.name}"
-    shards = arm.instructions if stage == 3 else arm.pairs
-    chosen = [f"max_steps={steps}", *([f"where={arm.where}"] if arm.where and stage < 3 else [])]
+    chosen = [f"max_steps={steps}", *([f"where={arm.where}"] if arm.where and shards == arm.pairs else [])]
     init = ["--init", str(before)] if stage > 1 else []
     _job("train_stage", "--stage", str(stage), "--shards", shards, "--out", str(run), *init, *chosen)
     return run

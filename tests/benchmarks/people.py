@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,16 @@ _MARKS = {Modality.AUDIO: {"pitch", "timbre"}, Modality.VIDEO: {"direction"}, Mo
 def run(scale: float, checkpoint: str) -> list[Row]:
     """Conversations answered right (`ours`) of those asked (`peer`), by kind and in all; the note names the others."""
     responder = Responder.from_pretrained(checkpoint)
-    rows, every = list[Row](), yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8"))
-    strangers = yaml.safe_load(STRANGERS.read_text(encoding="utf-8"))
-    for kind, conversations in every.items():
-        chosen = conversations[: max(1, round(len(conversations) * scale))]
-        wrong = [said for conversation in chosen for said in _wrong(responder, conversation)]
-        rows.append(_row(kind, len(chosen) - len(wrong), len(chosen), "; ".join(wrong)))
+    ours, strangers = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONVERSATIONS, STRANGERS))
+    rows = [_asked(responder, kind, conversations, scale) for kind, conversations in ours.items()]
     rows.append(_row("all", sum(int(row.ours) for row in rows), sum(int(row.peer) for row in rows), ""))
-    others = [conversation for conversations in strangers.values() for conversation in conversations]
-    chosen = others[: max(1, round(len(others) * scale))]
+    return [*rows, _asked(responder, "worded by a stranger", [*chain.from_iterable(strangers.values())], scale)]
+
+
+def _asked(responder: Responder, name: str, conversations: Sequence[Sequence[Exchange]], scale: float) -> Row:
+    chosen = conversations[: max(1, round(len(conversations) * scale))]
     wrong = [said for conversation in chosen for said in _wrong(responder, conversation)]
-    return [*rows, _row("worded by a stranger", len(chosen) - len(wrong), len(chosen), "; ".join(wrong))]
+    return _row(name, len(chosen) - len(wrong), len(chosen), "; ".join(wrong))
 
 
 def _row(name: str, right: int, asked: int, note: str) -> Row:

@@ -141,8 +141,8 @@ COMMANDS: Mapping[str, tuple[_Kind, str, str]] = {
     ),
     "curation": (
         CurationOptions,
-        "what curation is worth: stage 1 on spoiled, curated and clean pairs",
-        "Train stage 1 on a small world spoiled on purpose, on what curation leaves of it, and clean; Markdown tables.",
+        "what curation is worth: training on spoiled, curated and clean pairs",
+        "Train on a small world spoiled on purpose, on what curation leaves of it, and clean; Markdown tables.",
     ),
     "real": (RealOptions, real.DESCRIPTION, f"Run {real.DESCRIPTION}."),
 }
