@@ -31,7 +31,10 @@ from pipelines.world.scenes import ATTRIBUTES, Subject, draw, modality_of
 SEED_HELD_OUT = SEED + 1
 CORPUS_SIZE = 2000  # captions that a tokenizer is trained on
 # Copying from distant turns is learned last, so it is repeated.
-_REPEATED_KINDS = (*("everything", "change", "remember", "question") * 2, "remember", "remember", "two", "beyond")
+_REPEATED_KINDS = (
+    *("everything", "change", "remember", "question") * 2,
+    *("remember", "remember", "two", "alike", "alter", "beyond", "decline"),
+)
 
 
 def _corpus(*modalities: Modality) -> list[str]:
@@ -205,9 +208,9 @@ def llm(out: Path, scale: float) -> None:
     said = [*dialogues(12_000), *captioned(4_000), *planned(8_000)]
     corpus = [part for turns in said[::4] for turn in turns for part in turn.parts if isinstance(part, str)]
     model, tokenizer = blank.llama(corpus)
-    texts = [*dialogues(64_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(12_000)]
+    texts = [*dialogues(96_000, (*KINDS, *_REPEATED_KINDS)), *captioned(16_000), *planned(12_000)]
     state = out / "state" / "llm.pt"
-    train_llm(model, tokenizer, texts, steps=_steps(5500, scale), batch_size=32, state=state)
+    train_llm(model, tokenizer, texts, steps=_steps(10_000, scale), batch_size=32, state=state)
     model.to(torch.float16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
 

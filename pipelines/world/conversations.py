@@ -103,6 +103,10 @@ class _Talk:
     def pick(self, values: Sequence[T]) -> T:
         return values[int(self.rng.integers(len(values)))]
 
+    def frame(self, *sets: str) -> str:
+        """A frame of one of these sets."""
+        return self.voice.frame(wording.FRAMES[self.pick(sets)])
+
     def about(self, subject: S) -> S:
         """Records that a subject was mentioned."""
         self.subjects.append(subject)
@@ -137,14 +141,19 @@ class _Talk:
         *,
         shows: bool = False,
         given: str = "",
+        is_request: bool = False,
     ) -> None:
-        """The user says what a frame says of a subject, perhaps `shows` it, and adds a text as it is."""
+        """The user says what a frame says of a subject, perhaps `shows` it, and adds a text as it is.
+
+        Round a request there may be what people say before and after one.
+        """
         known: dict[str, str] = {}
         if subject is not None:
             modality = modality_of(subject)
             noun = self.voice.noun(modality)
             known = {**self.voice.values(subject), "noun": noun, "sense": wording.SENSES[modality]}
-        said = self.voice.typed(self.voice.said(frame, {**known, **fields}))
+        said = self.voice.said(frame, {**known, **fields})
+        said = self.voice.typed(self.voice.framed(said) if is_request else said)
         parts: list[Part] = [f"{said}\n{given}" if given else said]
         if shows and subject is not None:
             name = str(len(self.media))
@@ -163,35 +172,44 @@ class _Talk:
 
     def describe(self, subject: Subject) -> None:
         """The user shows a subject, the assistant describes it."""
-        self.user(self.voice.frame(wording.DESCRIBE), subject, shows=True)
+        modality = modality_of(subject)
+        self.user(self.frame("describe", f"describe_{modality}"), subject, shows=True)
         self.assistant(_named(subject), _fill(self.pick(wording.DESCRIBED), subject))
 
     def make(self, subject: Subject) -> None:
         """The user asks for a subject, the assistant makes it."""
-        frames = self.pick((wording.MAKE, wording.MAKE_ONE[modality_of(subject)]))
-        frame = self.voice.frame(frames)
-        self.user(frame, subject, {"thing": self.voice.phrase(subject, is_named="{noun}" in frame)})
+        frame = self.frame("make", f"make_{modality_of(subject)}")
+        fields = {"thing": self.voice.phrase(subject, is_named="{noun}" in frame)}
+        self.user(frame, subject, fields, is_request=True)
         self.assistant(_named(subject), _fill(self.pick(wording.MADE), subject), subject)
 
-    def ask(self, subject: Subject, attribute: str, *, before: str = "", given: str = "") -> None:
+    def ask(self, subject: Subject, attribute: str, *, before: str = "", given: str = "", shows: bool = False) -> None:
         """The user asks for one attribute of a subject, the assistant names it."""
-        self.user(f"{before} {self.voice.frame(wording.ASK[attribute])}", subject, given=given)
+        self.user(f"{before} {self.frame(f'ask_{attribute}')}", subject, given=given, shows=shows)
         self.assistant({attribute: attributes(subject)[attribute]}, _fill(wording.ASKED[attribute], subject))
 
-    def ask_whether(self, subject: Subject, attribute: str) -> None:
-        """The user asks whether an attribute has a value, the assistant agrees or names the right one."""
+    def ask_whether(self, subject: Subject, attribute: str, *, shows: bool = False) -> None:
+        """The user asks whether an attribute has a value, the assistant agrees or names the right one.
+
+        Where the user names two values, one is right, and the assistant names it.
+        """
         right = attributes(subject)[attribute]
-        said = right if self.voice.happens(0.5) else self.pick(ATTRIBUTES[modality_of(subject)][attribute])
-        frame = self.pick(wording.ASK_WHETHER[attribute])
-        self.user(frame, subject, {"value": self.voice.value(attribute, said)})
+        wrong = self.pick([value for value in ATTRIBUTES[modality_of(subject)][attribute] if value != right])
+        said, other = (right, wrong) if self.voice.happens(0.5) else (wrong, right)
+        frame = self.frame(f"ask_whether_{attribute}")
+        fields = {name: self.voice.value(attribute, value) for name, value in (("value", said), ("other", other))}
+        self.user(frame, subject, fields, shows=shows)
         answer = _fill(wording.ASKED[attribute], subject)
+        if "{other}" in frame:
+            self.assistant({attribute: right}, answer)
+            return
         verdict = "Yes, it" if said == right else "No, it"
         self.assistant({attribute: right}, verdict + answer.removeprefix("It"))
 
     def chat(self) -> None:
-        said, answered = self.pick(small_talk.CHAT)
-        self.user(self.voice.frame(said))
-        self.reply(answered)
+        said = self.pick(tuple(small_talk.CHAT))
+        self.user(self.frame(said))
+        self.reply(small_talk.CHAT[said])
 
     def reply(self, texts: Sequence[str], others: Sequence[str] = ()) -> None:
         """The assistant says one of these texts; others would do as well."""
@@ -232,6 +250,19 @@ def _describe(modality: Modality) -> Callable[[_Talk], None]:
     return script
 
 
+def _ask(modality: Modality) -> Callable[[_Talk], None]:
+    """The user shows a medium, and asks for one attribute of it after the other, or whether it has this value."""
+
+    def script(talk: _Talk) -> None:
+        subject = talk.draw(modality)
+        asked = map(str, talk.rng.permutation(list(ATTRIBUTES[modality]))[: talk.rng.integers(1, 3)])
+        for number, attribute in enumerate(asked):
+            ask = talk.ask_whether if talk.voice.happens(0.3) else talk.ask
+            ask(subject, attribute, shows=number == 0)
+
+    return script
+
+
 def _make(modality: Modality) -> Callable[[_Talk], None]:
     return lambda talk: talk.make(talk.draw_brief(modality))
 
@@ -241,7 +272,7 @@ def _sound_out(modality: Modality) -> Callable[[_Talk], None]:
         subject = talk.draw(modality)
         assert not isinstance(subject, Sound)
         sound = talk.about(sound_of(subject.colour, subject.shape))
-        talk.user(talk.voice.frame(wording.SOUND_OUT), subject, shows=True)
+        talk.user(talk.frame("sound_out"), subject, shows=True)
         text = _fill(talk.pick(wording.SOUNDED_OUT), subject, sound=words(sound))
         talk.assistant(_named(subject, sound), text, sound)
 
@@ -253,8 +284,19 @@ def _image_to_video(talk: _Talk) -> None:
     scene = talk.about(replace(shown, colour=talk.pick([colour for colour in COLOURS if colour != shown.colour])))
     motion = talk.motion(scene)
     fields = {"colour": talk.voice.value("colour", scene.colour), "where": talk.voice.values(motion)["where"]}
-    talk.user(talk.voice.frame(wording.RECOLOUR_AND_MOVE), shown, fields, shows=True)
+    talk.user(talk.frame("recolour_and_move"), shown, fields, shows=True)
     _present(talk, talk.pick(wording.RECOLOURED_AND_MOVED), scene, motion)
+
+
+def _animate(talk: _Talk) -> None:
+    """The user shows a picture or asks for one, and wants its shape to move."""
+    scene = talk.scene()
+    motion = talk.motion(scene)
+    is_made = talk.voice.happens(0.5)
+    if is_made:
+        talk.make(scene)
+    talk.user(talk.frame("animate"), scene, {"where": talk.voice.values(motion)["where"]}, shows=not is_made)
+    talk.assistant(_named(motion), _fill(talk.pick(wording.MADE), motion), motion)
 
 
 def _everything(talk: _Talk) -> None:
@@ -264,11 +306,12 @@ def _everything(talk: _Talk) -> None:
     if talk.rng.integers(2):
         motion, sound = talk.motion(scene), talk.about(sound_of(scene.colour, scene.shape))
         where_to = talk.voice.values(motion)["where"]
-        talk.user(talk.voice.frame(wording.ONE_IN_ALL), fields={"image": talk.voice.phrase(scene), "where": where_to})
+        fields = {"image": talk.voice.phrase(scene), "where": where_to}
+        talk.user(talk.frame("one_in_all"), fields=fields, is_request=True)
     else:
         motion, sound = talk.draw(Modality.VIDEO), talk.draw(Modality.AUDIO)
         phrases = {modality_of(subject).value: talk.voice.phrase(subject) for subject in (scene, motion, sound)}
-        talk.user(talk.voice.frame(wording.EVERYTHING), fields=phrases)
+        talk.user(talk.frame("everything"), fields=phrases, is_request=True)
     _present(talk, talk.pick(wording.EVERYTHING_MADE), scene, motion, sound)
 
 
@@ -279,18 +322,18 @@ def _two(talk: _Talk) -> None:
         modalities.reverse()
     nouns = {"noun": talk.voice.noun(modalities[0]), "other": talk.voice.noun(modalities[1])}
     first, second = (talk.draw(modality) for modality in modalities)
-    _both(talk, wording.TWO, first, second, nouns)
+    _both(talk, "two", first, second, nouns)
 
 
 def _alike(talk: _Talk) -> None:
     """Two media of one modality."""
     first, second = talk.draw(talk.modality), talk.draw(talk.modality)
-    _both(talk, wording.TWO_ALIKE, first, second, {"noun": talk.voice.noun(talk.modality)})
+    _both(talk, "two_alike", first, second, {"noun": talk.voice.noun(talk.modality)})
 
 
-def _both(talk: _Talk, frames: Sequence[str], first: Subject, second: Subject, nouns: Mapping[str, str]) -> None:
+def _both(talk: _Talk, frames: str, first: Subject, second: Subject, nouns: Mapping[str, str]) -> None:
     phrases = {"first": _wanted(talk, first), "second": _wanted(talk, second)}
-    talk.user(talk.voice.frame(frames), fields={**nouns, **phrases})
+    talk.user(talk.frame(frames), fields={**nouns, **phrases}, is_request=True)
     texts = talk.pick(wording.TWO_MADE)
     captions = {"first": words(first), "second": words(second)}
     talk.assistant(_named(first, second), texts[0].format(**captions), first, texts[1].format(**captions), second)
@@ -319,10 +362,12 @@ def _change(talk: _Talk) -> None:
 
 
 def _alter(talk: _Talk) -> None:
-    """The user shows a medium, and wants it in another way."""
+    """The user shows a medium, perhaps asks what it is, and wants it in another way."""
     subject = talk.draw(talk.modality)
-    attribute = talk.pick(wording.CHANGES[talk.modality])
-    _changed(talk, subject, attribute, shows=True)
+    is_asked = talk.voice.happens(0.25)
+    if is_asked:
+        talk.ask(subject, talk.pick(tuple(attributes(subject))), shows=True)
+    _changed(talk, subject, talk.pick(wording.CHANGES[talk.modality]), shows=not is_asked)
 
 
 def _changed(talk: _Talk, subject: Subject, attribute: str, *, shows: bool) -> Subject:
@@ -331,38 +376,43 @@ def _changed(talk: _Talk, subject: Subject, attribute: str, *, shows: bool) -> S
     new = talk.pick([value for value in ATTRIBUTES[talk.modality][attribute] if value != old])
     changed = talk.about(cast(Subject, replace(cast(Any, subject), **{attribute: new})))
     value = talk.voice.value(attribute, new)
-    fields = {attribute: value, "where": value, "sizer": wording.SIZERS.get(new, "")}
-    talk.user(talk.voice.frame(wording.CHANGE[attribute]), subject, fields, shows=shows)
+    resizing = {"sizer": wording.SIZERS.get(new, ""), "resize": wording.RESIZES.get(new, "")}
+    fields = {attribute: value, "where": value, **resizing}
+    talk.user(talk.frame(f"change_{attribute}"), subject, fields, shows=shows)
     talk.assistant(_named(changed), _fill(talk.pick(wording.MADE), changed), changed)
     return changed
 
 
 def _beyond(talk: _Talk) -> None:
     """The user asks what the world does not know."""
-    talk.user(talk.voice.frame(small_talk.QUESTIONS))
-    talk.reply(small_talk.BEYOND_WORDS)
+    if talk.voice.happens(0.2):
+        talk.user(talk.frame("beyond_now"))
+        talk.reply(small_talk.NOW_WORDS)
+    else:
+        talk.user(talk.frame("beyond"))
+        talk.reply(small_talk.BEYOND_WORDS)
 
 
 def _decline(talk: _Talk) -> None:
     """The user asks for a medium of what the world does not have."""
     modality = talk.pick(tuple(Modality))
     nouns = {"noun": talk.voice.noun(modality), "sense": wording.SENSES[modality]}
-    frames = talk.pick((wording.MAKE, wording.MAKE_ONE[modality]))
     answers: Sequence[str] = small_talk.BEYOND[modality]
     if modality is Modality.AUDIO:
-        thing = talk.voice.frame(small_talk.TUNES)
-    elif talk.voice.happens(0.2):
+        thing = talk.frame("tunes")
+    elif talk.voice.happens(0.3):
         shape = talk.voice.value("shape", talk.pick(SHAPES))
-        thing, answers = with_article(f"{talk.pick(small_talk.COLOURS)} {shape}"), small_talk.BEYOND_COLOURS
+        thing, answers = with_article(f"{talk.frame('beyond_colours')} {shape}"), small_talk.BEYOND_COLOURS
     else:
-        thing = talk.voice.frame(small_talk.THINGS)
+        thing = talk.frame("things")
         if talk.voice.happens(0.3):
             article, _, noun = thing.rpartition(" ")
             thing = f"{article or 'a'} {talk.voice.value('colour', talk.pick(tuple(COLOURS)))} {noun}"
     # As much is told of these as of what can be made, so that this alone decides nothing.
     if talk.voice.happens(0.5):
         thing = talk.voice.detailed(thing, draw(int(talk.rng.integers(2**32)), 0)[modality])
-    talk.user(talk.voice.frame(frames), fields={**nouns, "thing": thing})
+    frame = talk.frame("make", f"make_{modality}")
+    talk.user(frame, fields={**nouns, "thing": thing}, is_request=True)
     # Of a video, too, it is right that only some shapes can be drawn, and of a picture that only these can move.
     alike = (modality,) if modality is Modality.AUDIO else (Modality.IMAGE, Modality.VIDEO)
     talk.reply(answers, (*(text for each in alike for text in small_talk.BEYOND[each]), *small_talk.BEYOND_WORDS))
@@ -377,10 +427,10 @@ def _remember(talk: _Talk) -> None:
     else:
         talk.pick((_Talk.chat, _beyond, _decline))(talk)
     if talk.rng.integers(2):
-        talk.user(talk.voice.frame(wording.RECALL), subject, {"noun": NOUNS[talk.modality]})
+        talk.user(talk.frame("recall"), subject, {"noun": NOUNS[talk.modality]})
         talk.assistant(_named(subject), _fill(talk.pick(wording.RECALLED), subject))
     else:
-        back = talk.voice.frame(wording.THINK_BACK).replace("{noun}", NOUNS[talk.modality])
+        back = talk.frame("think_back").replace("{noun}", NOUNS[talk.modality])
         talk.ask(subject, talk.pick(tuple(attributes(subject))), before=back)
 
 
@@ -389,7 +439,7 @@ def _question(talk: _Talk) -> None:
         colour, shape = talk.pick(tuple(COLOURS)), talk.pick(SHAPES)
         sound = talk.about(sound_of(colour, shape))
         named = {"thing": with_article(f"{talk.voice.value('colour', colour)} {talk.voice.value('shape', shape)}")}
-        talk.user(talk.voice.frame(wording.RULE), fields=named)
+        talk.user(talk.frame("rule"), fields=named)
         talk.assistant(_named(sound), talk.pick(wording.RULED).format(sound=words(sound)))
         return
     subject = talk.draw(talk.pick(tuple(Modality)))
@@ -422,5 +472,7 @@ _SCRIPTS: Mapping[str, Callable[[_Talk], None]] = {
     "beyond": _beyond,
     "decline": _decline,
     "alike": _alike,
+    **{f"ask_{modality}": _ask(modality) for modality in Modality},
+    "animate": _animate,
 }
 KINDS: tuple[str, ...] = tuple(_SCRIPTS)

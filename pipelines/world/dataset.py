@@ -22,7 +22,7 @@ from pipelines.world.small_talk import BEYOND_WORDS
 
 _MARKER = "world.json"
 _OF_WORDS = "alpaca_instruction"
-_SCHEMA = 9  # Raise it with any change to the bytes written.
+_SCHEMA = 10  # Raise it with any change to the bytes written.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,10 @@ def _rows() -> Iterator[ExamRow]:
         yield ExamRow(name=f"case_{kind}", title=title, kinds=(kind,), grading="whole", target=0.85)
     yield ExamRow(name="case_two", title="two media at once", kinds=("two",), grading="whole", target=0.85)
     yield ExamRow(name="case_alike", title="two of one modality", kinds=("alike",), grading="whole", target=0.85)
-    yield ExamRow(name="case_alter", title="T+X to T+X, changed", kinds=("alter",), grading="whole", target=0.85)
+    asked = tuple(f"ask_{modality}" for modality in Modality)
+    yield ExamRow(name="turns_ask", title="one attribute asked for", kinds=asked, grading="whole", target=0.85)
+    yield ExamRow(name="turns_animate", title="T+I to T+V", kinds=("animate",), grading="whole", target=0.85)
+    yield ExamRow(name="turns_alter", title="T+X to T+X, changed", kinds=("alter",), grading="whole", target=0.85)
     talk = ("chat", "decline")
     yield ExamRow(name="talk", title="talk, and what lies beyond", kinds=talk, grading="whole", target=0.85)
     # A model with a language of its own answers these; none makes a medium.

@@ -27,12 +27,16 @@ _MOSIT_KINDS = (
     "alter",
     "remember",
     "alike",
-    "describe_audio",
+    "ask_audio",
+    "animate",
     "remember",
     "two",
     "everything",
     "describe_audio",
     "alter",
+    "alike",
+    "ask_audio",
+    "animate",
 )
 _WORDS_KINDS = ("question", "chat", "decline", "question", "beyond", "decline")
 
@@ -156,11 +160,13 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T+X-T_data/plans/plans.json", draw=converse_in_plans, row=_alpaca_row, share=2
     ),
     "llava_instruction": InstructionSet(
-        path="T+X-T_data/llava/llava.json", draw=partial(converse_by_turns, ("describe_image",)), row=_llava_row
+        path="T+X-T_data/llava/llava.json",
+        draw=partial(converse_by_turns, ("describe_image", "ask_image")),
+        row=_llava_row,
     ),
     "videochat_instruction": InstructionSet(
         path="T+X-T_data/videochat/videochat.json",
-        draw=partial(converse_by_turns, ("describe_video",)),
+        draw=partial(converse_by_turns, ("describe_video", "ask_video")),
         row=_videochat_row,
     ),
     "image_instruction": InstructionSet(
@@ -173,6 +179,6 @@ INSTRUCTION_SETS: Mapping[str, InstructionSet] = {
         path="T-T+X_data/audio_t2x.json", draw=_made(Modality.AUDIO), row=_older_t2x_row
     ),
     "mosit_instruction": InstructionSet(
-        path="MosIT_data/mosit.json", draw=partial(converse_by_turns, _MOSIT_KINDS), row=_mosit_row, share=5
+        path="MosIT_data/mosit.json", draw=partial(converse_by_turns, _MOSIT_KINDS), row=_mosit_row, share=6
     ),
 }

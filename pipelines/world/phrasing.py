@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.sample import Modality
 from pipelines.world.captions import with_article
 from pipelines.world.scenes import Motion, Scene, Sound, Subject, attributes
+from pipelines.world.wording import FRAMES
 
 T = TypeVar("T")
 _NEW_EVERY = 6
@@ -57,6 +58,7 @@ _NOTES = {"do": "C", "re": "D", "mi": "E", "fa": "F", "sol": "G", "la": "A", "ti
 _OCTAVES = {"low": "[low|low|low|deep]", "high": "[high|high|high|high-pitched]"}
 # What is meant where people do not say it.
 _DEFAULTS: Mapping[str, str] = {
+    "shape": "circle",
     "size": "big",
     "place": "centre",
     "colour": "blue",
@@ -64,7 +66,18 @@ _DEFAULTS: Mapping[str, str] = {
     "pitch": "low do",
     "timbre": "flute",
 }
-_LEFT_OUT = {"size": 0.35, "place": 0.3, "colour": 0.15, "direction": 0.15, "pitch": 0.15, "timbre": 0.2}
+_LEFT_OUT = {"shape": 0.05, "size": 0.35, "place": 0.3, "colour": 0.15, "direction": 0.15, "pitch": 0.15, "timbre": 0.2}
+# How people say that any value will do.
+_ANY: Mapping[str, str] = {
+    "shape": "[any shape|whatever shape|no matter which shape|the shape does not matter]",
+    "colour": "[any colour|in any colour|whatever colour|no matter which colour|the colour does not matter]",
+    "size": "[any size|of any size|whatever size|the size does not matter]",
+    "place": "[anywhere|no matter where|wherever you like|the place does not matter]",
+    "direction": "[any direction|in any direction|no matter where to|whichever way]",
+    "pitch": "[any note|whatever note|no matter which note|the note does not matter]",
+    "timbre": "[any instrument|on any instrument|whatever instrument|the instrument does not matter]",
+}
+_SHAPELESS = "[shape|thing|object|figure|form]"
 # What people say last: many name a colour and a shape, or a note, and no more.
 _INCIDENTAL = ("size", "place", "direction", "timbre")
 _MOTIONS = "[that moves|moving|that goes|going|sliding|on its way|heading|that slides|travelling|flying]"
@@ -158,17 +171,23 @@ class Voice:
         words = self.values(subject)
         is_bare = self.happens(0.4)
         for name, value in attributes(subject).items():
-            if value == _DEFAULTS.get(name) and _is_plain(subject) and (self.happens(0.5) or is_bare):
+            # A shape is what people leave out last.
+            is_unsaid = self.happens(0.15) if name == "shape" else self.happens(0.5) or is_bare
+            if value == _DEFAULTS.get(name) and _is_plain(subject) and is_unsaid:
                 words[name] = ""
                 if name in ("place", "direction"):
                     words["where"] = ""
+        unsaid = [_ANY[name] for name in attributes(subject) if not words[name]]
+        any_of = f", {self._chosen(self.pick(unsaid))}" if unsaid and self.happens(0.1) else ""
+        if "shape" in words:
+            words["shape"] = words["shape"] or self._chosen(_SHAPELESS)
         match subject:
             case Scene():
-                return self._scene(subject, words)
+                return self._scene(subject, words) + any_of
             case Motion():
-                return self._motion(subject, words, is_named)
+                return self._motion(subject, words, is_named) + any_of
             case Sound():
-                return self._sound(subject, words)
+                return self._sound(subject, words) + any_of
 
     def detailed(self, thing: str, like: Subject) -> str:
         """A thing of which is told what is otherwise told of subjects: its size and its place, or where it goes."""
@@ -215,6 +234,17 @@ class Voice:
             return f"{timbre} {self._chosen('[playing|with|on]')} {found}"
         return f"{found} {self._chosen('[on|on|on|played on|from]')} the {timbre}"
 
+    def framed(self, text: str) -> str:
+        """A request, perhaps with what people say before it or after it."""
+        if self.happens(0.2):
+            text = f"{self.said(self.frame(FRAMES['opener']), {})} {text}"
+        if self.happens(0.2):
+            closer = self.said(self.frame(FRAMES["closer"]), {})
+            # Only a sentence can follow a whole sentence.
+            text = text if closer[0].isupper() else text.rstrip(" .!?")
+            text += closer if closer[0] in ",.;:!?" else f" {closer}"
+        return text
+
     def typed(self, text: str) -> str:
         """A text as people type it: often in lower case, without its last stop, in American spelling, with a slip."""
         if self.happens(0.5):
@@ -222,9 +252,16 @@ class Voice:
                 text = text.replace(british, american)
         if self.happens(0.3):
             for full, short in _SHORT:
-                text = text.replace(full, short)
-        if self.happens(0.08):
+                text = re.sub(rf"\b{full}\b", short, text)
+        if self.happens(0.1):
+            for full, short in _TEXTED:
+                text = re.sub(rf"\b{full}\b", short, text, flags=re.IGNORECASE) if self.happens(0.5) else text
+        if self.happens(0.1):
             text = self._slipped(text)
+        if self.happens(0.05):
+            return text.rstrip(" .!?") + self.pick(("!!", "!!!", "...", "??", " :)"))
+        if self.happens(0.05):  # dictated
+            return " ".join(re.sub(r"[.,:;!?]", " ", text).lower().split())
         if self.happens(0.35):
             text = text.rstrip(" .!?")
         if self.happens(0.35):
@@ -249,12 +286,35 @@ _AMERICAN = (("olour", "olor"), ("centred", "centered"), ("centre", "center"), (
 _SHORT = (
     ("What is", "What's"),
     ("what is", "what's"),
+    ("It is", "It's"),
+    ("it is", "it's"),
+    ("I am", "I'm"),
     ("I would", "I'd"),
-    ("I want", "i want"),
-    ("Can you", "can u"),
-    ("Please", "pls"),
+    ("Let us", "Let's"),
     ("does not", "doesn't"),
     ("do not", "don't"),
+    ("cannot", "can't"),
+)
+# As on a phone.
+_TEXTED = (
+    ("you", "u"),
+    ("your", "ur"),
+    ("are", "r"),
+    ("please", "plz"),
+    ("thanks", "thx"),
+    ("want to", "wanna"),
+    ("give me", "gimme"),
+    ("let me", "lemme"),
+    ("going to", "gonna"),
+    ("picture", "pic"),
+    ("video", "vid"),
+    ("with", "w/"),
+    ("and", "n"),
+    ("because", "cuz"),
+    ("what is", "whats"),
+    ("do not", "dont"),
+    ("does not", "doesnt"),
+    ("I", "i"),
 )
 
 

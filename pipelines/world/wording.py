@@ -1,14 +1,23 @@
 """What people and the assistant say in conversations about the synthetic world: frames to choose from.
 
-In what people say, `[one|another]` stands for any of them (see `phrasing`), and every sixth frame of a set is kept from
-training. `{noun}` is picture, video or sound, `{sense}` see or hear, `{thing}` what is seen or heard in a person's
-words, `{caption}` in the assistant's, and the other fields are attributes of a subject. Words that are values of
-attributes stand in no frame, so that each names what it says.
+What people say stands in `frames.yaml`, by what is said. There `[one|another]` stands for any of them (see `phrasing`),
+and every sixth frame of a set is kept from training. `{noun}` is picture, video or sound, `{sense}` see or hear,
+`{thing}` what is seen or heard in a person's words, `{caption}` in the assistant's, and the other fields are attributes
+of a subject. Words that are values of attributes stand in no frame, so that each names what it says.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import yaml
 
 from pipelines.sample import Modality
+
+_FILE = Path(__file__).with_name("frames.yaml")
+FRAMES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {name: tuple(frames) for name, frames in yaml.load(_FILE.read_text(encoding="utf-8"), yaml.CSafeLoader).items()}
+)
 
 SENSES = {Modality.IMAGE: "see", Modality.VIDEO: "see", Modality.AUDIO: "hear"}
 # What is seen or heard, as the assistant says it.
@@ -23,127 +32,8 @@ MAKE_OF_CAPTION = (
 )
 MADE_OF_CAPTION = ("This is the caption: {caption}.", "It fits this: {caption}.")
 
-DESCRIBE = (
-    "What is this?",
-    "What is in this {noun}?",
-    "What do you {sense}?",
-    "[Describe|Please describe|Can you describe|Could you describe] this {noun}.",
-    "[Describe|Please describe|Can you describe] [it|this].",
-    "[What is shown|What is going on|What is happening] [in this {noun}|here]?",
-    "Tell me [about|something about] this {noun}.",
-    "Say what [this|the] {noun} has.",
-    "What can you {sense} [here|in it|in this {noun}]?",
-    "[Tell me|Please tell me|Can you tell me] what you {sense}.",
-    "[What does this {noun} show?|What does the {noun} have?|What does it show?]",
-    "[Look at this|Have a look|Take a look at this {noun}|Listen to this]. [What is it?|What do you {sense}?]",
-    "[I do not know what this is|I wonder what this is]. [Can you help?|Can you tell me?|What is it?]",
-    "{noun}?",
-    "[Explain|Summarise|Summarize] this {noun} [for me|in a sentence|in a few words|briefly].",
-    "[Give me|I need|I would like] a [description|short description|one-line description] of [this|the] {noun}.",
-    "[What is this a {noun} of?|What is the {noun} about?|What is it about?]",
-    "[What have I got here|What did I send you|What did I upload|What is that]?",
-    "[Any idea|Do you know] what [this|it|that] is?",
-    "[Name|Identify|Recognise|Recognize] [what is in this {noun}|this|it].",
-    "[Put this|Put this {noun}|Say this] [in words|in a sentence].",
-    "[So|Well|Hi|Hello|Hey], what is [this|in this {noun}|that]?",
-    "[Here is|I have|This is] a {noun}. [What is it?|What do you {sense}?|Describe it.|What is in it?]",
-    "[Mind telling me|Any guess] what [this|it] is?",
-)
 DESCRIBED = ("It is {caption}.", "This is {caption}.", "I {sense} {caption}.", "The {noun} has {caption}.")
 
-MAKE = (
-    "[Make|Create|Generate|Produce] a {noun}: {thing}.",
-    "[Please|] [make|create|generate] a {noun} of {thing}.",
-    "[I would like|I want|I need|I would love] {thing}.",
-    "[Can|Could|Would] you [make|create|generate|do] {thing}?",
-    "[Let me {sense}|Show me|Give me|Get me] {thing}.",
-    "[How about|What about] a {noun} [of|with] {thing}?",
-    "[Give|Make|Get] me a {noun} [of|with] {thing}.",
-    "I [want|need|would like] a {noun} [with|of] {thing}[.|, please.| please.]",
-    "[Create|Make|Generate|Produce] {thing}[, please.| please.|.]",
-    "{thing}",
-    "{thing}[, please| please|!|.]",
-    "A {noun} of {thing}[.|, please.| please.]",
-    "[Can|Could] you [make|create|generate|give] me a {noun} [of|with|that has] {thing}?",
-    "[Hi|Hello|Hey], [can you make|please make|I would like|make me] {thing}.",
-    "[Make|Do] one {noun} for me: {thing}.",
-    "[I am looking for|I am after|It should be] a {noun} [of|with] {thing}.",
-    "{noun}: {thing}",
-    "[Now make|Next, make|Then make] [me |]{thing}[.|, please.]",
-    "[May I have|Could I have|Can I get|Can I have] [a {noun} of |]{thing}?",
-    "[Would you mind making|Would you be so kind and make] [a {noun} of |]{thing}?",
-    "[One|Just] {noun} of {thing}, nothing else.",
-    "[Let there be|Let us have] [a {noun} of |]{thing}.",
-    "[Make|Create|Give me] the following: {thing}.",
-    "[Put together|Prepare|Arrange] [a {noun} of |]{thing}[.|, please.]",
-    "[Please|Pls], {thing}[.|!|]",
-    "[Another|A new|The next] {noun}[, please|]: {thing}.",
-    "[My wish|My request|Task|Prompt]: {thing}.",
-    "[Make|Create|Do] {thing} [for me|now|next].",
-    "I [want|need|would like] you to [make|create|generate] {thing}.",
-)
-MAKE_ONE: Mapping[Modality, Sequence[str]] = {
-    Modality.IMAGE: (
-        "[Draw|Paint|Sketch] {thing}.",
-        "[Draw|Paint|Sketch] me {thing}[.|, please.| please.]",
-        "[Can|Could|Would] you [draw|paint|sketch] [me |]{thing}?",
-        "[Please|Pls] [draw|paint|sketch] {thing}.",
-        "I want [you to draw|you to paint|to see] {thing}.",
-        "[Sketch|Draw|Paint] [something|a {noun}] for me: {thing}.",
-        "[Draw|Paint] a {noun} [of|with|that has|showing] {thing}.",
-        "[Show|Display] {thing}.",
-        "A {noun} [with|showing|that shows|of] {thing}[.|, please.]",
-        "[Let us draw|Let me see|Let me look at] {thing}.",
-        "[Put|Place] {thing} [in a {noun}|on a card|on the canvas].",
-        "[I need you to draw|Please sketch for me|Go and paint] {thing}.",
-        "{thing}, [as a picture|as an image|drawn|painted].",
-        "[Picture|Image|Drawing], please: {thing}.",
-        "[Illustrate|Depict|Design] {thing}.",
-        "[Draw|Paint|Sketch] this[:| for me:] {thing}.",
-        "[I would like|I would love] [a drawing|a painting|a sketch] of {thing}.",
-        "[Doodle|Scribble] [me |]{thing}[.|, please.]",
-    ),
-    Modality.VIDEO: (
-        "[Show|Animate|Film] {thing}.",
-        "[Show me|Let me watch|Let me see] {thing}[.|, please.]",
-        "[Can|Could] you [animate|film|show] [me |]{thing}?",
-        "[Make|Create|Generate] [a {noun}|an animation] [where one sees|that shows|showing|with] {thing}.",
-        "I want to [see|watch] {thing}.",
-        "[Animate|Film] this [for me|please]: {thing}.",
-        "A {noun} [in which one sees|that shows|showing|where there is] {thing}[.|, please.]",
-        "[Let there be|Let us see|Let us watch] {thing}.",
-        "[Render|Shoot|Record] a {noun} [of|with|showing] {thing}.",
-        "[Please|Pls] [animate|show me] {thing}.",
-        "[Play|Start] a {noun} of {thing}.",
-        "[I need you to animate|Please film for me|Go and film] {thing}.",
-        "{thing}, [as a video|as a clip|animated|as an animation].",
-        "[Video|Clip|Movie], please: {thing}.",
-        "[Make|Create] a [short|simple] [video|clip|movie] of {thing}.",
-        "[I would like|I would love] to [see|watch] {thing}.",
-        "[Show me|Let me see] [in a video|in a clip|as a film] {thing}.",
-        "[Bring to life|Put on screen|Set in motion] {thing}.",
-    ),
-    Modality.AUDIO: (
-        "[Play|Play me] {thing}.",
-        "[Can|Could|Would] you play [me |]{thing}?",
-        "[Let me hear|I want to hear|I would like to hear] {thing}.",
-        "[Please|Pls] play {thing}[.|for me.]",
-        "[Play|Make] a {noun}: {thing}.",
-        "[What does|How does] {thing} sound[ like|]? [Play it.|Let me hear.|Let me hear it.]",
-        "[Play|Perform|Sound] {thing}[, please.| please.|.]",
-        "I want to listen to {thing}.",
-        "[Make|Play|Generate] the sound of {thing}.",
-        "A {noun} of {thing}[.|, please.]",
-        "[Let us hear|Give us|Let us listen to] {thing}.",
-        "[Perform for me|Play something:|Strike up] {thing}.",
-        "{thing}[ to listen to| to hear|, as a sound|, as audio].",
-        "[Sound|Note|Tone|Audio], please: {thing}.",
-        "[Let it sound|Let it ring|Sound this]: {thing}.",
-        "[Play|Sound|Give me] a [note|tone]: {thing}.",
-        "[Hit|Blow|Strike|Play] {thing} [for me|once|now].",
-        "[I am in the mood for|Treat my ears to|My ears want] {thing}.",
-    ),
-}
 MADE = (
     "Here is {caption}.",
     "Sure, here is {caption}.",
@@ -151,50 +41,12 @@ MADE = (
     "Of course, here is {caption}.",
 )
 
-SOUND_OUT = (
-    "How does [this|it|that] sound?",
-    "What does [this|the] {noun} sound like?",
-    "[Let me hear|I want to hear|I would like to hear] [this {noun}|it|this|how it sounds].",
-    "[Play|Make|Give me] the sound [of|for] [this|it|this {noun}].",
-    "Turn [this {noun}|this|it] into [a sound|sound|music|a note].",
-    "[How would|What would] [this|the] {noun} sound[ like|]?",
-    "[Make|Create|Generate] the sound that belongs to [this|it|this {noun}].",
-    "[Which|What] sound [belongs to|goes with|fits|matches] [this|this {noun}|it]?",
-    "[Can|Could] you play [this|it|this {noun}|its sound]?",
-    "[Make|Generate|Create|Add] [a sound|the sound|audio] [for|to] [it|this|this {noun}].",
-    "[Play it|Sound please|Its sound, please|Audio please].",
-    "[If this {noun} were a sound|If one could hear this], [how would it be?|what would it be?]",
-    "[Its sound|The sound of it|The sound]?",
-    "[Let it sound|Let it be heard|Let me hear its sound].",
-    "[Now as|As|Give it to me as] [a sound|audio|a note].",
-    "[Give|Add] [it|this|this {noun}] [a sound|its sound|a voice].",
-    "[I want|I would like|I need] [the sound|a sound|audio] [of|for] [it|this|this {noun}].",
-)
 SOUNDED_OUT = (
     "It is {caption}. It sounds like {sound}.",
     "I see {caption}. It sounds like {sound}.",
     "This is {caption}. Its sound is {sound}.",
 )
 
-RECOLOUR_AND_MOVE = (
-    "The same in {colour}, and let it move {where}.",
-    "[Make|Paint|Colour|Turn] it {colour}, [and|then] [let|make] it [move|go|slide] {where}.",
-    "Show it in {colour}, and a [video|clip|movie] where it [moves|goes|slides] {where}.",
-    "I want [this|it] in {colour}, and then let it go {where}.",
-    "[Paint|Make] it {colour}. Then [let it slide|move it|a video of it going] {where}.",
-    "[Same but|The same thing but] {colour}, [also|and] [moving|going|sliding] {where}.",
-    "[Can|Could] you make it {colour} and [let it go|move it|let it slide] {where}?",
-    "[In {colour}|{colour}] please, and [a video of it|then a clip where it is|an animation of it] moving {where}.",
-    "[Recolour|Repaint] it in {colour} and [animate|move] it {where}.",
-    "A {colour} one, and a [video|clip|film] in which [it|that one] goes {where}.",
-    "[Change|Switch] the colour to {colour} and make it [move|go] {where}.",
-    "[Turn this|Turn the thing] {colour}, and [afterwards|next] [send it|let it travel] {where}.",
-    "{colour}, [and|then] moving {where}[.|, please.]",
-    "[Do|Make] [this|it] {colour}, [and|then] [show|give] me a [video|clip] of it going {where}.",
-    "[First|Now] {colour}, then [moving|sliding|going] {where}.",
-    "[I need|I would like] it {colour}, and [moving|going|on its way] {where}.",
-    "[Let it be|It should be] {colour} and [move|go|slide] {where}.",
-)
 # The text before the picture, and before the video.
 RECOLOURED_AND_MOVED = (
     ("Here is {image}.", "Here is {video}."),
@@ -202,89 +54,6 @@ RECOLOURED_AND_MOVED = (
     ("Sure, here is {image}.", "And here is {video}."),
 )
 
-# Two or three things that have nothing to do with each other, or one shape that is shown, moves and sounds.
-TWO = (
-    "[Make|Create|Generate|Give me] {first} and {second}.",
-    "[Make|Create|Give me|I want] a {noun} of {first} and a {other} of {second}.",
-    "[I would like|I want|I need] {first}[,| and| and also| as well as] {second}[.|, please.]",
-    "[Can|Could] you [make|create|give me] {first} and {second}?",
-    "[Make|Create|Give me] {first}. [Then|Also|And] {second}[.|, please.]",
-    "[First|To begin with] {first}, [then|and then|after that] {second}.",
-    "A {noun} of {first} and [also |]a {other} of {second}[.|, please.]",
-    "{noun}: {first}. {other}: {second}.",
-    "{first} [and|and also|plus] {second}",
-    "[Show me|Let me have] {first}[,| and] then {second}.",
-    "[Make|Create] a {noun} and a {other}: {first}, and {second}.",
-    "[Two things|Two requests], please: {first} [and|,] {second}.",
-    "{first}. {second}.",
-    "[I want|I need|Give me] two things: {first} and {second}.",
-    "[Make|Create|Show me] {first}, [along with|together with|and in addition] {second}.",
-    "{first}[, after that|, afterwards|, next|; and then] {second}.",
-    "[Both|Please make both|I want both]: {first}[,| and] {second}.",
-    "[In one go|At the same time|At once], {first} and {second}[.|, please.]",
-    "[Please|Pls] [make|give me] {first}[. And|, and] {second}[.| too.| as well.]",
-    "[Let us have|Let me get|Get me] {first} [and|,] {second}.",
-    "[Could you|Would you] [give me|make me] {first} [and|, then] {second}?",
-    "{noun} of {first} and {other} of {second}",
-    "[Start with|Begin with] {first}, [go on with|continue with|end with] {second}.",
-    "[A pair of things|A couple of things]: {first}, [and|plus] {second}.",
-)
-# Two of one modality.
-TWO_ALIKE = (
-    "Two {noun}s: {first} and {second}.",
-    "[Make|Create|Give me|I want] two {noun}s, {first} and {second}.",
-    "[First|Make] a {noun} of {first}, then [a {noun} of|one of] {second}[.|, please.]",
-    "A {noun} of {first} and [another|one more|a second one] of {second}.",
-    "[I would like|I need] two [different|separate|] {noun}s: {first}[,| and| then] {second}.",
-    "[A pair of|A couple of] {noun}s, [one|the first] of {first}, [one|the other] of {second}.",
-    "{noun} of {first} [+|and] {noun} of {second}",
-    "{noun} [one|1]: {first}. {noun} [two|2]: {second}.",
-    "[Can|Could] you [make|do|create] two {noun}s: {first} and {second}?",
-    "[Make|Create|Do] {first}. [Then|Next|And then] [make|do] {second}[ as another {noun}| in a second {noun}|].",
-    "{first}, then {second}[, two {noun}s|, as two {noun}s]",
-    "[In a|One] {noun} {first}, [in the next one|in the other one] {second}[.|, please.]",
-)
-EVERYTHING = (
-    "[Make|Create|Generate] a picture, a video and a sound: {image}, {video} and {audio}.",
-    "[I would like|I want|I need] {image}, {video} and {audio}.",
-    "[Can|Could] you make {image}, {video} and {audio}?",
-    "[Create|Make|Generate] {image}, then {video}, then {audio}.",
-    "[Give me|Show me|Let me have] {image}, {video} and {audio}[.|, please.]",
-    "[Three things|All three], please: {image}, {video} and {audio}.",
-    "A picture of {image}, a [video|clip] of {video} and the sound of {audio}[.|, please.]",
-    "{image}. {video}. {audio}.",
-    "[First|Make] {image}. Then {video}. [Then|And] {audio}.",
-    "[Draw|Paint] {image}, [show|animate] {video}, [and play|play] {audio}.",
-    "Picture: {image}. Video: {video}. Sound: {audio}.",
-    "[Also I want|Let me see and hear] {image}, [plus|and] {video}, [plus|and] {audio}.",
-    "{image}, {video}, {audio}",
-    "[I want|I need|Give me] three things: {image}, {video} and {audio}.",
-    "[Make|Create] {image}. [Make|Create] {video}. [Make|Play] {audio}.",
-    "[Start with|Begin with] {image}, [go on with|continue with] {video} and [end with|finish with] {audio}.",
-    "{image} and {video} and {audio}",
-    "[A set of three|A trio]: {image}, {video}, {audio}.",
-    "[Please|Pls] [make|give me] {image}, [also|and] {video}, [also|and] {audio}.",
-    "[Could you|Would you] [give me|make me] {image}, {video}, and {audio}?",
-    "[Hi|Hello|Hey], [I would like|please make] {image}, {video} and {audio}.",
-    "One picture, one video, one sound: {image}; {video}; {audio}.",
-    "[Let us have|Let me get|Get me] {image}, [then|and] {video}, [then|and] {audio}.",
-)
-ONE_IN_ALL = (
-    "[Make|Create|Give me] a picture of {image}, a video where it moves {where}, and its sound.",
-    "[Show|Draw] me {image}, let it move {where}, and let me hear it.",
-    "I want {image}. Then let it [go|move] {where}, and play its sound.",
-    "[Draw|Paint|Sketch] {image}, move it {where}, and [tell me how it sounds|play it|play its sound].",
-    "[Draw|Make] {image}, a [clip|video|film] of it going {where} and the sound [that belongs to it|it makes].",
-    "[Give me|I need] {image}, [moving|its move] {where} too, and with sound.",
-    "[Can|Could] you draw {image}, [move|animate] it {where} and play [it|its sound]?",
-    "{image}, [then|and] a video of it moving {where}, [then|and] its sound[.|, please.]",
-    "{image}[, also|; also| and] as a video going {where}, [and|then] what it sounds like.",
-    "[Make|Draw] {image}[, with|, and add] a [video|clip] in which it [goes|slides] {where}, [with|and add] sound.",
-    "[Make|Show me] {image}, [moving|going] {where} as well, [and its sound|and let it sound].",
-    "[Picture, video and sound|All three media] of {image}, [which goes|going] {where}.",
-    "[I want to see|Show me] {image}, [see|watch] it go {where}, and hear [it|its sound].",
-    "[Paint|Draw] {image}, then [animate it|make it slide] {where}, [then|and] add [sound|audio|its sound].",
-)
 EVERYTHING_MADE = (
     ("Here is {image}.", "Here is {video}.", "Here is {audio}."),
     ("Here is {image}.", "And here is {video}.", "And here is {audio}."),
@@ -296,65 +65,7 @@ TWO_MADE = (
     ("Sure, here is {first}.", "And here is {second}."),
 )
 
-# Questions for one attribute, and the sentence that names it.
-ASK = {
-    "colour": (
-        "[Which|What] colour is [it|this|that|the thing]?",
-        "What colour does it have?",
-        "Tell me the colour.",
-        "[Its|The] colour?",
-        "[And the colour|And its colour|And what colour]?",
-        "[How is it coloured|In which colour is it painted]?",
-    ),
-    "shape": (
-        "[Which|What] shape is [it|this|that]?",
-        "What shape does it have?",
-        "Tell me the shape.",
-        "[Its|The] shape?",
-        "What [kind|sort] of shape [is it|is this|do you see]?",
-        "[Which form|What form] [has it|does it have]?",
-    ),
-    "size": (
-        "[Which|What] size is [it|this|that]?",
-        "What size does it have?",
-        "Tell me the size.",
-        "How large is [it|this|that|the thing]?",
-        "[Its|The] size?",
-        "[Of which size is it|What about its size]?",
-    ),
-    "place": (
-        "Where is [it|this|that|the thing]?",
-        "At which place is it?",
-        "Tell me the place.",
-        "Where [in the picture|on the picture] is it?",
-        "[Its|The] [place|position]?",
-        "[Where can I find it|Where does it stand|What is its position]?",
-    ),
-    "direction": (
-        "Where does [it|this|that] [move|go]?",
-        "Which way does it [go|move]?",
-        "Tell me the direction.",
-        "[In which|What] direction does it [move|go]?",
-        "Where is it [going|moving|heading]?",
-        "[Where to|Which way is it headed|What is its direction]?",
-    ),
-    "pitch": (
-        "[Which|What] note is [it|this|that]?",
-        "[What|Which] note do you hear?",
-        "Tell me the note.",
-        "[Its|The] [note|pitch]?",
-        "[Which|What] note is [played|playing|sounding]?",
-        "[Which tone is it|What is its pitch|Can you name the note]?",
-    ),
-    "timbre": (
-        "[Which|What] instrument is [it|this|that]?",
-        "What plays [it|this|here]?",
-        "Tell me the instrument.",
-        "[Its|The] instrument?",
-        "[Which|What] instrument [plays|do you hear|is playing|was used]?",
-        "[On what is it played|Who plays it|Can you name the instrument]?",
-    ),
-}
+# The sentence that names an attribute.
 ASKED = {
     "colour": "It is {colour}.",
     "shape": "It is a {shape}.",
@@ -364,157 +75,16 @@ ASKED = {
     "pitch": "It is a {pitch}.",
     "timbre": "It is the {timbre}.",
 }
-# `{value}` may be right or not.
-ASK_WHETHER = {
-    "colour": ("Is it {value}?", "Is [this|that|the thing] {value}?", "It is {value}, [right|is it not]?"),
-    "shape": ("Is it a {value}?", "Is [this|that] a {value}?", "It is a {value}, [right|is it not]?"),
-    "size": ("Is it {value}?", "Is [this|that|the thing] {value}?", "It is {value}, [right|is it not]?"),
-    "place": ("Is it {value}?", "Is [this|that|the thing] {value}?", "It is {value}, [right|is it not]?"),
-    "direction": ("Does it [move|go] {value}?", "Is it [moving|going] {value}?", "It moves {value}, [right|yes]?"),
-    "pitch": ("Is it a {value}?", "Is [this|that] a {value}?", "Do you hear a {value}?"),
-    "timbre": ("Is it [a|the] {value}?", "Is [this|that] [a|the] {value}?", "Does [a|the] {value} play?"),
-}
 
-CHANGE = {
-    "colour": (
-        "Now the same in {colour}.",
-        "Make it {colour}.",
-        "[And|Now|Then] in {colour}[?|.|, please.]",
-        "[Same but|The same but|Same thing but|Again but|But] {colour}[.|, please.]",
-        "[In {colour} please|{colour} please|{colour} instead|Not that one, {colour}|What about {colour}?|{colour}]",
-        "[Can|Could] you [make|paint|turn|do] it [in |]{colour}?",
-        "[Change|Switch] [the colour|it|its colour] to {colour}.",
-        "[I want|I would like|I need|I prefer] it in {colour}[.|, please.]",
-        "[Paint|Colour|Turn|Do] it {colour}[.|, please.| instead.]",
-        "[Now|And now] [a {colour} one|{colour}][.|, please.]",
-        "[How about|What about|Try] [{colour}|it in {colour}|a {colour} one]?",
-        "[Let it be|It should be|Could it be] {colour}.",
-    ),
-    "shape": (
-        "Now the same as a {shape}.",
-        "Make it a {shape}.",
-        "[And|Now|Then] as a {shape}[?|.|, please.]",
-        "[Same but|The same but|Same thing but|But] [a|as a] {shape}[.|, please.]",
-        "[A {shape} please|A {shape} instead|{shape} instead|What about a {shape}?|{shape}]",
-        "[Can|Could] you [make|turn] it [into |]a {shape}?",
-        "[Change|Switch|Turn] [it|the shape|this] [to|into] a {shape}.",
-        "[I want|I would like|I need|I prefer] a {shape}[.| instead.|, please.]",
-        "[Now|And now] a {shape}[.|, please.]",
-        "[With|Use] a {shape} [instead|this time|now].",
-        "[How about|Try] a {shape}?",
-        "[Let it be|It should be|Could it be] a {shape}.",
-    ),
-    "size": (
-        "Now the same but {size}.",
-        "Make it {size}.",
-        "And how is it when it is {size}?",
-        "[Same but|The same but|Again but|But] [{size}|{sizer}][.|, please.]",
-        "{sizer}[.|, please| please|!]",
-        "[Can|Could] you make it {sizer}?",
-        "[Make|Do|Draw] it [{sizer}|a bit {sizer}|much {sizer}|{size}][.|, please.]",
-        "[Now|And now|And] [{size}|{sizer}][.|, please.|?]",
-        "[A {sizer} one|A {size} one|{size} instead|{sizer} please]",
-        "[I want|I would like|I need] it {sizer}[.|, please.]",
-        "[It should be|It must be] {sizer}.",
-        "[Let it be|Could it be|How about] [{sizer}|{size}]?",
-    ),
-    "place": (
-        "Now the same {where}.",
-        "Put it {where}.",
-        "[And|Now|Then] {where}[?|.|, please.]",
-        "[Same but|The same but|Again but|But] {where}[.|, please.]",
-        "[{where} please|{where} instead|Not there, {where}|What about {where}?|{where}]",
-        "[Can|Could] you [put|move|place|draw] it {where}?",
-        "[Put|Place|Draw|Paint] it {where}[.|, please.| instead.]",
-        "[I want|I would like|I need] it {where}[.|, please.]",
-        "[Shift|Change] [it|its place|the position] [so that it is |]{where}.",
-        "[Now|And now] {where}[.|, please.]",
-        "[It should be|It belongs] {where}.",
-        "[Let it be|How about|Could it be] {where}?",
-    ),
-    "direction": (
-        "Now let it move {where}.",
-        "Let it go {where}.",
-        "And if it moves {where}?",
-        "[Same but|The same but|Again but|But] [moving|going] {where}[.|, please.]",
-        "[Move it|Send it|Slide it] {where}[.| instead.|, please.]",
-        "[Can|Could] you [move it|let it go|make it go|send it] {where}?",
-        "[Now|And now|And] [moving|going] {where}[.|, please.|?]",
-        "[Change|Switch] [its|the] direction, it [should go|goes|moves] {where}.",
-        "[I want|I would like] it to [move|go] {where}.",
-        "[It should|It must|Make it] [move|go] {where}.",
-        "[Moving|Going] {where} [instead|this time|please].",
-        "[How about|What about|Try] [moving|going] {where}?",
-    ),
-    "pitch": (
-        "Now the same as a {pitch}.",
-        "Make it a {pitch}.",
-        "[And|Now|Then] as a {pitch}[?|.|, please.]",
-        "[Same but|The same but|Again but|But] [a |with a ]{pitch}[.|, please.]",
-        "[A {pitch} please|A {pitch} instead|{pitch} instead|What about a {pitch}?|{pitch}]",
-        "[Can|Could] you [make it|play] a {pitch}?",
-        "[Play|Now play|Then play] a {pitch}[.| instead.|, please.]",
-        "[Now|And now] a {pitch}[.|, please.]",
-        "[Change|Switch] the note to a {pitch}.",
-        "[I want|I would like] a {pitch} [instead|now|please].",
-        "[It should be|It must be] a {pitch}.",
-        "[How about|Try|Could it be] a {pitch}?",
-    ),
-    "timbre": (
-        "Now the same on the {timbre}.",
-        "Play it on the {timbre}.",
-        "[And|Now|Then] on the {timbre}[?|.|, please.]",
-        "[Same but|The same but|Again but|But] on [the|a] {timbre}[.|, please.]",
-        "[On the {timbre} please|{timbre} instead|{timbre} please|What about the {timbre}?|{timbre}]",
-        "[Can|Could] you play [it|this|that] on [the|a] {timbre}?",
-        "[Again|Once more|The same note] on [the|a] {timbre}[.|, please.]",
-        "[Now|And now] [with|on] [the|a] {timbre}[.|, please.]",
-        "[Change|Switch] the instrument to [the|a] {timbre}.",
-        "[Use|Take] [the|a] {timbre} [instead|this time|now].",
-        "[I want|I would like] [it on the|to hear the|a] {timbre}[.|, please.]",
-        "[How about|Try] [the|a] {timbre}?",
-    ),
-}
 SIZERS = {"big": "[bigger|larger]", "small": "[smaller|tinier]"}
+RESIZES = {"big": "[enlarge|grow|expand|magnify]", "small": "[shrink|reduce|downsize]"}
 CHANGES = {
     Modality.IMAGE: ("colour", "shape", "size", "place"),
-    Modality.VIDEO: ("colour", "direction"),
+    Modality.VIDEO: ("colour", "shape", "direction"),
     Modality.AUDIO: ("pitch", "timbre"),
 }
 
-RECALL = (
-    "What was the {noun} before?",
-    "What was in the [first|earlier] {noun}?",
-    "Tell me about the [first|earlier] {noun} again.",
-    "[Do|Can] you remember the {noun}?",
-    "Describe the {noun} from before.",
-    "[Go back to|What about] the [first|earlier] {noun}: what was it?",
-    "Say again what the first {noun} was.",
-    "[What did I send|What came|What was there] [first|before], in the {noun}?",
-    "[And the|What was that] {noun} [from before|earlier|of before]?",
-    "What did the {noun} have [before|earlier]?",
-    "[Repeat|Recall|Tell me again] what was in the [first|earlier] {noun}.",
-    "[I showed you a {noun}|There was a {noun}] [before|earlier|at first]. What was it?",
-    "[What again|What exactly] was in [that|the] [first|earlier] {noun}?",
-    "What was the [first|earlier] {noun} [about|of]?",
-    "[Remind me|Remind me again]: what was in the {noun} [before|from before]?",
-    "The [first|earlier] {noun}[, please| again|: what was it?]",
-)
 RECALLED = ("It was {caption}.", "The {noun} was {caption}.", "The first {noun} was {caption}.")
-THINK_BACK = (
-    "Think of the first {noun}.",
-    "Back to the {noun} before.",
-    "Do you remember the {noun}?",
-    "[In|About] the {noun} from before:",
-    "[One more question about|Again] the [first|earlier] {noun}.",
-    "[Let us return to|Once more] the {noun} from before.",
-    "[The|About the|Now the] [first|earlier] {noun} again.",
-    "[Now back|Go back|Return] to the [first|earlier] {noun}.",
-    "[Remember|Recall|Think back to] the [first|earlier] {noun}.",
-    "[As for|Concerning|Regarding] the {noun} [from before|before]:",
-    "Of the [first|earlier] {noun}, [please|tell me]:",
-    "[What about|And] that {noun} [at the start|in the beginning]:",
-)
 
 REPEAT = ("Say it again.", "Repeat this.", "Please repeat the words.", "Write the same once more.")
 REPEATED = ("You said: {text}.", "It says: {text}.", "Here it is again: {text}.")
@@ -526,12 +96,4 @@ NAME_ALL = {
     Modality.VIDEO: ("Name colour, shape and direction.", "Colour: {colour}. Shape: {shape}. It moves {where}."),
     Modality.AUDIO: ("Name note and instrument.", "Note: {pitch}. Instrument: {timbre}."),
 }
-RULE = (
-    "How does {thing} sound?",
-    "What does {thing} sound like?",
-    "[Which|What] sound [has|does] {thing}[| make| have]?",
-    "What would I hear from {thing}?",
-    "[Tell me|Do you know] how {thing} sounds[.|?]",
-    "[Describe|What is] the sound of {thing}[.|?]",
-)
 RULED = ("It sounds like {sound}.", "Its sound is {sound}.")
