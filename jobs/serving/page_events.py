@@ -18,7 +18,7 @@ from jobs.serving.requests.openai_format import alternating
 from jobs.serving.requests.sessions import COOKIE, Session, Sessions
 from jobs.serving.service import Service
 from jobs.serving.showing import Growing, asked_before, messages, place_of, state_of
-from model.inference.query import Query, Response, text_of
+from model.inference.query import Query, Response
 from pipelines.media.codecs import encode
 from pipelines.media.policy import Refused
 from pipelines.sample import Item, Media, Modality, Part, Turn
@@ -27,12 +27,16 @@ from pipelines.world.render import render
 
 _MIN_REFRESH = 0.04  # seconds between two updates of a growing reply
 _STOP_CHECKS, _STOP_INTERVAL = 200, 0.05  # how often, and at what interval in seconds, a stopped reply is waited for
-# Button labels, and the kind of conversation of each.
+# By the labels of their buttons: the kind of conversation from which what is shown comes, and what is said.
 CASES = {
-    "Picture → sound": "image_to_sound",
-    "Video → sound": "video_to_sound",
-    "Picture → picture + video": "image_to_video",
-    "Words → all three": "everything",
+    "Picture → sound": ("image_to_sound", "How does this picture sound?"),
+    "Video → sound": ("video_to_sound", "What does this video sound like?"),
+    "Picture → picture + video": ("image_to_video", "Make it red, and then let it move to the left."),
+    "Words → all three": (
+        "everything",
+        "Make a picture, a video and a sound: a small red circle at the top, a blue square that moves to the right, "
+        "and a low mi on the flute.",
+    ),
 }
 # The smallest requests: one medium each, by the label of its button.
 TRIES = {
@@ -232,15 +236,11 @@ def _path_of(file: Any) -> str:
 
 
 def _example(session: Session, title: str) -> Turn:
-    text, media = drawn(CASES[title])
-    return Turn(role="user", parts=(*(session.keep(medium) for medium in media), text))
+    kind, text = CASES[title]
+    return Turn(role="user", parts=(*(session.keep(medium) for medium in shown(kind)), text))
 
 
 @cache
-def drawn(kind: str) -> tuple[str, tuple[Media, ...]]:
-    """The text and the input files of a kind of conversation."""
-    conversation = converse(kind, _SEED, 0)
-    turn = conversation.turns[0]
-    text = text_of(turn.parts)
-    items = [part for part in turn.parts if isinstance(part, Item)]
-    return text.strip(), tuple(encode(render(conversation.media[item.name], _SEED)) for item in items)
+def shown(kind: str) -> tuple[Media, ...]:
+    """The files that the user shows in a kind of conversation."""
+    return tuple(encode(render(subject, _SEED)) for subject in converse(kind, _SEED, 0).media.values())

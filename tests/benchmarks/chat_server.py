@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from jobs.serving.page_events import CASES, drawn
+from jobs.serving.page_events import CASES, shown
 from jobs.serving.requests.openai_answers import part_of
 from model.checkpoints.description import SHIPPED
 from tests.benchmarks import free_port
@@ -77,9 +77,8 @@ def chat_server(*options: str, folder: Path | None = None) -> Iterator[ChatServe
 def cases() -> dict[str, Sequence[Any]]:
     """The messages of the tutorial's four cases, with media of our world."""
     found: dict[str, Sequence[Any]] = {}
-    for title, kind in CASES.items():
-        text, media = drawn(kind)
-        content = [*(part_of(medium) for medium in media), {"type": "text", "text": text}]
+    for title, (kind, text) in CASES.items():
+        content = [*(part_of(medium) for medium in shown(kind)), {"type": "text", "text": text}]
         found[title] = [{"role": "user", "content": content}]
     return found
 
