@@ -44,7 +44,8 @@ def write_examples(run: Path, each: int) -> None:
         for index in range(each):
             talk = converse(kind, 5, index, held_out=True)
             rows.append(_example(run / "examples", talk, f"{kind}-{index}", wrong=index % 3 == 2))
-    rows[0]["turns"][0]["parts"].append({"text": HOSTILE})
+    for row in rows:  # whichever the page shows
+        row["turns"][0]["parts"].append({"text": HOSTILE})
     write_json(run / "examples" / "examples.json", rows)
 
 
