@@ -200,11 +200,17 @@ class _Talk:
         fields = {name: self.voice.value(attribute, value) for name, value in (("value", said), ("other", other))}
         self.user(frame, subject, fields, shows=shows)
         answer = _fill(wording.ASKED[attribute], subject)
-        if "{other}" in frame:
-            self.assistant({attribute: right}, answer)
-            return
-        verdict = "Yes, it" if said == right else "No, it"
-        self.assistant({attribute: right}, verdict + answer.removeprefix("It"))
+        if "{other}" not in frame:
+            answer = ("Yes, it" if said == right else "No, it") + answer.removeprefix("It")
+        self.assistant({attribute: right}, answer)
+
+    def ask_in_turn(self, subject: Subject, least: int, *, shows: bool = False) -> None:
+        """The user asks for at least so many attributes of a subject and at most two, or whether they have a value."""
+        names = list(ATTRIBUTES[modality_of(subject)])
+        asked = map(str, self.rng.permutation(names)[: self.rng.integers(least, 3)])
+        for number, attribute in enumerate(asked):
+            ask = self.ask_whether if self.voice.happens(0.3) else self.ask
+            ask(subject, attribute, shows=shows and number == 0)
 
     def chat(self) -> None:
         said = self.pick(tuple(small_talk.CHAT))
@@ -243,24 +249,14 @@ def _describe(modality: Modality) -> Callable[[_Talk], None]:
         subject = talk.draw(modality, talk.hard)
         talk.describe(subject)
         if not talk.hard:
-            for attribute in map(str, talk.rng.permutation(list(ATTRIBUTES[modality]))[: talk.rng.integers(3)]):
-                ask = talk.ask_whether if talk.voice.happens(0.3) else talk.ask
-                ask(subject, attribute)
+            talk.ask_in_turn(subject, 0)
 
     return script
 
 
 def _ask(modality: Modality) -> Callable[[_Talk], None]:
-    """The user shows a medium, and asks for one attribute of it after the other, or whether it has this value."""
-
-    def script(talk: _Talk) -> None:
-        subject = talk.draw(modality)
-        asked = map(str, talk.rng.permutation(list(ATTRIBUTES[modality]))[: talk.rng.integers(1, 3)])
-        for number, attribute in enumerate(asked):
-            ask = talk.ask_whether if talk.voice.happens(0.3) else talk.ask
-            ask(subject, attribute, shows=number == 0)
-
-    return script
+    """The user shows a medium, and does not ask what it is but for one attribute after the other."""
+    return lambda talk: talk.ask_in_turn(talk.draw(modality), 1, shows=True)
 
 
 def _make(modality: Modality) -> Callable[[_Talk], None]:

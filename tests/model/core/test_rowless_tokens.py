@@ -68,7 +68,9 @@ def test_pieces_without_a_row_are_written_in_the_pieces_they_are_made_of():
     tokenizer = tokenizer_of("llama2")
     rows = len(tokenizer) - 6
     vocab = {number: piece for piece, number in tokenizer.get_vocab().items()}
-    lost = [vocab[number].replace("\u2581", " ") for number in range(rows, rows + 6)]
+    # The tokenizer itself writes the first space of a text.
+    lost = [vocab[number].removeprefix("\u2581").replace("\u2581", " ") for number in range(rows, rows + 6)]
+    assert any(max(tokenizer.encode(text, add_special_tokens=False)) >= rows for text in lost)
     tokenizer, vocabulary = prepared(tokenizer, rows)
     for text in lost:
         ids = encode_text(tokenizer, text)
